@@ -1,0 +1,125 @@
+"""What a run was asked to do: everything that a card needs to reproduce it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, get_args
+
+from hf_spectral.errors import SpectralError
+
+Pathway = Literal["where", "what"]
+Affinity = Literal["attention", "exponential", "cosine", "knn"]
+Heads = Literal["merged", "separate"]
+
+PATHWAYS: tuple[Pathway, ...] = get_args(Pathway)
+AFFINITIES: tuple[Affinity, ...] = get_args(Affinity)
+DEFAULT_AFFINITY: dict[Pathway, Affinity] = {"where": "attention", "what": "exponential"}
+
+
+@dataclasses.dataclass(frozen=True)
+class SpectralConfig:
+    """Settings of one joint spectral problem.
+
+    Args:
+        pathway: `"where"` compares queries with keys (spatial layout), `"what"` compares values with values (identity).
+        affinity: How two tokens are compared; `None` takes the pathway's default, `attention` for `where` and
+            `exponential` for `what`. `attention` exists for `where` only.
+        heads: `"merged"` builds one affinity a layer (the mean over heads of the attention, or the cosine over the
+            full width); `"separate"` builds one a head and averages the normalized affinities.
+        num_eigenvectors: Eigenvectors to return, the trivial one at index 0 among them; at least 1.
+        layers: Indices of the layers to use, in call order, negative ones counted from the end; `None` means all.
+        temperature: tau of the `exponential` affinity exp((cos - 1) / tau), above 0.
+        num_neighbors: Neighbours a token keeps in the `knn` affinity.
+        threshold: Cosines at or below it are cut from the `knn` affinity.
+        seed: Seed of every random start.
+
+    Raises:
+        SpectralError: If a value lies outside the range given above.
+    """
+
+    pathway: Pathway = "what"
+    affinity: Affinity | None = None
+    heads: Heads = "merged"
+    num_eigenvectors: int = 16
+    layers: tuple[int, ...] | None = None
+    temperature: float = 0.1
+    num_neighbors: int = 50
+    threshold: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Resolve the default affinity and refuse values out of range."""
+        _require_one_of("pathway", self.pathway, PATHWAYS)
+        if self.affinity is None:
+            object.__setattr__(self, "affinity", DEFAULT_AFFINITY[self.pathway])
+        _require_one_of("affinity", self.affinity, AFFINITIES)
+        _require_one_of("heads", self.heads, get_args(Heads))
+        if self.affinity == "attention" and self.pathway == "what":
+            raise SpectralError.of(
+                "affinity",
+                expected="'exponential', 'cosine' or 'knn' for the 'what' pathway",
+                got="'attention'",
+                fix="Attention compares queries with keys: ask for pathway='where', or choose another affinity",
+            )
+        require_positive_int("num_eigenvectors", self.num_eigenvectors)
+        require_positive_int("num_neighbors", self.num_neighbors)
+        if not self.temperature > 0:
+            raise SpectralError.of("temperature", expected="a number above 0", got=self.temperature, fix="Try 0.1")
+        if self.layers is not None:
+            object.__setattr__(self, "layers", _as_layer_indices(self.layers))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON-ready values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> SpectralConfig:
+        """Build the settings from what `to_dict` gave.
+
+        Args:
+            values: Field names with their values; a list stands for the tuple of layers.
+
+        Returns:
+            The validated settings.
+
+        Raises:
+            SpectralError: If a name is unknown or a value is out of range.
+        """
+        unknown = set(values) - {field.name for field in dataclasses.fields(cls)}
+        if unknown:
+            raise SpectralError.of(
+                "config", expected="fields of SpectralConfig", got=sorted(unknown), fix="Update hf-spectral"
+            )
+        return cls(**values)
+
+
+def require_positive_int(argument: str, value: object) -> None:
+    """Refuse anything but an integer of at least 1.
+
+    Args:
+        argument: Name to show in the message.
+        value: The value to check.
+
+    Raises:
+        SpectralError: If `value` is not an integer of at least 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise SpectralError.of(argument, expected="an integer of at least 1", got=repr(value), fix="Give a count")
+
+
+def _require_one_of(argument: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        names = ", ".join(repr(name) for name in allowed)
+        raise SpectralError.of(argument, expected=f"one of {names}", got=repr(value), fix="Choose one of these names")
+
+
+def _as_layer_indices(layers: Any) -> tuple[int, ...]:
+    try:
+        indices = tuple(layers)
+    except TypeError:
+        indices = ()
+    if not indices or any(isinstance(index, bool) or not isinstance(index, int) for index in indices):
+        raise SpectralError.of(
+            "layers", expected="a non-empty sequence of integers", got=repr(layers), fix="Give e.g. layers=[8, 9, 10]"
+        )
+    return indices

@@ -1,0 +1,128 @@
+"""The map that a layer's tokens lie on, and the way from one map to another."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hf_spectral.errors import SpectralError
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenGrid:
+    """Tokens in raster order on a map of `height` rows and `width` columns.
+
+    Args:
+        height: Rows of the map, at least 1.
+        width: Columns of the map, at least 1.
+        num_prefix: Tokens before the first patch (class token, registers), at least 0.
+
+    Raises:
+        SpectralError: If a number lies outside its range.
+    """
+
+    height: int
+    width: int
+    num_prefix: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse an empty map."""
+        if self.height < 1 or self.width < 1 or self.num_prefix < 0:
+            raise SpectralError.of(
+                "grid",
+                expected="height and width of at least 1 and num_prefix of at least 0",
+                got=f"{self.height} x {self.width} with {self.num_prefix} prefix tokens",
+                fix="Give a larger image or resolution",
+            )
+
+    @property
+    def num_nodes(self) -> int:
+        """Tokens on the map, prefix tokens not counted."""
+        return self.height * self.width
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the layer sees, prefix tokens counted."""
+        return self.num_prefix + self.num_nodes
+
+    def drop_prefix(self, tokens: Float[Tensor, "*batch tokens channels"]) -> Float[Tensor, "*batch nodes channels"]:
+        """Return the patches among a layer's tokens.
+
+        Args:
+            tokens: Prefix tokens, then patches in raster order.
+
+        Returns:
+            The patches, a view.
+
+        Raises:
+            SpectralError: If the number of tokens is not `num_tokens`.
+        """
+        if tokens.shape[-2] != self.num_tokens:
+            raise SpectralError.of(
+                "tokens",
+                expected=f"{self.num_prefix} prefix tokens + {self.height} x {self.width} patches = {self.num_tokens}",
+                got=f"{tokens.shape[-2]} tokens",
+                fix="Report the backbone: its token layout is not the one that its configuration announces",
+            )
+        return tokens[..., self.num_prefix :, :]
+
+    def to_map(self, nodes: Float[Tensor, "nodes channels"]) -> Float[Tensor, "channels height width"]:
+        """Lay node values out on the map.
+
+        Args:
+            nodes: One row a node, in raster order.
+
+        Returns:
+            One map a channel, contiguous.
+        """
+        return nodes.T.reshape(-1, self.height, self.width).contiguous()
+
+    def same_map(self, other: TokenGrid) -> bool:
+        """Tell whether the other grid has the same rows and columns (prefix tokens do not count).
+
+        Args:
+            other: The grid to compare with.
+
+        Returns:
+            True if both maps have the same size.
+        """
+        return (self.height, self.width) == (other.height, other.width)
+
+
+def area_pooling(fine: int, coarse: int) -> Float[Tensor, "coarse fine"]:
+    """Average pooling along one axis, exact for any pair of lengths.
+
+    Cell i of the coarse axis covers the interval [i, i + 1) * fine / coarse; its weight on fine cell j is the share of
+    that interval which lies in [j, j + 1). Every row sums to 1.
+
+    Args:
+        fine: Length of the fine axis.
+        coarse: Length of the coarse axis, at most `fine`.
+
+    Returns:
+        Float64 matrix.
+
+    Raises:
+        SpectralError: If `coarse` exceeds `fine`.
+    """
+    if not 1 <= coarse <= fine:
+        raise SpectralError.of("coarse", expected=f"a length from 1 to {fine}", got=coarse, fix="Pool downwards only")
+    edges = torch.arange(coarse + 1, dtype=torch.float64) * (fine / coarse)
+    cells = torch.arange(fine, dtype=torch.float64)
+    overlap = torch.minimum(edges[1:, None], cells + 1) - torch.maximum(edges[:-1, None], cells)
+    return overlap.clamp_min(0) * (coarse / fine)
+
+
+def finest(grids: list[TokenGrid]) -> TokenGrid:
+    """Return the smallest map that every given grid can be pooled from: the largest height and the largest width.
+
+    Args:
+        grids: The grids of the layers, at least one.
+
+    Returns:
+        The common grid, without prefix tokens.
+    """
+    return TokenGrid(max(grid.height for grid in grids), max(grid.width for grid in grids))

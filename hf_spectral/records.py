@@ -1,0 +1,92 @@
+"""What one attention layer saw: plain tensors, free of any host library."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+from jaxtyping import Float
+from torch import Tensor
+
+from hf_spectral.grid import TokenGrid
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionRecord:
+    """Query, key and value of one self-attention layer, patches only, in raster order, float32.
+
+    Args:
+        name: Qualified module name, e.g. `encoder.layer.0.attention`.
+        index: Position of the layer in call order, from 0.
+        query: As the layer compares it: after any normalization and rotation.
+        key: As the layer compares it.
+        value: As the layer mixes it.
+        scale: Factor on the query-key product inside the softmax.
+        grid: The map of the nodes; prefix tokens are already dropped, their number is kept for the reader.
+        timestep: Diffusion timestep, or None.
+        windowed: True if the layer compares tokens within windows only, so that query-key pairs across windows are
+            none that the network ever formed.
+    """
+
+    name: str
+    index: int
+    query: Float[Tensor, "images heads nodes head_dim"]
+    key: Float[Tensor, "images heads nodes head_dim"]
+    value: Float[Tensor, "images heads nodes value_dim"]
+    scale: float
+    grid: TokenGrid
+    timestep: float | None = None
+    windowed: bool = False
+
+    @property
+    def num_images(self) -> int:
+        """Images in the batch that the record holds."""
+        return self.query.shape[0]
+
+    def image(self, position: int) -> AttentionRecord:
+        """Return the record of one image of the batch.
+
+        Args:
+            position: Index of the image, from 0.
+
+        Returns:
+            A record of one image, views of the same memory.
+        """
+        rows = slice(position, position + 1)
+        return dataclasses.replace(self, query=self.query[rows], key=self.key[rows], value=self.value[rows])
+
+
+@dataclasses.dataclass(frozen=True)
+class SkippedLayer:
+    """A layer that attends but gave no record, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclasses.dataclass
+class Capture:
+    """The records of one forward pass, in call order, and the layers that were left out."""
+
+    records: list[AttentionRecord] = dataclasses.field(default_factory=list)
+    skipped: list[SkippedLayer] = dataclasses.field(default_factory=list)
+
+    def __len__(self) -> int:
+        """Return the number of records."""
+        return len(self.records)
+
+    def __iter__(self) -> Iterator[AttentionRecord]:
+        """Iterate over the records in call order."""
+        return iter(self.records)
+
+    def select(self, layers: Iterable[int]) -> list[AttentionRecord]:
+        """Return the records of the given layers.
+
+        Args:
+            layers: Layer indices in call order, from 0.
+
+        Returns:
+            The records, in call order.
+        """
+        wanted = set(layers)
+        return [record for record in self.records if record.index in wanted]
