@@ -99,6 +99,38 @@ class DenseOperator(AffinityOperator):
 
 
 @final
+class IdentityOperator(AffinityOperator):
+    """The identity.
+
+    Args:
+        num_nodes: Rows of the matrix.
+        device: Where vectors live.
+    """
+
+    def __init__(self, num_nodes: int, device: torch.device) -> None:
+        self._num_nodes = num_nodes
+        self._device = device
+
+    @property
+    def num_nodes(self) -> int:
+        """Rows of the matrix."""
+        return self._num_nodes
+
+    @property
+    def device(self) -> torch.device:
+        """Where vectors live."""
+        return self._device
+
+    def matmul(self, vectors: Vectors) -> Vectors:
+        """Return the vectors."""
+        return vectors
+
+    def to_dense(self) -> Matrix:
+        """Form the identity."""
+        return torch.eye(self.num_nodes, device=self.device)
+
+
+@final
 class SparseOperator(AffinityOperator):
     """A matrix with few entries, such as a nearest-neighbor graph.
 

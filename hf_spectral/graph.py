@@ -1,0 +1,335 @@
+"""From attention records to one joint spectral problem: an affinity a layer, normalized, summed on a common grid.
+
+Zhang, Yunis and Maire (CVPR 2024), with the generalized form for layers of different resolution: find x with
+
+    A x = (1 - lambda) B x,    A = mean_l P_l^T S_l P_l,    B = mean_l P_l^T P_l,
+
+where S_l is the normalized affinity of layer l and P_l pools the common grid to that layer's grid. Where all layers share
+one grid, B is the identity and A the average of the normalized affinities.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from hf_spectral.config import SpectralConfig
+from hf_spectral.errors import SpectralError
+from hf_spectral.grid import TokenGrid, area_pooling, finest
+from hf_spectral.operators import (
+    AffinityOperator,
+    AttentionOperator,
+    DenseOperator,
+    ExponentialOperator,
+    GramOperator,
+    IdentityOperator,
+    KernelOperator,
+    NormalizedOperator,
+    ResampledOperator,
+    SparseOperator,
+    SumOperator,
+    inverse_root_degree,
+    symmetrize_,
+)
+from hf_spectral.records import AttentionRecord, SkippedLayer
+
+# Up to here the sum of a grid's affinities is held as one matrix (16,384 nodes in float32); above, layers stay apart
+# and their rows are formed anew at every multiplication.
+MAX_DENSE_BYTES = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class JointProblem:
+    """Find the eigenvectors of A x = (1 - lambda) B x with the smallest lambda.
+
+    Args:
+        affinity: A.
+        mass: B, positive definite.
+        grid: The common grid that the nodes lie on.
+        config: Settings that the problem was built with.
+        layers: Names of the layers that entered, in call order.
+        skipped: Layers that did not enter, with reasons.
+    """
+
+    affinity: AffinityOperator
+    mass: AffinityOperator
+    grid: TokenGrid
+    config: SpectralConfig
+    layers: tuple[str, ...]
+    skipped: tuple[SkippedLayer, ...] = ()
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes of the common grid."""
+        return self.grid.num_nodes
+
+    @property
+    def mass_is_identity(self) -> bool:
+        """True if all layers share one grid: the problem is then an ordinary symmetric eigenproblem."""
+        return isinstance(self.mass, IdentityOperator)
+
+
+def build_problem(records: Iterable[AttentionRecord], config: SpectralConfig | None = None) -> JointProblem:
+    """Build the joint problem of one image.
+
+    Args:
+        records: The layers of one image, e.g. a `Capture`.
+        config: Settings; `config.layers` selects among the records. None takes the defaults.
+
+    Returns:
+        The problem over all selected layers.
+
+    Raises:
+        SpectralError: If a record holds several images, or if no layer can serve the pathway.
+    """
+    config = config or SpectralConfig()
+    records = list(records)
+    if config.layers is not None:
+        wanted = resolve_layers(config.layers, 1 + max((record.index for record in records), default=-1))
+        records = [record for record in records if record.index in wanted]
+    builder = ProblemBuilder(config)
+    for record in records:
+        builder.add(record)
+    return builder.build()
+
+
+def resolve_layers(layers: Iterable[int], num_layers: int) -> frozenset[int]:
+    """Turn layer indices, negative ones among them, into positions from 0.
+
+    Args:
+        layers: Indices from `-num_layers` to `num_layers - 1`.
+        num_layers: Attention layers of the backbone.
+
+    Returns:
+        The positions.
+
+    Raises:
+        SpectralError: If an index lies outside the range.
+    """
+    layers = tuple(layers)
+    outside = [index for index in layers if not -num_layers <= index < num_layers]
+    if outside:
+        raise SpectralError.of(
+            "layers",
+            expected=f"indices from {-num_layers} to {num_layers - 1} for {num_layers} attention layers",
+            got=outside,
+            fix="Leave `layers` out to use all of them",
+        )
+    return frozenset(index % num_layers for index in layers)
+
+
+def affinity_operators(record: AttentionRecord, config: SpectralConfig) -> list[AffinityOperator]:
+    """Return the affinities W of one layer of one image: one with heads merged, one a head with heads separate.
+
+    Args:
+        record: One layer of one image.
+        config: Pathway, affinity, heads and the affinity's parameters.
+
+    Returns:
+        Symmetric operators with entries of at least 0.
+    """
+    query, key, value = record.query[0], record.key[0], record.value[0]
+    if config.affinity == "attention":
+        heads = [slice(None)] if config.heads == "merged" else [slice(i, i + 1) for i in range(query.shape[0])]
+        return [AttentionOperator(query[head], key[head], record.scale) for head in heads]
+    if config.pathway == "what":
+        return [_cosine_affinity(vectors, None, config) for vectors in _unit_vectors(value, config)]
+    pairs = zip(_unit_vectors(query, config), _unit_vectors(key, config), strict=True)
+    return [_cosine_affinity(left, right, config) for left, right in pairs]
+
+
+def _unit_vectors(tokens: Float[Tensor, "heads nodes dim"], config: SpectralConfig) -> list[Tensor]:
+    if config.heads == "merged":
+        tokens = tokens.transpose(0, 1).reshape(1, tokens.shape[1], -1)
+    return list(normalize(tokens, dim=-1).unbind(0))
+
+
+def _cosine_affinity(left: Tensor, right: Tensor | None, config: SpectralConfig) -> AffinityOperator:
+    if config.affinity == "exponential":
+        return ExponentialOperator(left, right, config.temperature)
+    if config.affinity == "knn":
+        return SparseOperator(_nearest_neighbors(left, right, config.num_neighbors, config.threshold))
+    return cosine_gram(left, right)
+
+
+def cosine_gram(left: Float[Tensor, "nodes dim"], right: Float[Tensor, "nodes dim"] | None) -> GramOperator:
+    """Return (1 + c) / 2 as a Gram operator, with c the cosine, or the symmetric cosine of queries and keys.
+
+    For one set of vectors F = [v, 1] / sqrt(2). For two, (q k^T + k q^T) / 2 is the difference of two Gram matrices,
+    ((q + k)(q + k)^T - (q - k)(q - k)^T) / 4, hence a signed one.
+
+    Args:
+        left: Unit vectors, values or queries.
+        right: Unit vectors, keys; None to compare `left` with itself.
+
+    Returns:
+        Operator of rank dim + 1, or 2 dim + 1.
+    """
+    ones = left.new_ones(left.shape[0], 1)
+    if right is None:
+        return GramOperator(torch.cat([left, ones], dim=1) / 2**0.5)
+    factor = torch.cat([(left + right) / 2, (left - right) / 2, ones], dim=1) / 2**0.5
+    signs = factor.new_ones(factor.shape[1])
+    signs[left.shape[1] : -1] = -1
+    return GramOperator(factor, signs)
+
+
+def _nearest_neighbors(left: Tensor, right: Tensor | None, num_neighbors: int, threshold: float) -> Tensor:
+    """Return the symmetric sparse graph of each token's nearest others by cosine, values at or below threshold cut."""
+    cosine = ExponentialOperator(left, right, temperature=1.0)
+    num_nodes = left.shape[0]
+    count = min(num_neighbors, num_nodes - 1)
+    values, columns = [], []
+    for block in cosine.blocks():
+        rows = cosine.left[block] @ cosine.right.T
+        rows[torch.arange(rows.shape[0]), torch.arange(block.start, block.stop)] = -torch.inf
+        top = rows.topk(count, dim=1)
+        values.append(top.values)
+        columns.append(top.indices)
+    weights = torch.cat(values).flatten()
+    indices = torch.stack(
+        [torch.arange(num_nodes, device=left.device).repeat_interleave(count), torch.cat(columns).flatten()]
+    )
+    kept = weights > threshold
+    indices, weights = indices[:, kept], weights[kept] / 2
+    graph = torch.sparse_coo_tensor(
+        torch.cat([indices, indices.flip(0)], dim=1), weights.repeat(2), (num_nodes, num_nodes), check_invariants=False
+    )
+    return graph.coalesce()
+
+
+class ProblemBuilder:
+    """Adds up layers as they arrive, so that memory holds one layer and one sum, whatever the number of layers.
+
+    Args:
+        config: Settings; `config.layers` is not looked at here, give only the layers wanted.
+        max_dense_bytes: Largest matrix to hold; above it the layers are kept as operators.
+    """
+
+    def __init__(self, config: SpectralConfig, max_dense_bytes: int = MAX_DENSE_BYTES) -> None:
+        self.config = config
+        self.max_dense_bytes = max_dense_bytes
+        self._sums: dict[tuple[int, int], _GridSum] = {}
+        self._layers: list[str] = []
+        self._skipped: list[SkippedLayer] = []
+
+    def add(self, record: AttentionRecord) -> None:
+        """Add one layer of one image.
+
+        Args:
+            record: The layer; its tensors are not kept unless the problem is too large for a dense sum.
+
+        Raises:
+            SpectralError: If the record holds more than one image.
+        """
+        if record.num_images != 1:
+            raise SpectralError.of(
+                "record", expected="one image", got=f"{record.num_images} images", fix="Use record.image(position)"
+            )
+        if record.windowed and self.config.pathway == "where":
+            reason = "it attends within windows: queries and keys of different windows were never compared"
+            self._skipped.append(SkippedLayer(record.name, reason))
+            return
+        shape = (record.grid.height, record.grid.width)
+        if shape not in self._sums:
+            self._sums[shape] = _GridSum(TokenGrid(*shape), self.max_dense_bytes)
+        self._sums[shape].add_layer(affinity_operators(record, self.config))
+        self._layers.append(record.name)
+
+    def build(self) -> JointProblem:
+        """Return the problem over all layers added; the builder is spent afterwards.
+
+        Raises:
+            SpectralError: If no layer was added.
+        """
+        if not self._layers:
+            reasons = "; ".join(f"{layer.name}: {layer.reason}" for layer in self._skipped) or "no layer was given"
+            raise SpectralError.of(
+                "pathway",
+                expected="a backbone with at least one layer that can serve it",
+                got=f"{self.config.pathway!r} ({reasons})",
+                fix="Try pathway='what'" if self.config.pathway == "where" else "Check `layers`",
+            )
+        common, affinity, mass = _on_common_grid(list(self._sums.values()), 1 / len(self._layers))
+        return JointProblem(affinity, mass, common, self.config, tuple(self._layers), tuple(self._skipped))
+
+
+class _GridSum:
+    """The sum of the normalized affinities of all layers that share one grid."""
+
+    def __init__(self, grid: TokenGrid, max_dense_bytes: int) -> None:
+        self.grid = grid
+        self.num_layers = 0
+        self._fits_dense = 4 * grid.num_nodes**2 <= max_dense_bytes
+        self._dense: Tensor | None = None
+        self._scratch: Tensor | None = None
+        self._terms: list[AffinityOperator] = []
+        self._weights: list[float] = []
+
+    def add_layer(self, affinities: list[AffinityOperator]) -> None:
+        """Add one layer: the mean of its normalized affinities."""
+        self.num_layers += 1
+        for affinity in affinities:
+            self._add(affinity, 1 / len(affinities))
+
+    def finish(self, scale: float) -> AffinityOperator:
+        """Return the sum times a number; the sum is spent."""
+        terms, weights = self._terms, [scale * weight for weight in self._weights]
+        if self._dense is not None:
+            terms, weights = [*terms, DenseOperator(symmetrize_(self._dense.mul_(scale)))], [*weights, 1.0]
+        self._dense = self._scratch = None
+        return terms[0] if weights == [1.0] else SumOperator(terms, weights)
+
+    def _add(self, affinity: AffinityOperator, weight: float) -> None:
+        if isinstance(affinity, KernelOperator) and self._fits_dense:
+            self._accumulate(self._normalized_kernel(affinity), weight)
+        elif isinstance(affinity, GramOperator):
+            # Scaling the factor normalizes and keeps the rank r: a product then costs 2 n r instead of n^2.
+            normalized = affinity.scaled(inverse_root_degree(affinity.degree()))
+            if self._fits_dense and 4 * affinity.rank >= affinity.num_nodes:
+                self._accumulate(normalized.to_dense(), weight)
+            else:
+                self._keep(normalized, weight)
+        else:
+            self._keep(NormalizedOperator(affinity), weight)
+
+    def _normalized_kernel(self, affinity: KernelOperator) -> Tensor:
+        if self._scratch is None:
+            self._scratch = torch.empty(affinity.num_nodes, affinity.num_nodes, device=affinity.device)
+        kernel = affinity.unsymmetric(out=self._scratch)
+        scale = inverse_root_degree((kernel.sum(0) + kernel.sum(1)) / 2)
+        return kernel.mul_(scale).mul_(scale[:, None])
+
+    def _accumulate(self, matrix: Tensor, weight: float) -> None:
+        if self._dense is None:
+            self._dense = torch.zeros_like(matrix)
+        self._dense.add_(matrix, alpha=weight)
+
+    def _keep(self, operator: AffinityOperator, weight: float) -> None:
+        self._terms.append(operator)
+        self._weights.append(weight)
+
+
+def _on_common_grid(parts: list[_GridSum], weight: float) -> tuple[TokenGrid, AffinityOperator, AffinityOperator]:
+    """Sum the grids' affinities and masses, each pooled from the common grid."""
+    common = finest([part.grid for part in parts])
+    if len(parts) == 1:
+        affinity = parts[0].finish(weight)
+        return common, affinity, IdentityOperator(common.num_nodes, affinity.device)
+    affinities: list[AffinityOperator] = []
+    masses: list[AffinityOperator] = []
+    for part in parts:
+        operator = part.finish(weight)
+        pools = [
+            area_pooling(fine, coarse).to(operator.device, torch.float32)
+            for fine, coarse in ((common.height, part.grid.height), (common.width, part.grid.width))
+        ]
+        affinities.append(ResampledOperator(operator, *pools))
+        identity = IdentityOperator(part.grid.num_nodes, operator.device)
+        masses.append(ResampledOperator(part.num_layers * weight * identity, *pools))
+    return common, SumOperator(affinities), SumOperator(masses)

@@ -1,0 +1,7 @@
+"""One verb, `solve`, and the solvers that it takes."""
+
+from hf_spectral.solvers.base import Solver, solve
+from hf_spectral.solvers.eigen import EigenSolver
+from hf_spectral.solvers.gradient import GradientSolver
+
+__all__ = ["EigenSolver", "GradientSolver", "Solver", "solve"]

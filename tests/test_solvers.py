@@ -1,0 +1,273 @@
+"""Problems and solvers against dense float64 references and planted partitions."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score
+
+from hf_spectral.config import SpectralConfig
+from hf_spectral.errors import NotConvergedError, SpectralError
+from hf_spectral.graph import ProblemBuilder, build_problem
+from hf_spectral.grid import area_pooling
+from hf_spectral.result import SolveStatus, SpectralResult
+from hf_spectral.solvers import EigenSolver, GradientSolver, solve
+from tests.synthetic import planted_record, random_record, three_blobs
+
+KRYLOV = EigenSolver(dense_below=0)
+AFFINITIES = [
+    ("where", "attention"),
+    ("where", "exponential"),
+    ("where", "cosine"),
+    ("where", "knn"),
+    ("what", "exponential"),
+    ("what", "cosine"),
+    ("what", "knn"),
+]
+
+
+def dense_normalized_affinity(record, config):
+    """The normalized affinity of one layer, written out plainly in float64 with numpy."""
+    query, key, value = (part[0].double().numpy() for part in (record.query, record.key, record.value))
+    if config.affinity == "attention":
+        logits = record.scale * query @ key.transpose(0, 2, 1)
+        attention = np.exp(logits - logits.max(-1, keepdims=True))
+        attention /= attention.sum(-1, keepdims=True)
+        per_head = (attention + attention.transpose(0, 2, 1)) / 2
+        affinities = [per_head.mean(0)] if config.heads == "merged" else list(per_head)
+    else:
+        pairs = [value, value] if config.pathway == "what" else [query, key]
+        if config.heads == "merged":
+            pairs = [part.transpose(1, 0, 2).reshape(1, part.shape[1], -1) for part in pairs]
+        left, right = (part / np.linalg.norm(part, axis=-1, keepdims=True) for part in pairs)
+        cosines = left @ right.transpose(0, 2, 1)
+        affinities = [_kernel((cosine + cosine.T) / 2, config) for cosine in cosines]
+    return np.mean([_normalized(affinity) for affinity in affinities], axis=0)
+
+
+def _kernel(cosine, config):
+    if config.affinity == "exponential":
+        return np.exp((cosine - 1) / config.temperature)
+    if config.affinity == "cosine":
+        return (1 + cosine) / 2
+    graph = np.zeros_like(cosine)
+    for i, row in enumerate(cosine):
+        others = np.delete(np.argsort(-row), np.flatnonzero(np.argsort(-row) == i))[: config.num_neighbors]
+        graph[i, others] = np.where(row[others] > config.threshold, row[others], 0)
+    return (graph + graph.T) / 2
+
+
+def _normalized(affinity):
+    degree = affinity.sum(1)
+    root = np.divide(1, np.sqrt(degree), out=np.zeros_like(degree), where=degree > 0)
+    return root[:, None] * affinity * root
+
+
+@pytest.mark.parametrize("heads", ["merged", "separate"])
+@pytest.mark.parametrize(("pathway", "affinity"), AFFINITIES)
+@pytest.mark.parametrize("max_dense_bytes", [0, 1 << 30], ids=["matrix_free", "dense"])
+def test_problem_and_solvers_agree_with_a_dense_reference(pathway, affinity, heads, max_dense_bytes):
+    config = SpectralConfig(pathway, affinity, heads, num_eigenvectors=6, num_neighbors=7)
+    records = [random_record(seed=seed, index=seed) for seed in range(3)]
+    builder = ProblemBuilder(config, max_dense_bytes)
+    for record in records:
+        builder.add(record)
+    problem = builder.build()
+    reference = np.mean([dense_normalized_affinity(record, config) for record in records], axis=0)
+    expected = np.sort(1 - np.linalg.eigvalsh(reference))[:6]
+
+    np.testing.assert_allclose(problem.affinity.to_dense(), reference, atol=2e-6)
+    for solver in (EigenSolver(), KRYLOV):
+        result = solve(problem, solver)
+        np.testing.assert_allclose(result.eigenvalues, expected, atol=1e-5)
+        assert result.residuals.max() < 2e-5
+        assert result.status is SolveStatus.CONVERGED
+
+
+@pytest.mark.parametrize("solver", [EigenSolver(), KRYLOV], ids=["dense", "krylov"])
+def test_layers_of_three_resolutions(solver):
+    shapes = [(12, 16), (6, 8), (5, 7), (6, 8)]
+    records = [random_record(*shape, seed=i, index=i) for i, shape in enumerate(shapes)]
+    config = SpectralConfig(num_eigenvectors=8)
+    problem = build_problem(records, config)
+    affinity, mass = 0, 0
+    for record, shape in zip(records, shapes, strict=True):
+        pooling = np.kron(area_pooling(12, shape[0]), area_pooling(16, shape[1]))
+        affinity = affinity + pooling.T @ dense_normalized_affinity(record, config) @ pooling / 4
+        mass = mass + pooling.T @ pooling / 4
+    values, vectors = scipy.linalg.eigh(affinity, mass)
+
+    result = solve(problem, solver)
+
+    np.testing.assert_allclose(1 - result.eigenvalues.numpy(), values[::-1][:8], atol=1e-5)
+    found = result.eigenvectors.flatten(1).T.double().numpy()
+    angles = scipy.linalg.subspace_angles(found, vectors[:, ::-1][:, :8])
+    assert angles.max() < 1e-2
+    assert result.grid.num_nodes == 12 * 16
+
+
+@pytest.mark.parametrize("pathway", ["where", "what"])
+@pytest.mark.parametrize("solver", [EigenSolver(), KRYLOV], ids=["dense", "krylov"])
+def test_a_planted_partition_is_found(pathway, solver):
+    labels = three_blobs()
+    records = [planted_record(labels, seed=0, index=0), planted_record(labels, seed=1, index=1)]
+    result = solve(build_problem(records, SpectralConfig(pathway, num_eigenvectors=3)), solver)
+    rows = result.eigenvectors.flatten(1).T.numpy()
+    found = KMeans(3, n_init=5, random_state=0).fit_predict(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+    assert adjusted_rand_score(labels.flatten().numpy(), found) == 1
+
+
+def test_gradient_reaches_nearly_the_exact_rayleigh_quotient_and_never_passes_it():
+    labels = three_blobs(8, 10)
+    problem = build_problem([planted_record(labels)], SpectralConfig(num_eigenvectors=4))
+    exact = solve(problem).eigenvalues
+    found = solve(problem, GradientSolver(max_steps=300, accumulation_steps=1, hidden_channels=32)).eigenvalues
+    assert (found >= exact - 1e-5).all()
+    assert found[:3].mean() == pytest.approx(exact[:3].mean().item(), abs=0.02)
+
+
+def test_gradient_accumulation_repeats_the_same_gradient_on_a_fixed_problem():
+    problem = build_problem([random_record()], SpectralConfig(num_eigenvectors=3))
+    paper = GradientSolver(max_steps=40, accumulation_steps=10, hidden_channels=8)
+    short = GradientSolver(max_steps=4, accumulation_steps=1, hidden_channels=8)
+    torch.testing.assert_close(solve(problem, paper).eigenvalues, solve(problem, short).eigenvalues, atol=1e-4, rtol=0)
+
+
+def test_gradient_on_several_resolutions():
+    records = [random_record(8, 8, index=0), random_record(4, 4, index=1)]
+    problem = build_problem(records, SpectralConfig(num_eigenvectors=3))
+    found = solve(problem, GradientSolver(max_steps=20, accumulation_steps=1, hidden_channels=8)).eigenvalues
+    exact = solve(problem).eigenvalues
+    assert (found >= exact - 1e-5).all()
+
+
+@pytest.mark.parametrize(
+    "solver", [EigenSolver(), KRYLOV, GradientSolver(max_steps=10, accumulation_steps=1, hidden_channels=8)]
+)
+def test_deterministic(solver):
+    state = torch.random.get_rng_state()
+    problem = build_problem([random_record(seed=4)], SpectralConfig(num_eigenvectors=5))
+    first = solve(problem, solver)
+    torch.manual_seed(123)
+    second = solve(problem, solver)
+    assert torch.equal(first.eigenvectors, second.eigenvectors)
+    torch.random.set_rng_state(state)
+
+
+def test_signs_are_fixed():
+    result = solve(build_problem([random_record()], SpectralConfig(num_eigenvectors=6)))
+    flat = result.eigenvectors.flatten(1)
+    assert (flat.gather(1, flat.abs().argmax(1, keepdim=True)) > 0).all()
+
+
+def test_permuting_tokens_permutes_eigenvectors():
+    record = random_record(6, 8)
+    order = torch.randperm(48, generator=torch.Generator().manual_seed(0))
+    moved = random_record(6, 8)
+    for name in ("query", "key", "value"):
+        object.__setattr__(moved, name, getattr(record, name)[:, :, order])
+    config = SpectralConfig("where", num_eigenvectors=4)
+    plain, permuted = (solve(build_problem([one], config)) for one in (record, moved))
+    torch.testing.assert_close(permuted.eigenvalues, plain.eigenvalues, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        permuted.eigenvectors.flatten(1), plain.eigenvectors.flatten(1)[:, order], atol=1e-4, rtol=0
+    )
+
+
+@pytest.mark.parametrize(("pathway", "affinity"), AFFINITIES)
+@pytest.mark.parametrize("solver", [EigenSolver(), KRYLOV], ids=["dense", "krylov"])
+def test_identical_tokens_give_finite_eigenvectors(pathway, affinity, solver):
+    record = random_record()
+    for name in ("query", "key", "value"):
+        getattr(record, name)[:] = getattr(record, name)[:, :, :1]
+    result = solve(build_problem([record], SpectralConfig(pathway, affinity, num_eigenvectors=5)), solver)
+    assert torch.isfinite(result.eigenvectors).all()
+    if affinity != "knn":  # A query and a key that point apart are cut from the graph: every token is isolated.
+        assert result.eigenvalues[0] == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("solver", [EigenSolver(), KRYLOV], ids=["dense", "krylov"])
+def test_isolated_tokens_give_finite_eigenvectors(solver):
+    record = random_record(dim=40, heads=1)
+    config = SpectralConfig("what", "knn", num_eigenvectors=5, num_neighbors=2, threshold=0.4)
+    problem = build_problem([record], config)
+    assert (problem.affinity.degree() == 0).any()
+    assert torch.isfinite(solve(problem, solver).eigenvectors).all()
+
+
+def test_windowed_layers_serve_what_only():
+    windowed = random_record(windowed=True)
+    assert solve(build_problem([windowed], SpectralConfig("what", num_eigenvectors=2))).layers == ("layer.0",)
+    with pytest.raises(SpectralError, match="within windows.*Try pathway='what'"):
+        build_problem([windowed], SpectralConfig("where"))
+    mixed = build_problem([windowed, random_record(index=1)], SpectralConfig("where"))
+    assert mixed.layers == ("layer.1",)
+    assert mixed.skipped[0].name == "layer.0"
+
+
+def test_layers_are_selected_by_index_from_either_end():
+    records = [random_record(seed=i, index=i) for i in range(4)]
+    assert build_problem(records, SpectralConfig(layers=(-1, 0))).layers == ("layer.0", "layer.3")
+    with pytest.raises(SpectralError, match="indices from -4 to 3 for 4 attention layers"):
+        build_problem(records, SpectralConfig(layers=(4,)))
+
+
+def test_more_eigenvectors_than_tokens_is_refused():
+    problem = build_problem([random_record(2, 3)], SpectralConfig(num_eigenvectors=7))
+    with pytest.raises(SpectralError, match="`num_eigenvectors`: expected at most the number of tokens, 2 x 3 = 6"):
+        solve(problem)
+
+
+def test_not_converged_raises_with_a_remedy_or_returns_its_status():
+    problem = build_problem([random_record(20, 24)], SpectralConfig())
+    short = EigenSolver(max_steps=1)
+    with pytest.raises(NotConvergedError, match="raise `max_steps` or `tolerance`"):
+        solve(problem, short)
+    result = solve(problem, short, require_convergence=False)
+    assert result.status is SolveStatus.MAX_STEPS
+    assert result.residuals.max() > short.tolerance
+
+
+def test_a_batch_is_not_one_image():
+    record = random_record()
+    batch = type(record)(
+        **{**record.__dict__, **{n: getattr(record, n).repeat(2, 1, 1, 1) for n in ("query", "key", "value")}}
+    )
+    with pytest.raises(SpectralError, match="expected one image, got 2 images"):
+        build_problem([batch])
+    assert build_problem([batch.image(1)]).num_nodes == 48
+
+
+def test_results_survive_the_disk(tmp_path):
+    result = solve(build_problem([random_record()], SpectralConfig("where", layers=(0,), num_eigenvectors=4)))
+    loaded = SpectralResult.load(result.save(tmp_path / "deep" / "photo.safetensors"))
+    assert torch.equal(loaded.eigenvectors, result.eigenvectors)
+    for name in ("config", "solver", "grid", "layers", "status", "steps"):
+        assert getattr(loaded, name) == getattr(result, name)
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["photo.safetensors"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 20, b"not a tensor file"])
+def test_a_damaged_result_is_refused(tmp_path, content):
+    path = tmp_path / "damaged.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(SpectralError, match="a file that SpectralResult.save wrote"):
+        SpectralResult.load(path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pathway": "how"}, r"`pathway`: expected one of 'where', 'what', got 'how'"),
+        ({"affinity": "euclidean"}, "`affinity`: expected one of 'attention'"),
+        ({"pathway": "what", "affinity": "attention"}, "Attention compares queries with keys"),
+        ({"num_eigenvectors": 0}, "`num_eigenvectors`: expected an integer of at least 1, got 0"),
+        ({"temperature": 0.0}, "`temperature`: expected a number above 0"),
+        ({"layers": ()}, "`layers`: expected a non-empty sequence of integers"),
+        ({"heads": "all"}, "`heads`: expected one of 'merged', 'separate'"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(SpectralError, match=message):
+        SpectralConfig(**settings)
