@@ -1,0 +1,259 @@
+"""The one way in: find the host of a model, record its attention layers, check that nothing was missed."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from hf_spectral.errors import SpectralError, UnsupportedBackboneError
+from hf_spectral.grid import TokenGrid
+from hf_spectral.records import AttentionRecord, Capture, SkippedLayer
+
+# A host is recognised by the package of the model's classes, so that no host is imported for a model of another one.
+_HOSTS = {"transformers": "hf_spectral.capture.transformers"}
+
+# torch hands out hook ids without a lock: two threads that register at once could overwrite each other's hook.
+hooks_lock = threading.Lock()
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """Query, key and value of one attention call as a host hands them over.
+
+    Args:
+        query: `(rows, heads, tokens, head_dim)`; rows are images, or windows of images.
+        key: Of the same form.
+        value: Of the same form.
+        scale: Factor on the query-key product inside the softmax.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scale: float
+
+    def apply(self, transform: Callable[[Tensor], Tensor]) -> Attention:
+        """Return the attention with query, key and value transformed alike.
+
+        Args:
+            transform: Takes and returns one tensor.
+
+        Returns:
+            A new attention with the same scale.
+        """
+        return Attention(transform(self.query), transform(self.key), transform(self.value), self.scale)
+
+
+class Recorder:
+    """Turns what a host saw into records, counts layers, and says at the end whether any is missing.
+
+    Args:
+        backbone: Name of the model's class, for messages.
+        on_record: Receives each record as it arrives; None stores them in `capture`.
+        layers: Layer indices to record; None means all.
+    """
+
+    def __init__(
+        self, backbone: str, on_record: Callable[[AttentionRecord], object] | None, layers: Iterable[int] | None
+    ) -> None:
+        self.capture = Capture()
+        self._backbone = backbone
+        self._on_record = on_record
+        self._layers = None if layers is None else tuple(layers)
+        self._wanted: frozenset[int] | None = None
+        self._next_index = 0
+        self._num_forwards = 0
+        self._num_records = 0
+
+    def expect(self, num_layers: int) -> None:
+        """Resolve negative layer indices, once the host knows its number of attention layers.
+
+        Args:
+            num_layers: Attention layers that a forward pass calls.
+
+        Raises:
+            SpectralError: If an index lies outside the layers.
+        """
+        if self._layers is None:
+            return
+        outside = [index for index in self._layers if not -num_layers <= index < num_layers]
+        if outside or not self._layers:
+            raise SpectralError.of(
+                "layers",
+                expected=f"indices from {-num_layers} to {num_layers - 1}, at least one",
+                got=outside or "none",
+                fix=f"{self._backbone} has {num_layers} attention layers",
+            )
+        self._wanted = frozenset(index % num_layers for index in self._layers)
+
+    def start_forward(self) -> None:
+        """Count layers from 0 again."""
+        self._next_index = 0
+
+    def end_forward(self) -> None:
+        """Note that a forward pass came to its end, so that records are due."""
+        self._num_forwards += 1
+
+    def next_layer(self) -> int | None:
+        """Count one attention call.
+
+        Returns:
+            The layer's index in call order, or None if it is not wanted.
+        """
+        index = self._next_index
+        self._next_index += 1
+        return index if self._wanted is None or index in self._wanted else None
+
+    def skip(self, name: str, reason: str) -> None:
+        """Note a layer that attends but gives no record, once however often it runs.
+
+        Args:
+            name: Qualified module name.
+            reason: A sentence without a full stop.
+        """
+        skipped = SkippedLayer(name, reason)
+        if skipped not in self.capture.skipped:
+            self.capture.skipped.append(skipped)
+
+    def add(
+        self,
+        name: str,
+        index: int,
+        attention: Attention,
+        grid: TokenGrid,
+        *,
+        windowed: bool = False,
+        timestep: float | None = None,
+    ) -> None:
+        """Record one layer.
+
+        Args:
+            name: Qualified module name.
+            index: Position in call order.
+            attention: One row an image, patches only, in raster order.
+            grid: The map of the patches.
+            windowed: True if the layer compares tokens within windows only.
+            timestep: Diffusion timestep, or None.
+
+        Raises:
+            SpectralError: If query, key or value is not finite.
+        """
+        attention = attention.apply(_as_own_float32)
+        for role in ("query", "key", "value"):
+            if not torch.isfinite(getattr(attention, role)).all():
+                raise SpectralError.of(
+                    "model",
+                    expected=f"finite numbers in the {role} of layer {index} ({name!r})",
+                    got="NaN or infinity",
+                    fix="The weights or the input hold NaN, or a half-precision model overflows: load it in float32",
+                )
+        record = AttentionRecord(
+            name,
+            index,
+            attention.query,
+            attention.key,
+            attention.value,
+            attention.scale,
+            grid,
+            timestep=timestep,
+            windowed=windowed,
+        )
+        self._num_records += 1
+        if self._on_record is None:
+            self.capture.records.append(record)
+        else:
+            self._on_record(record)
+
+    def check(self) -> None:
+        """Refuse a capture that saw a forward pass but no layer of it.
+
+        Raises:
+            UnsupportedBackboneError: If a forward pass gave no record.
+        """
+        if not self._num_forwards or self._num_records:
+            return
+        skipped = self.capture.skipped
+        reason = f"{skipped[0].name}: {skipped[0].reason}" if skipped else "none of its attention layers was called"
+        raise UnsupportedBackboneError.of(
+            "model",
+            expected="a backbone whose self-attention layers show query, key and value on one grid",
+            got=f"{self._backbone} ({reason})",
+            fix="Choose another backbone, e.g. facebook/dinov2-small",
+        )
+
+
+@contextlib.contextmanager
+def capture_attention(
+    model: nn.Module,
+    on_record: Callable[[AttentionRecord], object] | None = None,
+    layers: Iterable[int] | None = None,
+) -> Iterator[Capture]:
+    """Record query, key and value of every self-attention layer that this thread runs inside the block.
+
+    The outputs of the model do not change, and the model leaves the block exactly as it came, also after an exception.
+    Several threads may capture one model at once; records are made only from calls of the thread that opened the block.
+    Query and key are what the layer compares, after rotation and normalization. Relative position biases (BEiT, Swin)
+    and masks are no part of them and are left out. Windows are put back on the map; such records are marked `windowed`.
+
+    Args:
+        model: A transformers vision backbone, or a model that holds one (then only its vision tower is recorded).
+        on_record: Called with each record as it arrives, in call order; the record is then not stored, so that memory
+            holds one layer. None appends records to the capture.
+        layers: Indices of the layers to record, in call order, negative ones counted from the end; None means all.
+
+    Yields:
+        The capture: records and skipped layers, filled by each forward pass inside the block. Indices start from 0 in
+        every forward pass.
+
+    Raises:
+        SpectralError: If `layers` lies outside the model, the model is already captured by this thread, or a layer
+            holds NaN.
+        UnsupportedBackboneError: If the model has no self-attention that can be read, with the reason.
+    """
+    host = _host_of(model)
+    host.check_supported(model)
+    recorder = Recorder(type(model).__name__, on_record, layers)
+    with host.recording(model, recorder):
+        yield recorder.capture
+    recorder.check()
+
+
+def check_supported(model: nn.Module) -> None:
+    """Refuse a model that cannot be captured, before any image is read.
+
+    Args:
+        model: The model to check; it is not run.
+
+    Raises:
+        UnsupportedBackboneError: If no layer of it can be recorded, with the reason.
+    """
+    _host_of(model).check_supported(model)
+
+
+def _host_of(model: nn.Module) -> ModuleType:
+    for ancestor in type(model).__mro__:
+        name = _HOSTS.get(ancestor.__module__.partition(".")[0])
+        if name is not None:
+            return importlib.import_module(name)
+    raise UnsupportedBackboneError.of(
+        "model",
+        expected=f"a model of {' or '.join(_HOSTS)}",
+        got=type(model).__name__,
+        fix="Give the pretrained model itself: unwrap torch.compile, DataParallel and the like first",
+    )
+
+
+def _as_own_float32(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    if tensor.is_inference():
+        # Records may enter an autograd graph later, which inference tensors refuse.
+        with torch.inference_mode(False):
+            tensor = tensor.clone()
+    return tensor.float()

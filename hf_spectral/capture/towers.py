@@ -1,0 +1,107 @@
+"""Where a transformers model sees pixels, and where it attends to them."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_spectral.capture import interface
+from hf_spectral.errors import UnsupportedBackboneError
+
+_TRIPLES = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q", "k", "v"), ("to_q", "to_k", "to_v"))
+_FUSED = "qkv"
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionLayer:
+    """An attention module of the tower.
+
+    Args:
+        name: Its name in the model that the user gave, for records.
+        path: Its name in the tower.
+        module: The module.
+        through_interface: True if it calls the attention interface.
+        projections: Names of its projections: a triple, one fused, or none.
+    """
+
+    name: str
+    path: str
+    module: nn.Module
+    through_interface: bool
+    projections: tuple[str, ...]
+
+
+def vision_tower(model: nn.Module) -> nn.Module:
+    """Return the module of a model that sees the pixels, and that capture reads.
+
+    Args:
+        model: A transformers model, e.g. `CLIPModel` or `ViTForImageClassification`.
+
+    Returns:
+        The innermost model that takes `pixel_values`, e.g. `model.vision_model`; the model itself if none is inside.
+
+    Raises:
+        UnsupportedBackboneError: If the model takes no `pixel_values`.
+    """
+    if not _takes_pixels(model):
+        raise UnsupportedBackboneError.of(
+            "model",
+            expected="a vision backbone",
+            got=f"{type(model).__name__} (no vision tower: takes no pixel_values)",
+            fix="Choose a vision backbone, e.g. facebook/dinov2-small",
+        )
+    while True:
+        inner = [child for child in model.children() if _takes_pixels(child)]
+        if not inner:
+            return model
+        model = inner[0]
+
+
+def _takes_pixels(module: nn.Module) -> bool:
+    if not isinstance(module, PreTrainedModel):
+        return False
+    return "pixel_values" in inspect.signature(type(module).forward).parameters
+
+
+def attention_layers(model: nn.Module, tower: nn.Module) -> list[AttentionLayer]:
+    """Return the attention modules of the tower, in the order of definition.
+
+    Args:
+        model: The model that the user gave.
+        tower: Its vision tower.
+
+    Returns:
+        Modules that call the attention interface or `scaled_dot_product_attention`, or that project queries, keys and
+        values.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    layers = []
+    for path, module in tower.named_modules():
+        through_interface = interface.uses_interface(module)
+        children = dict(module.named_children())
+        projections: tuple[str, ...] = next(
+            (triple for triple in _TRIPLES if all(name in children for name in triple)), ()
+        )
+        if not projections and isinstance(children.get(_FUSED), nn.Linear):
+            projections = (_FUSED,)
+        calls_sdpa = "scaled_dot_product_attention" in interface.names_in_forward(type(module).forward)
+        if through_interface or projections or calls_sdpa:
+            layers.append(AttentionLayer(names[module], path, module, through_interface, projections))
+    return layers
+
+
+def interface_configs(layers: list[AttentionLayer]) -> list[Any]:
+    """Return the configurations that interface layers read their implementation from.
+
+    Args:
+        layers: The attention layers.
+
+    Returns:
+        Each configuration once.
+    """
+    configs = (getattr(layer.module, "config", None) for layer in layers if layer.through_interface)
+    return list({id(config): config for config in configs if config is not None}.values())
