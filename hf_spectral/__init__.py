@@ -1,0 +1,42 @@
+"""The what and where pathways of any frozen vision backbone, by one spectral problem over all its attention layers.
+
+Importing the package registers the task `spectral-pathways` with transformers: `pipeline("spectral-pathways")`.
+"""
+
+from hf_spectral.capture import capture_attention, vision_tower
+from hf_spectral.config import SpectralConfig
+from hf_spectral.errors import NotConvergedError, SpectralError, UnsupportedBackboneError
+from hf_spectral.graph import JointProblem, build_problem
+from hf_spectral.grid import TokenGrid
+from hf_spectral.pipelines import SpectralPathwaysPipeline, pipeline, register
+from hf_spectral.records import AttentionRecord, Capture
+from hf_spectral.result import SolveStatus, SpectralResult
+from hf_spectral.segmentation import instances, segment
+from hf_spectral.solvers import EigenSolver, GradientSolver, solve
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "AttentionRecord",
+    "Capture",
+    "EigenSolver",
+    "GradientSolver",
+    "JointProblem",
+    "NotConvergedError",
+    "SolveStatus",
+    "SpectralConfig",
+    "SpectralError",
+    "SpectralPathwaysPipeline",
+    "SpectralResult",
+    "TokenGrid",
+    "UnsupportedBackboneError",
+    "build_problem",
+    "capture_attention",
+    "instances",
+    "pipeline",
+    "segment",
+    "solve",
+    "vision_tower",
+]
+
+register()

@@ -132,9 +132,7 @@ def _state_dict(graph: onnx.ModelProto) -> dict[str, torch.Tensor]:
     """Name the initializers as the checkpoint does; weights of `MatMul` nodes are stored transposed and unnamed."""
     from onnx import numpy_helper
 
-    initializers = {
-        item.name: torch.from_numpy(numpy_helper.to_array(item).copy()) for item in graph.graph.initializer
-    }
+    initializers = {item.name: torch.from_numpy(numpy_helper.to_array(item).copy()) for item in graph.graph.initializer}
     state = {
         name.removeprefix("backbone."): value for name, value in initializers.items() if name.startswith("backbone.")
     }

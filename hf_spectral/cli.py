@@ -1,0 +1,288 @@
+"""The command line: `hf-spectral quickstart` and `hf-spectral analyze`.
+
+Exit codes: 0 all done; 1 some pictures failed, the others are written; 2 a mistake in what was asked, nothing is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from tqdm.auto import tqdm
+
+import hf_spectral
+from hf_spectral.config import AFFINITIES, PATHWAYS
+from hf_spectral.errors import NotConvergedError, SpectralError
+from hf_spectral.pipelines import SpectralPathwaysPipeline, pipeline
+from hf_spectral.pipelines.images import read_image
+from hf_spectral.pipelines.transformers import SOLVERS
+from hf_spectral.visualization import (
+    eigenvector_sheet,
+    eigenvectors_to_rgb,
+    pathways_figure,
+    segmentation_overlay,
+)
+
+DONE, SOME_FAILED, MISTAKE = 0, 1, 2
+_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: Words after the program's name; None takes those of the process.
+
+    Returns:
+        The exit code.
+    """
+    options = _parser().parse_args(arguments)
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except SpectralError as error:
+        print(f"hf-spectral: {error}", file=sys.stderr)
+        return MISTAKE
+
+
+def quickstart(options: argparse.Namespace) -> int:
+    """Analyze a sample picture that scikit-learn ships, with the default backbone, and say where the pictures are.
+
+    Args:
+        options: `output`, `device`.
+
+    Returns:
+        The exit code.
+    """
+    from sklearn.datasets import load_sample_image
+
+    image = Image.fromarray(load_sample_image("china.jpg"))
+    pipe = _load(None, options.device)
+    _write_image(pipe, image, "china", options.output, {"pathway": "both", "resolution": 896})
+    print(f"Where and what side by side: {options.output / 'china.pathways.png'}")
+    print(f"Eigenvectors, segmentations and tensors: {options.output}")
+    return DONE
+
+
+def analyze(options: argparse.Namespace) -> int:
+    """Analyze pictures one by one; a bad one is named and does not stop the others.
+
+    Args:
+        options: What `analyze --help` lists.
+
+    Returns:
+        The exit code.
+    """
+    sources = _expand(options.images)
+    settings = _settings(options)
+    pipe = _load(options.model, options.device, settings)
+    done: list[dict[str, Any]] = []
+    failed: list[dict[str, str]] = []
+    names = _unique_names(sources)
+    try:
+        for source, name in zip(tqdm(sources, unit="image", disable=len(sources) == 1), names, strict=True):
+            try:
+                done.append({"image": source, **_write_image(pipe, source, name, options.output, settings)})
+            except (SpectralError, NotConvergedError) as error:
+                failed.append({"image": source, "reason": str(error)})
+                tqdm.write(f"hf-spectral: {source}: {error}", file=sys.stderr)
+    finally:
+        _write_summary(options, settings, pipe, done, failed)
+    if done:
+        print(f"{len(done)} of {len(sources)} images written to {options.output}")
+    return DONE if not failed else SOME_FAILED if done else MISTAKE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hf-spectral",
+        description="The what and where pathways of a frozen vision backbone, from all its attention layers at once.",
+    )
+    parser.add_argument("--version", action="version", version=f"hf-spectral {hf_spectral.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    start = commands.add_parser("quickstart", help="analyze a sample picture; needs no Hub")
+    start.set_defaults(command=quickstart)
+    _add_common(start)
+
+    many = commands.add_parser("analyze", help="eigenvectors and segments of pictures")
+    many.set_defaults(command=analyze)
+    many.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder or URL")
+    many.add_argument("--model", help="repository id or folder (default: facebook/dinov2-small)")
+    many.add_argument("--pathway", choices=[*PATHWAYS, "both"], default="both", help="default: both")
+    many.add_argument("--num-eigenvectors", type=int, default=16, metavar="N", help="default: 16")
+    many.add_argument("--num-segments", type=_count_or_auto, default="auto", metavar="N", help="a number, auto or none")
+    many.add_argument("--resolution", type=int, metavar="PIXELS", help="longer side; default: the backbone's image size")
+    many.add_argument("--affinity", choices=AFFINITIES, help="default: attention for where, exponential for what")
+    many.add_argument("--layers", type=int, nargs="+", metavar="INDEX", help="default: all")
+    many.add_argument("--solver", choices=sorted(SOLVERS), default="eigen", help="default: eigen")
+    many.add_argument("--seed", type=int, default=0, help="default: 0")
+    _add_common(many)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output", type=Path, default=Path("spectral-output"), metavar="DIR", help="default: spectral-output"
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: the first accelerator, else cpu")
+
+
+def _count_or_auto(text: str) -> int | Literal["auto"] | None:
+    if text == "auto":
+        return "auto"
+    return None if text == "none" else int(text)
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("pathway", "num_eigenvectors", "num_segments", "resolution", "affinity", "layers", "solver", "seed")
+    settings = {name: getattr(options, name) for name in names}
+    for optional in ("affinity", "layers", "resolution"):
+        if settings[optional] is None:
+            del settings[optional]
+    return settings
+
+
+def _load(model: str | None, device: str | None, settings: dict[str, Any] | None = None) -> SpectralPathwaysPipeline:
+    """Load the backbone; what cannot be loaded is the user's to mend.
+
+    Returns:
+        The pipeline, its settings checked.
+    """
+    try:
+        return pipeline(model, device=device, **(settings or {}))
+    except SpectralError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise SpectralError.of(
+            "--model or --device",
+            expected="a backbone and a device that can be loaded",
+            got=f"{model or 'the default'} ({reason})",
+            fix="Check the names; without the Hub, give a folder or install hf-spectral[offline]",
+        ) from error
+
+
+def _expand(words: Sequence[str]) -> list[str]:
+    """Replace folders by the pictures in them.
+
+    Returns:
+        Paths and URLs, in the order given, a folder's files sorted.
+    """
+    sources: list[str] = []
+    for word in words:
+        folder = Path(word)
+        if not folder.is_dir():
+            sources.append(word)
+            continue
+        found = sorted(str(path) for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+        if not found:
+            raise SpectralError.of(
+                "IMAGE", expected="a folder that holds pictures", got=repr(word), fix="Give its subfolder, or the files"
+            )
+        sources += found
+    return sources
+
+
+def _unique_names(sources: Sequence[str]) -> list[str]:
+    """Name the outputs of each source by its file's stem, numbered where two stems are the same.
+
+    Returns:
+        One name a source.
+    """
+    names: list[str] = []
+    taken: set[str] = set()
+    for source in sources:
+        stem = Path(source.split("?")[0]).stem or "image"
+        name, number = stem, 2
+        while name in taken:
+            name, number = f"{stem}-{number}", number + 1
+        taken.add(name)
+        names.append(name)
+    return names
+
+
+def _write_image(
+    pipe: SpectralPathwaysPipeline, source: str | Image.Image, name: str, folder: Path, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """Analyze one picture and write its files.
+
+    Returns:
+        What the summary says about it.
+    """
+    start = time.perf_counter()
+    image = read_image(source)
+    output = pipe(image, **settings)
+    pathways = output if settings["pathway"] == "both" else {settings["pathway"]: output}
+    folder.mkdir(parents=True, exist_ok=True)
+    described: dict[str, Any] = {"size": [image.height, image.width], "pathways": {}}
+    for pathway, found in pathways.items():
+        described["pathways"][pathway] = _write_pathway(image, found, folder, f"{name}.{pathway}")
+    if len(pathways) == 2:
+        size = (image.height, image.width)
+        pictures = {
+            pathway: eigenvectors_to_rgb(found["eigenvectors"], found["eigenvalues"], size=size)
+            for pathway, found in pathways.items()
+        }
+        pathways_figure(image, pictures["where"], pictures["what"]).save(folder / f"{name}.pathways.png")
+        described["figure"] = f"{name}.pathways.png"
+    return described | {"seconds": round(time.perf_counter() - start, 3)}
+
+
+def _write_pathway(image: Image.Image, found: dict[str, Any], folder: Path, prefix: str) -> dict[str, Any]:
+    files = {"result": f"{prefix}.safetensors", "eigenvectors": f"{prefix}.eigenvectors.png"}
+    found["result"].save(folder / files["result"])
+    eigenvector_sheet(image, found["eigenvectors"], found["eigenvalues"]).save(folder / files["eigenvectors"])
+    if "segmentation" in found:
+        files["segmentation"] = f"{prefix}.segmentation.png"
+        files["labels"] = f"{prefix}.labels.png"
+        found["segmentation"].save(folder / files["labels"])
+        labels = torch.from_numpy(np.asarray(found["segmentation"]).astype(np.int64))
+        segmentation_overlay(image, labels).save(folder / files["segmentation"])
+    return {
+        "files": files,
+        "grid": list(found["grid"]),
+        "num_layers": len(found["layers"]),
+        "num_segments": len(found["segments"]) if "segments" in found else None,
+        "eigenvalues": [round(value, 6) for value in found["eigenvalues"].tolist()],
+        "largest_residual": float(found["residuals"].max()),
+    }
+
+
+def _write_summary(
+    options: argparse.Namespace,
+    settings: dict[str, Any],
+    pipe: SpectralPathwaysPipeline,
+    done: list[dict[str, Any]],
+    failed: list[dict[str, str]],
+) -> None:
+    versions = {"hf_spectral": hf_spectral.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    summary = {
+        "model": options.model or hf_spectral.pipelines.DEFAULT_BACKBONE,
+        "model_type": pipe.model.config.model_type,
+        "settings": settings,
+        "versions": versions,
+        "images": done,
+        "failed": failed,
+    }
+    options.output.mkdir(parents=True, exist_ok=True)
+    partial = options.output / ".summary.json.partial"
+    partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    partial.replace(options.output / "summary.json")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""The command line: files, exit codes, one line for a mistake."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hf_spectral import SpectralResult
+from hf_spectral.cli import main
+from tests.test_pipeline import PROCESSOR, photo
+from tests.tiny_backbones import BACKBONES
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("backbone")
+    BACKBONES["dinov2"].model().save_pretrained(folder)
+    PROCESSOR.save_pretrained(folder)
+    return str(folder)
+
+
+def run(*words):
+    return main([str(word) for word in words])
+
+
+def test_analyze_writes_every_file_and_a_summary(backbone, tmp_path):
+    photo().save(tmp_path / "a.png")
+    out = tmp_path / "out"
+    code = run("analyze", tmp_path / "a.png", "--model", backbone, "--num-eigenvectors", 5, "--num-segments", 3, "--output", out)
+    assert code == 0
+    expected = {"a.pathways.png", "summary.json"}
+    for pathway in ("where", "what"):
+        for ending in ("safetensors", "eigenvectors.png", "segmentation.png", "labels.png"):
+            expected.add(f"a.{pathway}.{ending}")
+    assert {path.name for path in out.iterdir()} == expected
+    result = SpectralResult.load(out / "a.what.safetensors")
+    assert result.eigenvectors.shape == (5, 5, 8)
+    assert result.config.pathway == "what"
+    labels = np.asarray(Image.open(out / "a.what.labels.png"))
+    assert labels.shape == (60, 90)
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["images"][0]["pathways"]["what"]["num_segments"] == len(np.unique(labels))
+    assert summary["failed"] == []
+    assert summary["settings"]["num_eigenvectors"] == 5
+
+
+def test_one_bad_file_does_not_stop_the_others(backbone, tmp_path, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    photo().save(folder / "a.png")
+    (folder / "b.jpg").write_text("text")
+    photo(seed=1).save(folder / "c.png")
+    out = tmp_path / "out"
+    assert run("analyze", folder, "--model", backbone, "--pathway", "what", "--output", out) == 1
+    assert (out / "a.what.safetensors").exists()
+    assert (out / "c.what.safetensors").exists()
+    summary = json.loads((out / "summary.json").read_text())
+    assert "b.jpg" in summary["failed"][0]["image"]
+    assert "not a picture" in summary["failed"][0]["reason"]
+    assert "b.jpg" in capsys.readouterr().err
+
+
+def test_equal_names_do_not_overwrite_each_other(backbone, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        photo(seed=len(name)).save(tmp_path / name / "photo.png")
+    out = tmp_path / "out"
+    words = [tmp_path / "one" / "photo.png", tmp_path / "two" / "photo.png"]
+    assert run("analyze", *words, "--model", backbone, "--pathway", "where", "--num-segments", "none", "--output", out) == 0
+    assert (out / "photo.where.safetensors").exists()
+    assert (out / "photo-2.where.safetensors").exists()
+    assert not list(out.glob("*.segmentation.png"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--layers", "9"], "`layers`: expected indices from -3 to 2"),
+        (["--num-eigenvectors", "0"], "`num_eigenvectors`: expected an integer of at least 1"),
+        (["--affinity", "attention"], "one that serves both pathways"),
+        (["--device", "abacus"], "--model or --device"),
+    ],
+)
+def test_mistakes_give_one_line_and_exit_code_2(backbone, tmp_path, capsys, words, message):
+    photo().save(tmp_path / "a.png")
+    code = run("analyze", tmp_path / "a.png", "--model", backbone, "--output", tmp_path / "out", *words)
+    assert code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hf-spectral:")]
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def test_a_missing_model_and_an_empty_folder(tmp_path, capsys):
+    photo().save(tmp_path / "a.png")
+    assert run("analyze", tmp_path / "a.png", "--model", tmp_path / "nowhere") == 2
+    (tmp_path / "empty").mkdir()
+    assert run("analyze", tmp_path / "empty") == 2
+    assert "a folder that holds pictures" in capsys.readouterr().err
+
+
+def test_unknown_words_exit_with_2():
+    with pytest.raises(SystemExit) as stopped:
+        main(["dance"])
+    assert stopped.value.code == 2
+
+
+def test_quickstart_runs_without_the_hub(tmp_path, capsys):
+    assert run("quickstart", "--output", tmp_path) == 0
+    assert str(tmp_path / "china.pathways.png") in capsys.readouterr().out
+    figure = np.asarray(Image.open(tmp_path / "china.pathways.png"))
+    assert figure.std() > 20
+    where, what = (SpectralResult.load(tmp_path / f"china.{name}.safetensors") for name in ("where", "what"))
+    assert where.eigenvectors.shape == what.eigenvectors.shape
+    assert not torch.allclose(where.eigenvectors, what.eigenvectors, atol=1e-2)
+
+
+def test_importing_the_package_stays_light():
+    code = "import sys, hf_spectral; print(*[n for n in ('diffusers', 'gradio', 'datasets', 'matplotlib') if n in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == ""
