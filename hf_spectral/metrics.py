@@ -117,8 +117,8 @@ def normalized_mutual_information(
 def matched_miou(prediction: Labels, truths: Labels | Sequence[Labels], void: int | None = None) -> float:
     """Mean over classes of the intersection over union, after the best one-to-one matching of clusters to classes.
 
-    A class that gets no cluster counts as 0; a cluster that gets no class only loses its pixels. To score a data set, as
-    is the custom, concatenate the labels of all its images into one array first.
+    A class that gets no cluster counts as 0; a cluster that gets no class only loses its pixels. To score a data set,
+    concatenate the labels of all its images into one array first, as is the custom.
 
     Args:
         prediction: Cluster of each pixel, any integers from 0.
@@ -164,14 +164,14 @@ def purity(prediction: Labels, truths: Labels | Sequence[Labels], void: int | No
 def where_score(
     eigenvectors: Float[Tensor, "images eigenvectors height width"] | Sequence[Float[Tensor, "eigenvectors _h _w"]],
     bins: int | None = None,
-) -> Float[Tensor, "eigenvectors"]:
+) -> Float[Tensor, " eigenvectors"]:
     """Share of each dataset-level eigenvector's variance that the position of a token explains alone.
 
     R_j^2 = Var_p(mean_i x_ijp) / Var_ip(x_ijp): the correlation ratio of eigenvector j given position p, over images i.
     Images of different grids share positions by area: the picture is divided into `bins` x `bins` equal cells, tokens
     fall into the cell that holds their centre, and the variance between cells is that of the cell means weighted by
-    their tokens, every image weighing the same. Only eigenvectors of one common problem may be compared (those of single
-    images have a free sign each). With n images, labels that ignore position still score about 1/n: use many images.
+    their tokens, every image weighing the same. Only eigenvectors of one common problem may be compared (those of
+    single images have a free sign each). With n images, maps that ignore position still score about 1/n: use many.
 
     Args:
         eigenvectors: Maps of all images, or one entry an image where grids differ; at least two images.
@@ -202,8 +202,9 @@ def where_score(
     shared = len({one.shape for one in maps}) == 1
     cells = [_cells(one.shape[1], one.shape[2], None if shared and bins is None else bins or 16) for one in maps]
     count = 1 + max(int(index.max()) for index in cells)
-    weight, first, second = torch.zeros(count, dtype=torch.float64), 0.0, 0.0
+    weight = torch.zeros(count, dtype=torch.float64)
     total = torch.zeros(len(maps[0]), count, dtype=torch.float64)
+    first, second = torch.zeros(2, len(maps[0]), dtype=torch.float64)
     for one, index in zip(maps, cells, strict=True):
         values = one.detach().to("cpu", torch.float64).flatten(1)
         share = 1 / values.shape[1]
@@ -220,7 +221,7 @@ def where_score(
     return torch.where(constant, 0.0, between / variance.clamp_min(torch.finfo(torch.float64).tiny)).clamp(0, 1)
 
 
-def _cells(height: int, width: int, bins: int | None) -> Integer[Tensor, "nodes"]:
+def _cells(height: int, width: int, bins: int | None) -> Integer[Tensor, " nodes"]:
     rows, columns = bins or height, bins or width
     row = ((torch.arange(height) + 0.5) * rows / height).floor().long()
     column = ((torch.arange(width) + 0.5) * columns / width).floor().long()
@@ -237,7 +238,7 @@ def _mean_over_truths(
 
 
 def _contingency(prediction: Labels, truth: Labels, void: int | None) -> np.ndarray:
-    """Count the pixels of each (segment, region) pair; numbers that do not occur leave no empty rows or columns."""
+    """Return the pixels of each (segment, region) pair; numbers that do not occur leave no empty rows or columns."""
     if tuple(prediction.shape) != tuple(truth.shape):
         raise SpectralError.of(
             "truths",

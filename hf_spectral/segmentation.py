@@ -23,6 +23,7 @@ from hf_spectral.errors import SpectralError
 SegmentationMethod = Literal["ward", "kmeans"]
 
 _STRIP_VALUES = 4_000_000  # interpolated distances held at once: 16 MB
+_REACH = 2  # tokens around a segment that soft upsampling may give it; measured: 1 to 4 are equal, unbounded is worse
 _SILHOUETTE_NODES = 2_000  # the silhouette is quadratic in the nodes: a fixed sample decides for larger grids
 _KMEANS_STARTS = 4
 
@@ -35,12 +36,13 @@ class Segmentation:
         labels: Segment of each pixel, 0 to `num_segments` - 1, numbered by decreasing area; no number is missing.
         scores: One value a segment, 0 to 1: the mean over its tokens of 1 - a / b, a the distance to the segment's own
             centroid and b that to the nearest rival's (a touching segment for `ward`, any other for `kmeans`), not
-            less than 0. 1: every token sits on its centroid; 0: tokens are as near to the rival. A sole segment has 1.
+            less than 0. 1: every token sits on its centroid; 0: tokens are as near to the rival, or (as for the
+            silhouette) the segment is a single token. A sole segment has 1.
         num_segments: Number of segments.
     """
 
     labels: Int[Tensor, "height width"]
-    scores: Float[Tensor, "segments"]
+    scores: Float[Tensor, " segments"]
     num_segments: int
 
 
@@ -50,7 +52,7 @@ class Instance:
 
     Args:
         mask: True on its pixels.
-        score: Mean silhouette of its tokens against the rest of the image, 0 (no better than the rest) to 1.
+        score: How much the tokens just outside differ from those inside: mean silhouette, 0 (not at all) to 1.
     """
 
     mask: Bool[Tensor, "height width"]
@@ -58,7 +60,7 @@ class Instance:
 
 
 def spectral_embedding(
-    eigenvectors: Float[Tensor, "eigenvectors height width"], eigenvalues: Float[Tensor, "eigenvectors"]
+    eigenvectors: Float[Tensor, "eigenvectors height width"], eigenvalues: Float[Tensor, " eigenvectors"]
 ) -> Float[Tensor, "nodes channels"]:
     """Give each token its coordinates x_j = (1 - lambda_j) u_j, the trivial eigenvector left out.
 
@@ -99,7 +101,7 @@ def spectral_embedding(
 
 def segment(
     eigenvectors: Float[Tensor, "eigenvectors height width"],
-    eigenvalues: Float[Tensor, "eigenvectors"],
+    eigenvalues: Float[Tensor, " eigenvectors"],
     num_segments: int | Literal["auto"] = "auto",
     method: SegmentationMethod = "ward",
     size: tuple[int, int] | None = None,
@@ -137,13 +139,15 @@ def segment(
     if method == "ward":
         limit = min(max_auto_segments, len(embedding))
         nodes = _ward_labels(embedding, grid, num_segments, ward_threshold, limit)
+        if num_segments == "auto":
+            nodes = _absorb_crumbs(embedding, nodes, grid)
     else:
         nodes = _kmeans_labels(embedding, num_segments, seed)
     distances = cdist(embedding, _centroids(embedding, nodes))
     scores = _margins(distances, nodes, grid if method == "ward" else None)
     if method == "ward":
         # Far regions that look alike have nearly the same centroid: each may claim only its own tokens and a rim.
-        distances[~_reach(nodes, grid)] = 2 * distances.max() + 1
+        distances[~_reach(nodes, grid, _REACH)] = 2 * distances.max() + 1
     maps = torch.from_numpy(distances.T.reshape(-1, *grid)).float()
     return _by_area(upsample(maps, size), torch.from_numpy(scores).float())
 
@@ -175,17 +179,135 @@ def upsample(
     below = (above + 1).clamp_max(rows - 1)
     share = (position - above).to(wide.dtype)[:, None]
     labels = torch.empty(height, width, dtype=torch.int64, device=wide.device)
-    strip = max(1, _STRIP_VALUES // (count * width))
+    strip = max(1, _STRIP_VALUES // (4 * width))
     for start in range(0, height, strip):
         part = slice(start, start + strip)
-        labels[part] = torch.lerp(wide[:, above[part]], wide[:, below[part]], share[part]).argmin(0)
+        least, nearest = torch.lerp(wide[0, above[part]], wide[0, below[part]], share[part]), labels[part].zero_()
+        for segment_index in range(1, count):  # a running minimum: 2 to 3 times as fast as argmin
+            rival = torch.lerp(wide[segment_index, above[part]], wide[segment_index, below[part]], share[part])
+            nearest.masked_fill_(rival < least, segment_index)
+            torch.minimum(least, rival, out=least)
     return labels
+
+
+def instances(
+    eigenvectors: Float[Tensor, "eigenvectors height width"],
+    eigenvalues: Float[Tensor, " eigenvectors"],
+    size: tuple[int, int] | None = None,
+    seed: int = 0,
+    max_instances: int = 20,
+) -> list[Instance]:
+    """Propose objects by the paper's hierarchical grouping.
+
+    k-means for K = 2 to 9; the connected components of each are merged, neighbours first, into a tree; every region
+    of 1 to 90 % of the area is a candidate. Those that touch two or more borders of the picture are dropped as
+    background (three or more, if none is left), the rest is ranked by silhouette and thinned out at an IoU of 0.7.
+
+    Args:
+        eigenvectors: Maps of one image, the trivial one at index 0.
+        eigenvalues: Of the normalized Laplacian, ascending.
+        size: Height and width of the masks in pixels; `None` keeps the token grid.
+        seed: Seed of k-means.
+        max_instances: At most so many are returned.
+
+    Returns:
+        Masks that may overlap, best first; empty where no region qualifies.
+
+    Raises:
+        SpectralError: If an argument is out of range.
+
+    Reference:
+        Zhang, Yunis, Maire, Deciphering What and Where Visual Pathways, CVPR 2024, instance segmentation.
+    """
+    require_positive_int("max_instances", max_instances)
+    grid = (eigenvectors.shape[1], eigenvectors.shape[2])
+    embedding = spectral_embedding(eigenvectors, eigenvalues).detach().to("cpu", torch.float64).numpy()
+    size = _checked_size(size, grid)
+    masks = _candidates(embedding, grid, seed)
+    maps = masks.reshape(-1, *grid)
+    borders = (maps[:, 0], maps[:, -1], maps[:, :, 0], maps[:, :, -1])
+    touched = sum((border.any(1).astype(int) for border in borders), start=np.zeros(len(masks), dtype=int))
+    masks = masks[touched < (2 if (touched < 2).any() else 3)]
+    scores = _mask_silhouettes(embedding, masks, grid)
+    chosen: list[int] = []
+    for candidate in np.argsort(-scores, kind="stable"):
+        if len(chosen) < max_instances and (_iou(masks[candidate], masks[chosen]) <= 0.7).all():
+            chosen.append(int(candidate))
+    found = []
+    for index in chosen:
+        inside = torch.from_numpy(masks[index].reshape(grid)).float()
+        found.append(Instance(upsample(torch.stack([inside, 1 - inside]), size).bool(), float(scores[index])))
+    return found
+
+
+def _candidates(embedding: np.ndarray, grid: tuple[int, int], seed: int) -> np.ndarray:
+    """Return the distinct regions of 1 to 90 % of the area as rows of a boolean matrix."""
+    count = len(embedding)
+    found: dict[bytes, np.ndarray] = {}
+    for k in range(2, min(9, len(np.unique(embedding, axis=0))) + 1):
+        regions = _components(_kmeans(embedding, k, seed).reshape(grid))
+        members = _merging_tree(embedding, regions, grid)
+        masks = [regions == index for index in range(regions.max() + 1)]
+        for first, second in members:
+            masks.append(masks[first] | masks[second])
+        for mask in masks:
+            if 0.01 * count <= mask.sum() <= 0.9 * count:
+                found.setdefault(np.packbits(mask).tobytes(), mask)
+    return np.array(list(found.values()), dtype=bool).reshape(-1, count)
+
+
+def _components(labels: np.ndarray) -> np.ndarray:
+    """Return the number of each token's region, a connected part of a segment, counted over all segments."""
+    regions = np.zeros(labels.shape, dtype=np.int64)
+    count = 0
+    for index in range(labels.max() + 1):
+        parts, number = ndimage.label(labels == index)
+        regions[parts > 0] = parts[parts > 0] + count - 1
+        count += number
+    return regions.ravel()
+
+
+def _merging_tree(embedding: np.ndarray, regions: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    count = int(regions.max()) + 1
+    if count == 1:
+        return np.zeros((0, 2), dtype=np.int64)
+    edges = grid_to_graph(*grid).tocoo()
+    shape = (count, count)
+    adjacency = coo_matrix((np.ones(edges.nnz), (regions[edges.row], regions[edges.col])), shape=shape).tocsr()
+    return linkage_tree(_centroids(embedding, regions), connectivity=adjacency, linkage="average")[0]
+
+
+def _mask_silhouettes(embedding: np.ndarray, masks: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """Return the mean silhouette 1 - a / b over the tokens just outside each mask; at least 0.
+
+    b is an outside token's mean distance to the mask's tokens, a the mean distance among these. So every part of the
+    outline counts the same. The silhouette of the inside against the whole rest (or against the rim) is high already
+    where a piece of uniform background touches one very different object.
+    """
+    maps = masks.reshape(-1, *grid)
+    rim = ndimage.binary_dilation(maps, np.ones((1, 3, 3), dtype=bool)) & ~maps
+    members, outside = masks.T.astype(np.float64), rim.reshape(masks.shape).T
+    sizes = members.sum(0)
+    to_mask = np.empty(members.shape)
+    step = max(1, _STRIP_VALUES // len(embedding))
+    for start in range(0, len(embedding), step):
+        to_mask[start : start + step] = cdist(embedding[start : start + step], embedding) @ members
+    within = (to_mask * members).sum(0) / np.maximum(sizes * (sizes - 1), 1)
+    to_mask /= np.maximum(sizes, 1)
+    largest = np.maximum(to_mask, within)
+    margin = np.divide(to_mask - within, largest, out=np.zeros_like(to_mask), where=largest > 0)
+    mean = (margin * outside).sum(0) / np.maximum(outside.sum(0), 1)
+    return np.where(sizes > 1, mean, 0).clip(0, 1)
+
+
+def _iou(mask: np.ndarray, others: np.ndarray) -> np.ndarray:
+    return (mask & others).sum(1) / np.maximum((mask | others).sum(1), 1)
 
 
 def _ward_labels(
     embedding: np.ndarray, grid: tuple[int, int], num_segments: int | str, threshold: float, limit: int
 ) -> np.ndarray:
-    """Cut the one tree of merges between neighbouring tokens."""
+    """Return the labels after a cut through the one tree of merges between neighbouring tokens."""
     count = len(embedding)
     if count == 1:
         return np.zeros(1, dtype=np.int64)
@@ -226,10 +348,23 @@ def _centroids(embedding: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return (membership @ embedding) / np.bincount(labels)[:, None]
 
 
-def _reach(labels: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Tell for each token and segment whether the token or one of its eight neighbours belongs to the segment."""
+def _reach(labels: np.ndarray, grid: tuple[int, int], distance: int) -> np.ndarray:
+    """Return for each token and segment whether the segment has a token within `distance` rows and columns."""
     member = np.arange(labels.max() + 1)[:, None, None] == labels.reshape(grid)
-    return ndimage.binary_dilation(member, np.ones((1, 3, 3), dtype=bool)).reshape(len(member), -1).T
+    square = np.ones((1, 3, 3), dtype=bool)
+    return ndimage.binary_dilation(member, square, iterations=distance).reshape(len(member), -1).T
+
+
+def _absorb_crumbs(embedding: np.ndarray, labels: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """Return the labels with segments below a thousandth of the area, outlier tokens, given to the likest neighbour."""
+    small = np.bincount(labels) < len(labels) // 1000
+    if not small.any() or small.all():
+        return labels
+    distances = cdist(embedding, _centroids(embedding, labels))
+    distances[~_reach(labels, grid, 1)] += 2 * distances.max() + 1  # not touching: only if nothing else does
+    distances[:, small] = np.inf
+    kept = np.where(small[labels], distances.argmin(1), labels)
+    return np.unique(kept, return_inverse=True)[1]
 
 
 def _margins(distances: np.ndarray, labels: np.ndarray, grid: tuple[int, int] | None) -> np.ndarray:
@@ -240,16 +375,17 @@ def _margins(distances: np.ndarray, labels: np.ndarray, grid: tuple[int, int] | 
     rivals = distances.copy()
     if grid is not None:
         touching = np.zeros((count, count), dtype=bool)
-        tokens, segments = np.nonzero(_reach(labels, grid))
+        tokens, segments = np.nonzero(_reach(labels, grid, 1))
         touching[labels[tokens], segments] = True
         rivals[~touching[labels]] = np.inf
     rivals[np.arange(len(labels)), labels] = np.inf
     nearest = rivals.min(1)
     margin = np.divide(nearest - own, np.maximum(nearest, own), out=np.zeros_like(own), where=nearest > 0)
-    return (np.bincount(labels, margin) / np.bincount(labels)).clip(0, 1)
+    sizes = np.bincount(labels)
+    return np.where(sizes > 1, np.bincount(labels, margin) / sizes, 0).clip(0, 1)
 
 
-def _by_area(labels: Int[Tensor, "height width"], scores: Float[Tensor, "segments"]) -> Segmentation:
+def _by_area(labels: Int[Tensor, "height width"], scores: Float[Tensor, " segments"]) -> Segmentation:
     areas = torch.bincount(labels.flatten(), minlength=len(scores))
     order = torch.argsort(areas, descending=True, stable=True)[: int((areas > 0).sum())]
     number = torch.zeros_like(areas)

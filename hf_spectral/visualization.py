@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
+from scipy.stats import rankdata
 from torch import Tensor
 
 from hf_spectral.errors import SpectralError
@@ -54,19 +55,20 @@ def eigenvector_image(values: Float[Tensor, "height width"], size: tuple[int, in
 
 def eigenvectors_to_rgb(
     eigenvectors: Float[Tensor, "eigenvectors height width"],
-    eigenvalues: Float[Tensor, "eigenvectors"] | None = None,
+    eigenvalues: Float[Tensor, " eigenvectors"] | None = None,
     size: tuple[int, int] | None = None,
 ) -> Image.Image:
     """Show the first three eigenvectors after the trivial one as one colour picture.
 
-    The tokens' three coordinates are stretched to their 2nd and 98th percentiles and read as red, green and blue.
-    Signs are fixed first (the entry of largest magnitude is positive), so the same eigenvectors always give the same
-    colours.
+    They steer the three axes of the perceptual space OKLab: the first green to red, the second blue to yellow, the
+    third dark to light, so that equal steps look equally large. Each is half its value, stretched from the 2nd to the
+    98th percentile, half its rank: eigenvectors that single out a small part would leave the rest one flat colour.
+    Signs are fixed first (the entry of largest magnitude is positive), so the picture does not depend on them.
 
     Args:
-        eigenvectors: Maps of one image, the trivial one at index 0; missing ones (fewer than three) stay mid-grey.
-        eigenvalues: Of the normalized Laplacian. If given, eigenvector j > 1 varies by (1 - lambda_j) / (1 - lambda_1)
-            of the full range, at least half: weak eigenvectors tint, strong ones colour.
+        eigenvectors: Maps of one image, the trivial one at index 0; missing ones (fewer than three) stay neutral.
+        eigenvalues: Of the normalized Laplacian. If given, eigenvector j > 1 spans (1 - lambda_j) / (1 - lambda_1) of
+            its axis, at least half: weak eigenvectors tint, strong ones colour.
         size: Height and width of the picture in pixels; `None`: one pixel a token.
 
     Returns:
@@ -79,19 +81,21 @@ def eigenvectors_to_rgb(
         raise SpectralError.of(
             "eigenvectors", expected="at least 2", got=len(eigenvectors), fix="Solve with num_eigenvectors=4 or more"
         )
-    chosen = eigenvectors[1:4].detach().cpu().double()
-    flat = chosen.flatten(1)
-    signs = torch.sign(flat.gather(1, flat.abs().argmax(1, keepdim=True)))
-    low, high = torch.quantile(flat * signs, torch.tensor([0.02, 0.98], dtype=torch.float64), dim=1)
-    maps = _resized(chosen * signs[:, :, None], size)
-    spread = (high - low).clamp_min(1e-12).numpy()[:, None, None]
-    unit = np.clip((maps - low.numpy()[:, None, None]) / spread, 0, 1)
+    chosen = eigenvectors[1:4].detach().cpu().double().flatten(1).numpy()
+    largest = np.take_along_axis(chosen, np.abs(chosen).argmax(1)[:, None], axis=1)
+    chosen = np.where(largest < 0, -chosen, chosen)
+    low, high = np.quantile(chosen, [0.02, 0.98], axis=1)[:, :, None]
+    stretched = ((chosen - low) / np.maximum(high - low, 1e-12)).clip(0, 1)
+    spread = (stretched + (rankdata(chosen, axis=1) - 0.5) / chosen.shape[1]) / 2 - 0.5
     if eigenvalues is not None:
         scales = (1 - eigenvalues[1:4].detach().cpu().double().numpy()).clip(1e-6)
-        unit = 0.5 + (unit - 0.5) * np.clip(scales / scales[0], 0.5, 1)[:, None, None]
-    colours = np.full((*unit.shape[1:], 3), 0.5)
-    colours[..., : len(unit)] = np.moveaxis(unit, 0, -1)
-    return Image.fromarray(np.rint(colours * 255).astype(np.uint8))
+        spread = spread * (scales / scales[0]).clip(0.5, 1)[:, None]
+    maps = _resized(torch.from_numpy(spread).reshape(-1, *eigenvectors.shape[1:]), size).clip(-0.5, 0.5)
+    lab = np.zeros((*maps.shape[1:], 3))
+    lab[..., 0] = 0.66
+    for axis, (values, gain) in zip((1, 2, 0), zip(maps, (0.34, 0.34, 0.46), strict=False), strict=False):
+        lab[..., axis] += gain * values
+    return Image.fromarray(_bytes_from_oklab(lab))
 
 
 def segmentation_overlay(
@@ -155,7 +159,7 @@ def segment_colours(count: int) -> np.ndarray:
 def eigenvector_sheet(
     image: Image.Image,
     eigenvectors: Float[Tensor, "eigenvectors height width"],
-    eigenvalues: Float[Tensor, "eigenvectors"],
+    eigenvalues: Float[Tensor, " eigenvectors"],
     columns: int = 4,
     tile_width: int = 320,
 ) -> Image.Image:

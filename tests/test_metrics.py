@@ -1,0 +1,200 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics as reference
+
+from hf_spectral.errors import SpectralError
+from hf_spectral.metrics import (
+    adjusted_rand_index,
+    covering,
+    matched_miou,
+    normalized_mutual_information,
+    purity,
+    variation_of_information,
+    where_score,
+)
+
+ALL = [
+    covering,
+    adjusted_rand_index,
+    variation_of_information,
+    normalized_mutual_information,
+    matched_miou,
+    purity,
+]
+
+
+def random_maps(seed, segments=5, regions=4, shape=(13, 17)):
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, regions, shape)
+    noise = rng.integers(0, segments, shape)
+    return np.where(rng.random(shape) < 0.6, truth % segments, noise), truth
+
+
+def naive_covering(prediction, truth):
+    total = 0.0
+    for region in np.unique(truth):
+        inside = truth == region
+        best = max(
+            (inside & (prediction == s)).sum() / (inside | (prediction == s)).sum() for s in np.unique(prediction)
+        )
+        total += inside.sum() * best
+    return total / truth.size
+
+
+def naive_variation(prediction, truth):
+    def entropy(values):
+        _, counts = np.unique(values, return_counts=True)
+        return -sum(c / values.size * math.log2(c / values.size) for c in counts)
+
+    joint = entropy(prediction * 1000 + truth)
+    return 2 * joint - entropy(prediction) - entropy(truth)
+
+
+def naive_miou(prediction, truth):
+    from itertools import permutations
+
+    classes, clusters = np.unique(truth), list(np.unique(prediction))
+    clusters += [-1] * len(classes)
+
+    def iou(cluster, label):
+        union = ((prediction == cluster) | (truth == label)).sum()
+        return ((prediction == cluster) & (truth == label)).sum() / union
+
+    return max(
+        np.mean([iou(c, label) for c, label in zip(chosen, classes, strict=True)])
+        for chosen in permutations(clusters, len(classes))
+    )
+
+
+def naive_purity(prediction, truth):
+    return sum(np.bincount(truth[prediction == s]).max() for s in np.unique(prediction)) / truth.size
+
+
+NAIVE = {
+    covering: naive_covering,
+    variation_of_information: naive_variation,
+    matched_miou: naive_miou,
+    purity: naive_purity,
+    adjusted_rand_index: lambda p, t: reference.adjusted_rand_score(t.ravel(), p.ravel()),
+    normalized_mutual_information: lambda p, t: reference.normalized_mutual_info_score(t.ravel(), p.ravel()),
+}
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("metric", ALL)
+@pytest.mark.parametrize(("segments", "regions"), [(5, 4), (2, 4), (4, 1), (1, 3)])
+def test_equals_an_independent_implementation(metric, seed, segments, regions):
+    prediction, truth = random_maps(seed, segments, regions)
+    assert metric(prediction, truth) == pytest.approx(NAIVE[metric](prediction, truth), abs=1e-12)
+
+
+@pytest.mark.parametrize("metric", ALL)
+def test_mean_over_annotators_and_any_container(metric):
+    prediction, first = random_maps(0)
+    second = random_maps(1)[1]
+    expected = (metric(prediction, first) + metric(prediction, second)) / 2
+    assert metric(prediction, [first, second]) == pytest.approx(expected)
+    tensors = [torch.from_numpy(first), torch.from_numpy(second.astype(np.uint8))]
+    assert metric(torch.from_numpy(prediction), tensors) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("metric", ALL)
+def test_names_of_labels_do_not_matter(metric):
+    prediction, truth = random_maps(2)
+    renamed = np.array([900_000, 3, 70, 12, 41])[prediction]
+    assert metric(renamed, truth) == pytest.approx(metric(prediction, truth))
+    assert metric(prediction, truth * 1_000_003) == pytest.approx(metric(prediction, truth))
+
+
+@pytest.mark.parametrize("metric", ALL)
+def test_the_best_value_is_reached_by_the_same_partition_only(metric):
+    prediction, truth = random_maps(3)
+    best = 0 if metric is variation_of_information else 1
+    assert metric((truth + 1) % 4, truth) == pytest.approx(best, abs=1e-12)
+    assert abs(metric(prediction, truth) - best) > 0.1
+
+
+@pytest.mark.parametrize("metric", [normalized_mutual_information, matched_miou, purity])
+def test_void_pixels_are_left_out(metric):
+    prediction, truth = random_maps(4)
+    seen = truth != 0
+    assert metric(prediction, truth, void=0) == pytest.approx(metric(prediction[seen], truth[seen]))
+    assert metric(prediction, truth, void=0) != pytest.approx(metric(prediction, truth))
+
+
+def test_one_pixel_and_sole_segments_are_perfect():
+    for shape in ((1, 1), (3, 4)):
+        same = np.zeros(shape, dtype=np.int64)
+        for metric in ALL:
+            assert metric(same, same) == (0 if metric is variation_of_information else 1)
+
+
+@pytest.mark.parametrize("metric", ALL)
+def test_messages_name_the_argument(metric):
+    prediction, truth = random_maps(5)
+    with pytest.raises(SpectralError, match=r"`truths`: expected the shape of the prediction, \(13, 17\), got \(17,"):
+        metric(prediction, truth.T[:, :5])
+    with pytest.raises(SpectralError, match="`truths`: expected at least one label map"):
+        metric(prediction, [])
+    with pytest.raises(SpectralError, match="`prediction`: expected integers from 0"):
+        metric(prediction - 1, truth)
+
+
+def test_only_void_is_refused():
+    zeros = np.zeros((2, 2), dtype=np.int64)
+    with pytest.raises(SpectralError, match="at least one labelled pixel"):
+        purity(zeros, zeros, void=0)
+
+
+def naive_where(maps):
+    """One way analysis of variance, written out."""
+    values = torch.stack(maps).double().numpy()
+    scores = []
+    for j in range(values.shape[1]):
+        x = values[:, j].reshape(len(values), -1)
+        scores.append(x.mean(0).var() / x.var())
+    return scores
+
+
+def test_where_score_equals_analysis_of_variance():
+    generator = torch.Generator().manual_seed(0)
+    where = torch.randn(1, 3, 6, 5, generator=generator)
+    weights = torch.tensor([0.0, 0.5, 2.0])[:, None, None]
+    maps = torch.randn(7, 3, 6, 5, generator=generator) + where * weights
+    scores = where_score(maps)
+    assert scores.numpy() == pytest.approx(naive_where(list(maps)), abs=1e-9)
+    assert scores[0] < scores[1] < scores[2]
+    assert where_score(list(maps)).numpy() == pytest.approx(scores.numpy())
+
+
+def test_where_score_extremes():
+    generator = torch.Generator().manual_seed(1)
+    layout = torch.randn(1, 1, 4, 4, generator=generator).expand(5, 1, 4, 4)
+    levels = torch.randn(5, 1, 1, 1, generator=generator).expand(5, 1, 4, 4)
+    constant = torch.full((5, 1, 4, 4), 0.1)
+    scores = where_score(torch.cat([layout, levels, constant], dim=1))
+    assert scores.tolist() == pytest.approx([1, 0, 0], abs=1e-9)
+
+
+def test_where_score_compares_different_grids_by_place():
+    def gradient(height, width):
+        return ((torch.arange(width) + 0.5) / width).expand(1, height, width)
+
+    grids = [(24, 32), (32, 24), (16, 48)]
+    same = where_score([gradient(*grid) for grid in grids], bins=8)
+    # Within a cell the gradient still varies: 1/8 of the range, that is 1/64 of the variance.
+    assert same.item() == pytest.approx(1 - 1 / 64, abs=0.01)
+    mirrored = where_score([gradient(*grids[0]), gradient(*grids[1]).flip(2)], bins=8)
+    assert mirrored.item() < 0.02
+    assert where_score([gradient(*grid) for grid in grids]).item() > 0.98
+
+
+def test_where_score_messages():
+    one = torch.zeros(2, 3, 3)
+    with pytest.raises(SpectralError, match="`eigenvectors`: expected maps of at least 2 images, got 1"):
+        where_score([one])
+    with pytest.raises(SpectralError, match="the same number of eigenvectors"):
+        where_score([one, torch.zeros(3, 3, 3)])
