@@ -41,6 +41,8 @@ from hf_spectral.records import AttentionRecord, SkippedLayer
 # Up to here the sum of a grid's affinities is held as one matrix (16,384 nodes in float32); above, layers stay apart
 # and their rows are formed anew at every multiplication.
 MAX_DENSE_BYTES = 1 << 30
+# Tokens whose neighbors are sought at once.
+_NEIGHBOR_BLOCK = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,13 +183,15 @@ def cosine_gram(left: Float[Tensor, "nodes dim"], right: Float[Tensor, "nodes di
 
 def _nearest_neighbors(left: Tensor, right: Tensor | None, num_neighbors: int, threshold: float) -> Tensor:
     """Return the symmetric sparse graph of each token's nearest others by cosine, values at or below threshold cut."""
-    cosine = ExponentialOperator(left, right, temperature=1.0)
     num_nodes = left.shape[0]
     count = min(num_neighbors, num_nodes - 1)
     values, columns = [], []
-    for block in cosine.blocks():
-        rows = cosine.left[block] @ cosine.right.T
-        rows[torch.arange(rows.shape[0]), torch.arange(block.start, block.stop)] = -torch.inf
+    for start in range(0, num_nodes, _NEIGHBOR_BLOCK):
+        block = slice(start, start + _NEIGHBOR_BLOCK)
+        rows = left[block] @ (left if right is None else right).T
+        if right is not None:
+            rows = (rows + right[block] @ left.T) / 2
+        rows.diagonal(start).fill_(-torch.inf)
         top = rows.topk(count, dim=1)
         values.append(top.values)
         columns.append(top.indices)
@@ -287,28 +291,27 @@ class _GridSum:
 
     def _add(self, affinity: AffinityOperator, weight: float) -> None:
         if isinstance(affinity, KernelOperator) and self._fits_dense:
-            self._accumulate(self._normalized_kernel(affinity), weight)
+            self._add_kernel(affinity, weight)
         elif isinstance(affinity, GramOperator):
             # Scaling the factor normalizes and keeps the rank r: a product then costs 2 n r instead of n^2.
             normalized = affinity.scaled(inverse_root_degree(affinity.degree()))
             if self._fits_dense and 4 * affinity.rank >= affinity.num_nodes:
-                self._accumulate(normalized.to_dense(), weight)
+                matrix = normalized.to_dense()
+                self._dense = matrix * weight if self._dense is None else self._dense.add_(matrix, alpha=weight)
             else:
                 self._keep(normalized, weight)
         else:
             self._keep(NormalizedOperator(affinity), weight)
 
-    def _normalized_kernel(self, affinity: KernelOperator) -> Tensor:
+    def _add_kernel(self, affinity: KernelOperator, weight: float) -> None:
+        """Form the kernel once, in memory kept between layers, then normalize it on its way into the sum."""
         if self._scratch is None:
             self._scratch = torch.empty(affinity.num_nodes, affinity.num_nodes, device=affinity.device)
+            self._dense = torch.zeros_like(self._scratch) if self._dense is None else self._dense
         kernel = affinity.unsymmetric(out=self._scratch)
         scale = inverse_root_degree((kernel.sum(0) + kernel.sum(1)) / 2)
-        return kernel.mul_(scale).mul_(scale[:, None])
-
-    def _accumulate(self, matrix: Tensor, weight: float) -> None:
-        if self._dense is None:
-            self._dense = torch.zeros_like(matrix)
-        self._dense.add_(matrix, alpha=weight)
+        for block in affinity.blocks():
+            self._dense[block].addcmul_(kernel[block] * scale, scale[block, None], value=weight)
 
     def _keep(self, operator: AffinityOperator, weight: float) -> None:
         self._terms.append(operator)

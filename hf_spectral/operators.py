@@ -213,14 +213,12 @@ class KernelOperator(AffinityOperator):
     """The symmetric part (K + K^T) / 2 of a kernel whose rows are formed on demand and never held all at once."""
 
     @abc.abstractmethod
-    def rows(self, block: slice) -> Float[Tensor, "block nodes"]:
-        """Form a block of rows of K.
+    def fill(self, block: slice, out: Float[Tensor, "block nodes"]) -> None:
+        """Write a block of rows of K.
 
         Args:
             block: The rows wanted, with start and stop given.
-
-        Returns:
-            The rows of K, before it is made symmetric; the caller may overwrite them.
+            out: Where to write them.
         """
 
     def blocks(self) -> Iterator[slice]:
@@ -234,15 +232,15 @@ class KernelOperator(AffinityOperator):
         """Multiply block by block: K x and K^T x in one sweep over the rows."""
         product = torch.zeros_like(vectors)
         for block in self.blocks():
-            rows = self.rows(block)
+            rows = torch.empty(block.stop - block.start, self.num_nodes, device=self.device)
+            self.fill(block, rows)
             product[block] += rows @ vectors
             product += rows.T @ vectors[block]
         return product / 2
 
     def to_dense(self) -> Matrix:
         """Form the kernel and make it symmetric."""
-        kernel = self.unsymmetric()
-        return (kernel + kernel.T) / 2
+        return symmetrize_(self.unsymmetric())
 
     def unsymmetric(self, out: Matrix | None = None) -> Matrix:
         """Form a matrix whose symmetric part is the operator: enough wherever sums are made symmetric once, at the end.
@@ -256,7 +254,7 @@ class KernelOperator(AffinityOperator):
         if out is None:
             out = torch.empty(self.num_nodes, self.num_nodes, device=self.device)
         for block in self.blocks():
-            out[block] = self.rows(block)
+            self.fill(block, out[block])
         return out
 
 
@@ -286,12 +284,16 @@ class AttentionOperator(KernelOperator):
         """Device of the queries."""
         return self.query.device
 
-    def rows(self, block: slice) -> Float[Tensor, "block nodes"]:
-        """Form the attention of some queries."""
-        total = torch.softmax(self.query[0, block] @ self.key_transposed[0], dim=-1)
-        for query, key in zip(self.query[1:], self.key_transposed[1:], strict=True):
-            total += torch.softmax(query[block] @ key, dim=-1)
-        return total.div_(self.query.shape[0])
+    def fill(self, block: slice, out: Float[Tensor, "block nodes"]) -> None:
+        """Write the attention of some queries."""
+        logits = torch.empty_like(out)
+        for head, (query, key) in enumerate(zip(self.query, self.key_transposed, strict=True)):
+            torch.mm(query[block], key, out=logits)
+            if head == 0:
+                torch.softmax(logits, dim=-1, out=out)
+            else:
+                out += torch.softmax(logits, dim=-1, out=logits)
+        out /= self.query.shape[0]
 
 
 @final
@@ -307,10 +309,11 @@ class ExponentialOperator(KernelOperator):
     def __init__(
         self, left: Float[Tensor, "nodes dim"], right: Float[Tensor, "nodes dim"] | None, temperature: float
     ) -> None:
-        # c is one inner product of vectors twice as long: ([a, b] . [b, a]) / 2.
-        self.left = left if right is None else torch.cat([left, right], dim=1) / 2
-        self.right = left if right is None else torch.cat([right, left], dim=1)
-        self.temperature = temperature
+        # (c - 1) / tau is one inner product of longer vectors: ([a, b] . [b, a] / 2 - 1) / tau. Their last entry makes
+        # the -1, so that the rows of a product need only be exponentiated.
+        ones = left.new_ones(left.shape[0], 1)
+        self.left = torch.cat([left, ones] if right is None else [left / 2, right / 2, ones], dim=1) / temperature
+        self.right = torch.cat([left, -ones] if right is None else [right, left, -ones], dim=1)
 
     @property
     def num_nodes(self) -> int:
@@ -322,23 +325,19 @@ class ExponentialOperator(KernelOperator):
         """Device of the vectors."""
         return self.left.device
 
-    def rows(self, block: slice) -> Float[Tensor, "block nodes"]:
-        """Form the affinities of some tokens to all."""
-        return self._exponential(self.left[block] @ self.right.T)
+    def fill(self, block: slice, out: Float[Tensor, "block nodes"]) -> None:
+        """Write the affinities of some tokens to all."""
+        torch.mm(self.left[block], self.right.T, out=out).exp_()
 
     def unsymmetric(self, out: Matrix | None = None) -> Matrix:
         """Form the upper triangle of blocks, those off the diagonal doubled: half of the work."""
         if out is None:
             out = torch.empty(self.num_nodes, self.num_nodes, device=self.device)
         for block in self.blocks():
-            square, rest = slice(block.start, block.stop), slice(block.stop, None)
             out[block, : block.start] = 0
-            out[block, square] = self._exponential(self.left[block] @ self.right[square].T)
-            out[block, rest] = self._exponential(self.left[block] @ self.right[rest].T).mul_(2)
+            torch.mm(self.left[block], self.right[block.start :].T, out=out[block, block.start :]).exp_()
+            out[block, block.stop :] *= 2
         return out
-
-    def _exponential(self, cosine: Tensor) -> Tensor:
-        return cosine.sub_(1).div_(self.temperature).exp_()
 
 
 @final

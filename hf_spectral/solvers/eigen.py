@@ -29,7 +29,8 @@ class EigenSolver(Solver):
         tolerance: Bound on the residual ||A x - mu B x|| of unit vectors; mu lies in [-1, 1].
         max_steps: Block multiplications at most.
         dense_below: Problems of fewer nodes are solved densely.
-        basis_size: Vectors of the basis before a restart; None takes 4 times the eigenvectors wanted, at least 80.
+        basis_size: Vectors of the basis before a restart; None takes 6 times the eigenvectors sought, at least
+            80.
     """
 
     tolerance: float = 1e-5
@@ -53,9 +54,9 @@ class EigenSolver(Solver):
         return self._solve_krylov(problem, num_eigenvectors, seed)
 
     def _solve_krylov(self, problem: JointProblem, wanted: int, seed: int) -> Solution:
-        # Guard vectors: so that the gap that sets the pace lies beyond the last eigenvalue wanted.
-        kept = wanted + max(4, wanted // 4)
-        capacity = min(self.basis_size or max(4 * kept, 80), problem.num_nodes)
+        # Guard vectors, so that the gap that sets the pace lies beyond the last eigenvalue wanted.
+        kept = wanted + 8
+        capacity = min(self.basis_size or max(6 * kept, 80), problem.num_nodes)
         basis = _Basis(problem, capacity)
         generator = torch.Generator().manual_seed(seed)
         start = torch.randn(problem.num_nodes, kept, generator=generator)

@@ -1,0 +1,295 @@
+"""Two passes over a dataset, layer by layer, shard by shard: sums first, then one Gram matrix, then the basis."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from hf_spectral.basis.arrival import Arrived, chosen_layers, in_order, received
+from hf_spectral.basis.layers import BasisLayer, factor, match, normalized_factor, reduced
+from hf_spectral.basis.mass import coupling
+from hf_spectral.basis.model import SpectralBasis, layer_columns
+from hf_spectral.basis.solution import solve_totals
+from hf_spectral.basis.totals import Totals, require_same
+from hf_spectral.basis.weights import final_weights, require_weight_of_each, require_weights, weight_list
+from hf_spectral.config import SpectralConfig, require_positive_int
+from hf_spectral.errors import SpectralError
+from hf_spectral.grid import TokenGrid, finest
+from hf_spectral.records import AttentionRecord
+
+Add = Callable[[AttentionRecord], None]
+
+
+class BasisAccumulator:
+    """Adds up what a dataset-level problem needs; memory does not grow with the number of images.
+
+    Over all tokens of all images, layer l has the affinity W_l = F_l J_l F_l^T (`graph.cosine_gram`), the degrees
+    d_l = F_l J_l (sum F_l), which the first pass makes possible, and S_l = G_l J_l G_l^T with G_l = D_l^-1/2 F_l.
+    The joint problem A = sum_l w_l P_l^T S_l P_l against B = sum_l w_l P_l^T P_l has the rank of H = [P_l^T G_l]_l at
+    most, and its eigenvectors follow from C = H^T B^-1 H, the Gram matrix that the second pass adds up (`pencil`):
+
+        for records in images: accumulator.add_sums(records)
+        for records in images: accumulator.add_gram(records)
+        basis = accumulator.solve(num_eigenvectors=32)
+
+    An image that raises leaves no trace, so that it may be skipped. Shards: `merge` their sums, hand the merged state
+    to all (`state_dict`, `load_state_dict`), let each add its Gram matrix, `merge` again.
+
+    Args:
+        config: Pathway, layers and seed; `affinity` has to be `cosine` and `heads` `merged`.
+        max_width: Bound on the sum of the factors' columns, hence on the Gram matrix (max_width^2 / 2 numbers of 8
+            bytes); None keeps everything, which is exact. For the error it makes, see `layers.reduced`.
+        layer_weights: Weight of each layer index, above 0; None weighs all alike. Scaled to sum to 1.
+        device: Where sums and products are made.
+
+    Raises:
+        SpectralError: If a setting cannot serve a stream.
+    """
+
+    def __init__(
+        self,
+        config: SpectralConfig,
+        max_width: int | None = None,
+        layer_weights: Mapping[int, float | int] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if config.affinity != "cosine" or config.heads != "merged":
+            raise SpectralError.of(
+                "config",
+                expected="affinity='cosine' and heads='merged', whose factors add up in a stream",
+                got=f"affinity={config.affinity!r} and heads={config.heads!r}",
+                fix=f"Use SpectralConfig({config.pathway!r}, 'cosine')",
+            )
+        if max_width is not None:
+            require_positive_int("max_width", max_width)
+        self.config = config
+        self.max_width = max_width
+        self.layer_weights = None if layer_weights is None else require_weights(layer_weights)
+        self.device = torch.device(device)
+        self._totals: Totals | None = None
+        self._columns: tuple[torch.Tensor | None, ...] = ()
+
+    @property
+    def layers(self) -> tuple[BasisLayer, ...]:
+        """The layers, once an image has been seen."""
+        return self._totals.layers if self._totals else ()
+
+    @property
+    def num_images(self) -> tuple[int, int]:
+        """Images that the first and the second pass have seen."""
+        return (self._totals.num_summed, self._totals.num_in_gram) if self._totals else (0, 0)
+
+    @property
+    def sums_finished(self) -> bool:
+        """True once the second pass has begun."""
+        return self._totals is not None and self._totals.gram is not None
+
+    def add_sums(self, records: Iterable[AttentionRecord]) -> None:
+        """First pass: add one image, or one batch of images of one size.
+
+        Args:
+            records: Its layers, in call order.
+        """
+        with self.adding_sums() as add:
+            for record in records:
+                add(record)
+
+    def add_gram(self, records: Iterable[AttentionRecord]) -> None:
+        """Second pass: add one image or batch that the first pass saw.
+
+        Args:
+            records: Its layers, in call order.
+        """
+        with self.adding_gram() as add:
+            for record in records:
+                add(record)
+
+    @contextlib.contextmanager
+    def adding_sums(self) -> Iterator[Add]:
+        """First pass, with layers that arrive one by one, as from a capture callback.
+
+        Yields:
+            What to call with every record of one forward pass; the image is added when the block ends without an error.
+
+        Raises:
+            SpectralError: If the second pass has begun, or layers are missing, unknown or not finite.
+        """
+        if self.sums_finished:
+            raise SpectralError.of(
+                "records", expected="no more sums once the second pass has begun", got="another image", fix="Start anew"
+            )
+        arrived: list[Arrived] = []
+        yield lambda record: self._receive(record, arrived)
+        self._commit_sums(arrived)
+
+    @contextlib.contextmanager
+    def adding_gram(self) -> Iterator[Add]:
+        """Second pass, with layers that arrive one by one.
+
+        Yields:
+            What to call with every record of one forward pass; the image is added when the block ends without an error.
+
+        Raises:
+            SpectralError: If the first pass saw no image, or layers are missing or unknown.
+        """
+        self.finish_sums()
+        arrived: list[Arrived] = []
+        yield lambda record: self._receive(record, arrived)
+        self._commit_gram(arrived)
+
+    def finish_sums(self) -> None:
+        """End the first pass; later calls do nothing.
+
+        Raises:
+            SpectralError: If it saw no image.
+        """
+        self._require_totals().start_gram()
+
+    def merge(self, other: BasisAccumulator) -> None:
+        """Add what another shard has seen: its sums in the first pass, its Gram matrix in the second.
+
+        Args:
+            other: An accumulator of the same settings and in the same pass; it stays as it is. A shard that saw no
+                image may be merged in the first pass.
+
+        Raises:
+            SpectralError: If settings, layers or passes differ.
+        """
+        require_same("other", self._settings(), other._settings())
+        if other._totals is None:
+            return
+        if self._totals is None:
+            self._start(other.layers)
+        require_same("other", {"layers": self.layers}, {"layers": other.layers})
+        self._require_totals().merge(other._totals)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that has been added up.
+
+        Returns:
+            `tensors`: the live tensors by name (copy them to keep them). All are sums, so that processes may reduce
+            them in place: all after the first pass, those whose names begin with `gram` after the second.
+            `description`: settings and layers, ready for JSON.
+        """
+        described = {**self._settings(), "known_layers": [layer.to_dict() for layer in self.layers]}
+        return {"tensors": self._totals.tensors() if self._totals else {}, "description": described}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave; what was added before is forgotten.
+
+        Args:
+            state: `tensors` and `description`.
+
+        Raises:
+            SpectralError: If it was made with other settings, the differences named, or its parts do not fit.
+        """
+        described = dict(state["description"])
+        known = [BasisLayer(**layer) for layer in described.pop("known_layers")]
+        require_same("state", self._settings(), described)
+        if known:
+            loaded = Totals(known, self.config.pathway, self.device)
+            loaded.load(state["tensors"])
+            self._start(known)
+            self._totals = loaded
+        else:
+            self._totals, self._columns = None, ()
+
+    @torch.no_grad()
+    def solve(
+        self,
+        num_eigenvectors: int,
+        seed: int = 0,
+        layer_weights: Mapping[int, float | int] | None = None,
+        backbone: Mapping[str, Any] | None = None,
+    ) -> SpectralBasis:
+        """Find the leading eigenvectors of what was added; the accumulator stays as it is.
+
+        Args:
+            num_eigenvectors: How many, the trivial one among them.
+            seed: Seed of the start vectors; what is found does not depend on it beyond 1e-7.
+            layer_weights: Other weights than those given at the start; a layer left out or of weight 0 takes no part.
+                One Gram matrix serves them all, as long as the layers of each image share one grid.
+            backbone: What identifies the backbone, for `SpectralBasis.check_backbone`: names with JSON values.
+
+        Returns:
+            The basis.
+
+        Raises:
+            SpectralError: If the passes saw different images, or fewer eigenvectors exist.
+        """
+        require_positive_int("num_eigenvectors", num_eigenvectors)
+        totals = self._require_totals()
+        weights = final_weights(totals, self.layer_weights, layer_weights)
+        config = dataclasses.replace(self.config, num_eigenvectors=num_eigenvectors)
+        return solve_totals(totals, config, weights, seed, self.max_width, dict(backbone or {}))
+
+    @torch.no_grad()
+    def _receive(self, record: AttentionRecord, arrived: list[Arrived]) -> None:
+        """Keep what the pathway compares of one layer, at the width that the basis keeps of it."""
+        position = match(self.layers, record, self.config.pathway)
+        if self._totals is None or position is not None:
+            columns = None if position is None else self._columns[position]
+            arrived.extend(received(record, self.config.pathway, columns, self.device))
+
+    @torch.no_grad()
+    def _commit_sums(self, arrived: list[Arrived]) -> None:
+        before = self._totals, self._columns
+        try:
+            if self._totals is None:
+                arrived = self._first_image(arrived)
+            arrived = in_order(arrived, self.layers)
+        except SpectralError:
+            self._totals, self._columns = before
+            raise
+        images = range(arrived[0].tokens[0].shape[0])
+        parts = [[factor(one.tokens, image).sum(0, dtype=torch.float64) for image in images] for one in arrived]
+        sums = [torch.stack(part).sum(0) for part in parts]
+        num_tokens = [len(images) * one.shape[0] * one.shape[1] for one in arrived]
+        common = finest([TokenGrid(*one.shape) for one in arrived])
+        self._require_totals().add_sums(sums, num_tokens, len(images), len(images) * common.num_nodes)
+
+    @torch.no_grad()
+    def _commit_gram(self, arrived: list[Arrived]) -> None:
+        arrived = in_order(arrived, self.layers)
+        totals = self._require_totals()
+        shapes = [one.shape for one in arrived]
+        joint = coupling(shapes, weight_list(self.layers, self.layer_weights))
+        signed = [signs * total for signs, total in zip(totals.signs, totals.sums, strict=True)]
+        for image in range(arrived[0].tokens[0].shape[0]):
+            factors = [
+                normalized_factor(factor(one.tokens, image), total, int(num_tokens))
+                for one, total, num_tokens in zip(arrived, signed, totals.num_tokens, strict=True)
+            ]
+            totals.add_gram(factors, shapes, joint)
+
+    def _first_image(self, arrived: list[Arrived]) -> list[Arrived]:
+        """Return the layers that take part, at the width kept, having started the totals with them."""
+        arrived, known = chosen_layers(arrived, self.config, self.max_width)
+        self._start(known)
+        pairs = zip(arrived, self._columns, strict=True)
+        return [dataclasses.replace(one, tokens=reduced(one.tokens, columns)) for one, columns in pairs]
+
+    def _start(self, known: Sequence[BasisLayer]) -> None:
+        require_weight_of_each(known, self.layer_weights)
+        self._totals = Totals(known, self.config.pathway, self.device)
+        columns = layer_columns(known, self.config.seed)
+        self._columns = tuple(None if part is None else part.to(self.device) for part in columns)
+
+    def _require_totals(self) -> Totals:
+        if self._totals is None:
+            raise SpectralError.of(
+                "dataset", expected="at least one image", got="none in the first pass", fix="Call add_sums first"
+            )
+        return self._totals
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what shards and checkpoints have to share, as JSON gives it back."""
+        weights = None if self.layer_weights is None else sorted(self.layer_weights.items())
+        settings = {**self.config.to_dict(), "max_width": self.max_width, "layer_weights": weights}
+        settings.pop("num_eigenvectors")  # Chosen when solving.
+        return dict(json.loads(json.dumps(settings)))

@@ -1,0 +1,202 @@
+"""A basis on disk: `config.json` and `basis.safetensors`. What is read is not trusted, and no pickle is involved."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from hf_spectral.basis.layers import BasisLayer
+from hf_spectral.config import SpectralConfig
+from hf_spectral.errors import SpectralError
+
+FORMAT = "hf_spectral.SpectralBasis/1"
+CONFIG_NAME = "config.json"
+TENSORS_NAME = "basis.safetensors"
+
+# A description of a few hundred layers takes some ten thousand characters.
+_MAX_TEXT_BYTES = 4 << 20
+# Random columns of `width` rows are made when a bounded basis is used.
+_MAX_LAYER_WIDTH = 1 << 17
+_DTYPES = {torch.float32: ("F32", 4), torch.float64: ("F64", 8), torch.int64: ("I64", 8)}
+
+_Form = tuple[torch.dtype, tuple[int, ...]]
+
+
+def write(folder: Path, described: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
+    """Write both files, each under another name first, so that neither is ever seen half written.
+
+    Args:
+        folder: Where to write; made if need be.
+        described: Everything but the tensors, ready for JSON.
+        tensors: By name.
+
+    Returns:
+        The folder.
+    """
+    content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    # The checksum tells a config beside the tensors of another run, as after a crash between the two.
+    described = {"format": FORMAT, "sha256": hashlib.sha256(content).hexdigest(), **described}
+    text = json.dumps(described, indent=2, allow_nan=False, sort_keys=True)
+    contents = {TENSORS_NAME: content, CONFIG_NAME: text.encode()}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        partial = folder / f".{name}.partial"
+        partial.write_bytes(content)
+        partial.replace(folder / name)
+    return folder
+
+
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read both files. The sizes that the description implies are compared with the file's before it is read.
+
+    Args:
+        folder: A local folder.
+
+    Returns:
+        The description, with `layers` and `config` as objects, and the tensors by name.
+
+    Raises:
+        SpectralError: If a file is missing, damaged, or does not fit the other.
+    """
+    try:
+        described = _parsed(_small_text(folder / CONFIG_NAME))
+        forms = _expected_forms(described)
+        return described, _tensors(folder / TENSORS_NAME, forms, described.pop("sha256"))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise SpectralError.of(
+            "basis",
+            expected=f"a folder that SpectralBasis.save_pretrained wrote ({CONFIG_NAME} and {TENSORS_NAME})",
+            got=f"{folder}: {reason}",
+            fix="Fetch it again, or fit the basis anew",
+        ) from error
+
+
+def _small_text(path: Path) -> str:
+    size = path.stat().st_size
+    if size > _MAX_TEXT_BYTES:
+        raise ValueError(f"{path.name} of {size} bytes")
+    return path.read_bytes().decode()
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number")
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    values = json.loads(text, parse_constant=_refuse_constant)
+    checks: dict[str, Callable[[Any], bool]] = {
+        "format": lambda value: value == FORMAT,
+        "sha256": lambda value: isinstance(value, str),
+        "layers": lambda value: isinstance(value, list) and len(value) > 0,
+        "weights": lambda value: isinstance(value, list) and all(_is_number(weight) and weight > 0 for weight in value),
+        "num_images": _is_count,
+        "num_nodes": _is_count,
+        "config": lambda value: isinstance(value, dict),
+        "max_width": lambda value: value is None or _is_count(value),
+        "backbone": lambda value: isinstance(value, dict),
+        "versions": lambda value: isinstance(value, dict) and all(isinstance(one, str) for one in value.values()),
+    }
+    if not isinstance(values, dict) or set(values) != set(checks):
+        raise ValueError(f"{CONFIG_NAME} does not have the keys {', '.join(sorted(checks))}, and these only")
+    for name, holds in checks.items():
+        if not holds(values[name]):
+            raise ValueError(f"{name} in {CONFIG_NAME} is {str(values[name])[:60]!r}")
+    values.pop("format")
+    values["layers"] = tuple(_layer(layer) for layer in values["layers"])
+    values["weights"] = tuple(float(weight) for weight in values["weights"])
+    if len(values["weights"]) != len(values["layers"]) or abs(sum(values["weights"]) - 1) > 1e-6:
+        raise ValueError("the weights are not one a layer, together 1")
+    if len({layer.key for layer in values["layers"]}) < len(values["layers"]):
+        raise ValueError("a layer occurs twice")
+    if values["max_width"] is None and any(layer.kept < layer.width for layer in values["layers"]):
+        raise ValueError("a layer is bounded without a max_width")
+    values["config"] = _settings(values["config"])
+    return values
+
+
+def _settings(values: dict[str, Any]) -> SpectralConfig:
+    config = SpectralConfig.from_dict(values)
+    if config.affinity != "cosine" or config.heads != "merged" or not _is_integer(config.seed):
+        raise ValueError("the config is not one of a basis")
+    return config
+
+
+def _layer(values: Any) -> BasisLayer:
+    layer = BasisLayer(**values)
+    fits = isinstance(layer.name, str) and _is_integer(layer.index) and layer.index >= 0
+    fits = fits and (layer.timestep is None or _is_number(layer.timestep))
+    fits = fits and _is_count(layer.width) and _is_count(layer.kept)
+    if not fits or layer.index >= 2**31 or not layer.kept <= layer.width <= _MAX_LAYER_WIDTH:
+        raise ValueError(f"the layer {str(values)[:100]} is none")
+    return layer
+
+
+def _expected_forms(described: dict[str, Any]) -> dict[str, _Form]:
+    config: SpectralConfig = described["config"]
+    count = config.num_eigenvectors
+    forms: dict[str, _Form] = {
+        "eigenvalues": (torch.float32, (count,)),
+        "residuals": (torch.float32, (count,)),
+        "num_tokens": (torch.int64, (len(described["layers"]),)),
+    }
+    for position, layer in enumerate(described["layers"]):
+        forms[f"projection.{position}"] = (torch.float32, (layer.rank(config.pathway), count))
+        forms[f"sum.{position}"] = (torch.float64, (layer.rank(config.pathway),))
+    return forms
+
+
+def _tensors(path: Path, forms: dict[str, _Form], checksum: str) -> dict[str, Tensor]:
+    """Return the tensors, after the header and the file's size were compared with the forms.
+
+    Raises:
+        ValueError: If they do not agree, or a number is out of range.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(_MAX_TEXT_BYTES, size - 8):
+            raise ValueError(f"{path.name} has no header")
+        header = json.loads(file.read(length).decode(), parse_constant=_refuse_constant)
+    if not isinstance(header, dict) or set(header) - {"__metadata__"} != set(forms):
+        raise ValueError(f"{path.name} does not hold the tensors that {CONFIG_NAME} implies")
+    total = 0
+    for name, (dtype, shape) in forms.items():
+        code, item_bytes = _DTYPES[dtype]
+        if header[name]["dtype"] != code or header[name]["shape"] != list(shape):
+            got = f"{header[name]['dtype']} {str(header[name]['shape'])[:60]}"
+            raise ValueError(f"the tensor {name} is {got}, not {code} {list(shape)}")
+        total += item_bytes * math.prod(shape)
+    if size != 8 + length + total:
+        raise ValueError(f"{path.name} has {size} bytes, not {8 + length + total}")
+    content = path.read_bytes()
+    tensors = load(content)
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"the tensor {name} holds numbers that are not finite")
+    if (tensors["num_tokens"] < 1).any() or (tensors["eigenvalues"].diff() < 0).any():
+        raise ValueError("the tensors hold counts below 1 or eigenvalues out of order")
+    if hashlib.sha256(content).hexdigest() != checksum:
+        raise ValueError(f"{path.name} is not the file that {CONFIG_NAME} was written with")
+    return {name: tensors[name] for name in forms}
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return _is_integer(value) and 1 <= value < 2**62
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

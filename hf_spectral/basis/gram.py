@@ -1,0 +1,158 @@
+"""The Gram matrix C = H^T H of a dataset's normalized factors, and the leading eigenvectors that follow from it.
+
+Only blocks on and above the diagonal are formed and stored. Products are made in float32, an image at a time, and added
+up in float64, so that neither the number of images nor their order is felt.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hf_spectral.basis.mass import Coupling, Shape
+
+# Rows multiplied at once: bounds the memory of a large image, and the length of a sum in float32.
+_ROWS = 2048
+
+
+class BlockGram:
+    """A symmetric matrix that sums grow in, as the upper part of its block rows, one block row a layer.
+
+    Args:
+        ranks: Columns of each layer's factor.
+        blocks: Block row l holds columns from layer l on, float64; None starts from zero.
+        device: Where the blocks live.
+    """
+
+    def __init__(
+        self, ranks: Sequence[int], blocks: Sequence[Tensor] | None = None, device: torch.device | str = "cpu"
+    ) -> None:
+        self.ranks = tuple(ranks)
+        self.starts = (0, *itertools.accumulate(self.ranks))
+        self.blocks = (
+            [
+                torch.zeros(rank, self.width - start, dtype=torch.float64, device=device)
+                for rank, start in zip(self.ranks, self.starts, strict=False)
+            ]
+            if blocks is None
+            else list(blocks)
+        )
+
+    @property
+    def width(self) -> int:
+        """Rows of the whole matrix."""
+        return self.starts[-1]
+
+    def add(
+        self,
+        factors: Sequence[Float[Tensor, "_nodes _rank"]],
+        shapes: Sequence[Shape],
+        coupling: Coupling | None,
+    ) -> None:
+        """Add one image: G_l^T P_l B^-1 P_m^T G_m to the block of layers l and m.
+
+        Args:
+            factors: G of each layer, float32.
+            shapes: Grid of each layer.
+            coupling: Of these grids; None where there is one grid and the blocks are G_l^T G_m.
+        """
+        if coupling is None:
+            rows = torch.cat(list(factors), dim=1)
+            for part in rows.split(_ROWS):
+                for block, start, rank in zip(self.blocks, self.starts, self.ranks, strict=False):
+                    block.add_(part[:, start : start + rank].T @ part[:, start:])
+            return
+        runs = [(shape, [i for i, _ in run]) for shape, run in itertools.groupby(enumerate(shapes), lambda one: one[1])]
+        for left, right in itertools.combinations_with_replacement(runs, 2):
+            self._add_runs(factors, left, right, coupling)
+
+    def _add_runs(
+        self,
+        factors: Sequence[Tensor],
+        left: tuple[Shape, list[int]],
+        right: tuple[Shape, list[int]],
+        coupling: Coupling,
+    ) -> None:
+        """Add the blocks between two runs of consecutive layers, each on one grid, contracted over the smaller grid."""
+        rows, columns = (torch.cat([factors[i] for i in run], dim=1) for _, run in (left, right))
+        between = coupling.between[left[0], right[0]].to(rows.device)
+        if rows.shape[0] <= columns.shape[0]:
+            columns = between @ columns
+        else:
+            rows = between.T @ rows
+        first, last = right[1][0], right[1][-1]
+        for layer in left[1]:
+            begin = max(first, layer)  # Within one run, what lies below the diagonal is left out.
+            own = rows[:, self.starts[layer] - self.starts[left[1][0]] :][:, : self.ranks[layer]]
+            target = slice(self.starts[begin] - self.starts[layer], self.starts[last + 1] - self.starts[layer])
+            self.blocks[layer][:, target] += own.T @ columns[:, self.starts[begin] - self.starts[first] :]
+
+    def matmul(self, vectors: Float[Tensor, "width vectors"]) -> Float[Tensor, "width vectors"]:
+        """Multiply, each stored block serving on both sides of the diagonal.
+
+        Args:
+            vectors: One vector a column, float64.
+
+        Returns:
+            The products.
+        """
+        product = torch.zeros_like(vectors)
+        for block, start, rank in zip(self.blocks, self.starts, self.ranks, strict=False):
+            product[start : start + rank] += block @ vectors[start:]
+            product[start + rank :] += block[:, rank:].T @ vectors[start : start + rank]
+        return product
+
+    def diagonal(self) -> Float[Tensor, " width"]:
+        """Return the diagonal.
+
+        Returns:
+            Numbers of at least 0, up to rounding.
+        """
+        return torch.cat([block.diagonal() for block in self.blocks])
+
+    def symmetrize_(self) -> BlockGram:
+        """Make the blocks on the diagonal symmetric to the last bit; calling it again changes nothing.
+
+        Returns:
+            The same object.
+        """
+        for block, rank in zip(self.blocks, self.ranks, strict=True):
+            square = block[:, :rank]
+            square.copy_((square + square.T) / 2)
+        return self
+
+    def to_dense(self) -> Float[Tensor, "width width"]:
+        """Form the whole matrix.
+
+        Returns:
+            The matrix, for tests and for small widths.
+        """
+        dense = torch.zeros(self.width, self.width, dtype=torch.float64, device=self.blocks[0].device)
+        for block, start, rank in zip(self.blocks, self.starts, self.ranks, strict=False):
+            dense[start : start + rank, start:] = block
+            dense[start:, start : start + rank] = block.T
+        return dense
+
+    def restricted(self, positions: Sequence[int]) -> BlockGram:
+        """Return the matrix of some of the layers.
+
+        Args:
+            positions: Ascending positions of the layers wanted.
+
+        Returns:
+            The same memory where all are wanted, a copy otherwise.
+        """
+        if len(positions) == len(self.ranks):
+            return self
+        blocks = []
+        for i, layer in enumerate(positions):
+            parts = [
+                self.blocks[layer][:, self.starts[other] - self.starts[layer] :][:, : self.ranks[other]]
+                for other in positions[i:]
+            ]
+            blocks.append(torch.cat(parts, dim=1))
+        return BlockGram([self.ranks[layer] for layer in positions], blocks)

@@ -1,0 +1,291 @@
+"""The dataset-level model: eigenvectors over all tokens of all images, kept as a map that serves any image."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hf_spectral.basis import files
+from hf_spectral.basis.layers import BasisLayer, factor, match, normalized_factor, random_columns, reduced, unit_tokens
+from hf_spectral.basis.mass import coupling
+from hf_spectral.basis.random_walk import diffuse, require_diffusion, walk_config
+from hf_spectral.config import SpectralConfig
+from hf_spectral.errors import SpectralError
+from hf_spectral.graph import ProblemBuilder
+from hf_spectral.grid import TokenGrid
+from hf_spectral.records import AttentionRecord
+from hf_spectral.result import SolveStatus, SpectralResult
+
+#: Strength of the walk inside an image where none is asked for: 0.8 to 0.95 cluster about equally well (`random_walk`).
+DEFAULT_DIFFUSION = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class SpectralBasis:
+    """Eigenvectors of the joint problem of a whole dataset.
+
+    For token p of any image, with the sums of the dataset fixed, x_p = sum_l (P_l^T D_l^-1/2 F_l)_p M_l (B^-1 before
+    it where layers differ in resolution): on an image of the dataset these are the rows of the exact eigenvectors, on
+    another image their Nystrom extension. Made by `BasisAccumulator.solve`.
+
+    Args:
+        eigenvalues: Of the normalized Laplacian, ascending, the trivial one at index 0, float32.
+        residuals: ||A x - (1 - lambda) B x|| of the unit eigenvectors over the dataset.
+        projections: M_l of each layer.
+        sums: J_l times the sum of F_l over the dataset, float64: gives the degree of any token.
+        num_tokens: Tokens of each layer in those sums.
+        layers: The layers.
+        weights: Weight of each layer, together 1.
+        num_images: Images fitted on.
+        num_nodes: Nodes of their common grids.
+        config: Pathway, layers asked for, number of eigenvectors, and the seed of the bounded width.
+        max_width: Bound on the sum of the factors' columns, or None.
+        backbone: What the caller says about the backbone: names with JSON values.
+        versions: Of the packages that made it.
+    """
+
+    eigenvalues: Float[Tensor, " eigenvectors"]
+    residuals: Float[Tensor, " eigenvectors"]
+    projections: tuple[Float[Tensor, "_rank eigenvectors"], ...]
+    sums: tuple[Float[Tensor, " _rank"], ...]
+    num_tokens: Int[Tensor, " layers"]
+    layers: tuple[BasisLayer, ...]
+    weights: tuple[float, ...]
+    num_images: int
+    num_nodes: int
+    config: SpectralConfig
+    max_width: int | None = None
+    backbone: dict[str, Any] = dataclasses.field(default_factory=dict)
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def columns(self) -> tuple[Float[Tensor, "_width _kept"] | None, ...]:
+        """The orthonormal columns that bound each layer's width, made again from the seed."""
+        return layer_columns(self.layers, self.config.seed)
+
+    def project(self, records: Iterable[AttentionRecord], diffusion: float | int | None = None) -> SpectralResult:
+        """Return the dataset's eigenvectors on one image, seen or not.
+
+        Args:
+            records: Its layers; those that the basis does not use are passed over.
+            diffusion: Strength of the walk inside the image (`random_walk.diffuse`), from 0 (off) to 0.999; None takes
+                `DEFAULT_DIFFUSION`.
+
+        Returns:
+            Maps on the image's common grid, scaled as over the dataset: together over all its images, without
+            diffusion, they are unit vectors.
+
+        Raises:
+            SpectralError: If a layer is missing or of another width, or the records hold several images.
+        """
+        projector = self.projector(diffusion)
+        for record in records:
+            projector.add(record)
+        results = projector.results()
+        if len(results) != 1:
+            raise SpectralError.of(
+                "records", expected="one image", got=f"{len(results)} images", fix="Use basis.projector() for a batch"
+            )
+        return results[0]
+
+    def projector(self, diffusion: float | int | None = None) -> Projector:
+        """Return what projects a batch of images whose layers arrive one by one.
+
+        Args:
+            diffusion: As for `project`.
+
+        Returns:
+            A fresh projector: `add` each record, then `results`.
+        """
+        return Projector(self, require_diffusion(DEFAULT_DIFFUSION if diffusion is None else diffusion))
+
+    def check_backbone(self, description: dict[str, Any]) -> None:
+        """Refuse a backbone that is not the one the basis was fitted on.
+
+        Args:
+            description: Names with JSON values; every name that the basis stores has to be there with the same value.
+
+        Raises:
+            SpectralError: If any differs; all that differ are named.
+        """
+        differing = [name for name, value in self.backbone.items() if description.get(name) != value]
+        if differing:
+            raise SpectralError.of(
+                "basis",
+                expected="the backbone it was fitted on, " + _listed(self.backbone, differing),
+                got=_listed(description, differing),
+                fix="Load that backbone, or fit a basis on this one",
+            )
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
+        """Write `basis.safetensors` and `config.json`; each appears whole or not at all.
+
+        Args:
+            folder: Where to write; made if need be.
+
+        Returns:
+            The folder.
+        """
+        tensors = {"eigenvalues": self.eigenvalues, "residuals": self.residuals, "num_tokens": self.num_tokens}
+        for position, (projection, total) in enumerate(zip(self.projections, self.sums, strict=True)):
+            tensors |= {f"projection.{position}": projection, f"sum.{position}": total}
+        described = {
+            "layers": [layer.to_dict() for layer in self.layers],
+            "weights": list(self.weights),
+            "num_images": self.num_images,
+            "num_nodes": self.num_nodes,
+            "config": self.config.to_dict(),
+            "max_width": self.max_width,
+            "backbone": self.backbone,
+            "versions": self.versions,
+        }
+        return files.write(Path(folder), described, tensors)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> SpectralBasis:
+        """Read what `save_pretrained` wrote. Nothing in it is trusted: sizes are compared before memory is taken.
+
+        Args:
+            folder: A local folder.
+
+        Returns:
+            The basis, on the CPU.
+
+        Raises:
+            SpectralError: If a file is missing, damaged, or does not fit the other.
+        """
+        described, tensors = files.read(Path(folder))
+        count = len(described["layers"])
+        return cls(
+            eigenvalues=tensors["eigenvalues"],
+            residuals=tensors["residuals"],
+            projections=tuple(tensors[f"projection.{position}"] for position in range(count)),
+            sums=tuple(tensors[f"sum.{position}"] for position in range(count)),
+            num_tokens=tensors["num_tokens"],
+            **described,
+        )
+
+
+class Projector:
+    """Projects a batch of images layer by layer: memory holds one layer, and the eigenvectors of the batch.
+
+    Args:
+        basis: The basis.
+        diffusion: Strength of the walk inside each image, from 0 to 0.999.
+    """
+
+    def __init__(self, basis: SpectralBasis, diffusion: float) -> None:
+        self._basis = basis
+        self._diffusion = diffusion
+        self._shapes: dict[int, tuple[int, int]] = {}
+        self._rows: list[dict[tuple[int, int], Tensor]] = []
+        self._graphs: list[ProblemBuilder] = []
+
+    @torch.no_grad()
+    def add(self, record: AttentionRecord) -> None:
+        """Add one layer of all images of the batch.
+
+        Args:
+            record: The layer; passed over if the basis does not use it.
+
+        Raises:
+            SpectralError: If it is of another width or batch than expected, or came before.
+        """
+        basis, pathway = self._basis, self._basis.config.pathway
+        position = match(basis.layers, record, pathway)
+        if position is None:
+            return
+        if not self._rows:
+            self._rows = [{} for _ in range(record.num_images)]
+            self._graphs = [ProblemBuilder(walk_config(pathway)) for _ in range(record.num_images)]
+        if position in self._shapes or record.num_images != len(self._rows):
+            raise SpectralError.of(
+                "records",
+                expected=f"each layer once, with {len(self._rows)} images",
+                got=f"{record.name} again or with {record.num_images} images",
+                fix="Take a new projector for every batch",
+            )
+        shape = self._shapes[position] = (record.grid.height, record.grid.width)
+        columns, projection = basis.columns[position], basis.projections[position]
+        device = record.value.device
+        tokens = reduced(unit_tokens(record, pathway), None if columns is None else columns.to(device))
+        total = basis.sums[position].to(device)
+        for image, rows in enumerate(self._rows):
+            normalized = normalized_factor(factor(tokens, image), total, int(basis.num_tokens[position]))
+            product = normalized @ projection.to(device)
+            rows[shape] = rows[shape] + product if shape in rows else product
+            if self._diffusion:
+                self._graphs[image].add(record.image(image))
+
+    @torch.no_grad()
+    def results(self) -> list[SpectralResult]:
+        """Return the eigenvectors of each image; the projector is spent afterwards.
+
+        Returns:
+            One result an image, on the CPU.
+
+        Raises:
+            SpectralError: If a layer of the basis is missing.
+        """
+        basis = self._basis
+        missing = [layer.name for position, layer in enumerate(basis.layers) if position not in self._shapes]
+        if missing:
+            raise SpectralError.of(
+                "records",
+                expected=f"all {len(basis.layers)} layers of the basis",
+                got=f"none of {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}",
+                fix="Capture all layers of the backbone that the basis was fitted on",
+            )
+        shapes = [self._shapes[position] for position in range(len(basis.layers))]
+        joint = coupling(shapes, basis.weights)
+        return [self._result(image, joint) for image in range(len(self._rows))]
+
+    def _result(self, image: int, joint: Any) -> SpectralResult:
+        basis, rows = self._basis, self._rows[image]
+        if joint is None:
+            (shape, vectors), *_ = rows.items()
+            grid = TokenGrid(*shape)
+        else:
+            grid = joint.common
+            vectors = sum(joint.spread[shape].to(part.device) @ part for shape, part in rows.items())
+        if self._diffusion:
+            vectors = diffuse(self._graphs[image].build(), vectors, self._diffusion)
+        return SpectralResult(
+            eigenvalues=basis.eigenvalues,
+            eigenvectors=grid.to_map(vectors.float()).cpu(),
+            residuals=basis.residuals,
+            status=SolveStatus.CONVERGED,
+            steps=0,
+            grid=grid,
+            layers=tuple(layer.name for layer in basis.layers),
+            config=basis.config,
+            solver={"name": "SpectralBasis", "diffusion": self._diffusion, "num_images": basis.num_images},
+        )
+
+
+def layer_columns(layers: Sequence[BasisLayer], seed: int) -> tuple[Tensor | None, ...]:
+    """Return the orthonormal columns of each layer that is not kept whole.
+
+    Args:
+        layers: The layers.
+        seed: Seed of the run.
+
+    Returns:
+        A matrix, or None, a layer.
+    """
+    return tuple(
+        None if layer.kept == layer.width else random_columns(layer.width, layer.kept, seed, layer.index)
+        for layer in layers
+    )
+
+
+def _listed(values: dict[str, Any], names: list[str]) -> str:
+    return ", ".join(f"{name}={values.get(name)!r}" for name in names)

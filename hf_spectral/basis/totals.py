@@ -1,0 +1,165 @@
+"""What a shard of a dataset adds up to: plain sums, so that shards and processes combine by addition."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_spectral.basis.gram import BlockGram
+from hf_spectral.basis.layers import BasisLayer
+from hf_spectral.basis.mass import Coupling, Shape
+from hf_spectral.config import Pathway
+from hf_spectral.errors import SpectralError
+
+
+class Totals:
+    """Sums of the first pass (F over tokens) and of the second (the Gram matrix), with their counts.
+
+    Args:
+        layers: The layers.
+        pathway: Sets the width of each layer's factor.
+        device: Where the sums live.
+    """
+
+    def __init__(self, layers: Sequence[BasisLayer], pathway: Pathway, device: torch.device) -> None:
+        self.layers = tuple(layers)
+        self.ranks = [layer.rank(pathway) for layer in layers]
+        self.signs = [layer.signs(pathway).to(device) for layer in layers]
+        self.sums = [torch.zeros(rank, dtype=torch.float64, device=device) for rank in self.ranks]
+        self.num_tokens = torch.zeros(len(layers), dtype=torch.int64, device=device)
+        self._counts = torch.zeros(2, dtype=torch.int64, device=device)
+        self._gram_counts = torch.zeros(2, dtype=torch.int64, device=device)
+        self.gram: BlockGram | None = None
+
+    @property
+    def num_summed(self) -> int:
+        """Images of the first pass."""
+        return int(self._counts[0])
+
+    @property
+    def num_in_gram(self) -> int:
+        """Images of the second pass."""
+        return int(self._gram_counts[0])
+
+    @property
+    def num_mixed(self) -> int:
+        """Images of the second pass whose layers differ in resolution."""
+        return int(self._gram_counts[1])
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes of the common grids of the first pass."""
+        return int(self._counts[1])
+
+    def start_gram(self) -> BlockGram:
+        """Return the Gram matrix, zero at the first call; the sums are final from then on."""
+        if self.gram is None:
+            self.gram = BlockGram(self.ranks, device=self._counts.device)
+        return self.gram
+
+    def add_sums(self, sums: Sequence[Tensor], num_tokens: Sequence[int], num_images: int, num_nodes: int) -> None:
+        """Add a batch to the first pass.
+
+        Args:
+            sums: Sum of F of each layer, float64.
+            num_tokens: Tokens of each layer.
+            num_images: Images.
+            num_nodes: Nodes of their common grids.
+        """
+        for total, part in zip(self.sums, sums, strict=True):
+            total += part
+        self.num_tokens += torch.tensor(num_tokens, device=self.num_tokens.device)
+        self._counts += torch.tensor([num_images, num_nodes], device=self._counts.device)
+
+    def add_gram(self, factors: Sequence[Tensor], shapes: Sequence[Shape], joint: Coupling | None) -> None:
+        """Add one image to the second pass.
+
+        Args:
+            factors: G of each layer.
+            shapes: Grid of each layer.
+            joint: Coupling of the grids.
+        """
+        self.start_gram().add(factors, shapes, joint)
+        self._gram_counts += torch.tensor([1, joint is not None], device=self._counts.device)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the live sums by name; names that begin with `gram` belong to the second pass."""
+        named = {"counts": self._counts, "num_tokens": self.num_tokens, "gram_counts": self._gram_counts}
+        named |= {f"sum.{position}": total for position, total in enumerate(self.sums)}
+        if self.gram is not None:
+            named |= {f"gram.{position}": block for position, block in enumerate(self.gram.blocks)}
+        return named
+
+    def merge(self, other: Totals) -> None:
+        """Add another shard in the same pass.
+
+        Args:
+            other: Its totals; they stay as they are.
+
+        Raises:
+            SpectralError: If one shard is in the second pass and the other is not, or their first passes differ there.
+        """
+        in_gram = self.gram is not None
+        if in_gram != (other.gram is not None) or (in_gram and not self._same_sums(other)):
+            raise SpectralError.of(
+                "other",
+                expected="a shard in the same pass, in the second one with the same merged sums",
+                got="sums of its own" if in_gram and other.gram is not None else "one shard in each pass",
+                fix="Merge all shards after the first pass, and hand the merged state to each",
+            )
+        mine, theirs = self.tensors(), other.tensors()
+        for name, tensor in mine.items():
+            if name.startswith("gram") or not in_gram:
+                tensor += theirs[name].to(tensor.device)
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Overwrite the sums.
+
+        Args:
+            tensors: What `tensors` gave.
+
+        Raises:
+            SpectralError: If a tensor is missing or of another form.
+        """
+        if any(name.startswith("gram.") for name in tensors):
+            self.start_gram()
+        for name, tensor in self.tensors().items():
+            given = tensors.get(name)
+            if given is None or given.shape != tensor.shape or given.dtype != tensor.dtype:
+                raise SpectralError.of(
+                    "state",
+                    expected=f"a tensor {name!r} of shape {tuple(tensor.shape)} and type {tensor.dtype}",
+                    got="none" if given is None else f"{tuple(given.shape)}, {given.dtype}",
+                    fix="Start the fit anew",
+                )
+            tensor.copy_(given)
+
+    def _same_sums(self, other: Totals) -> bool:
+        return all(
+            torch.allclose(mine, theirs.to(mine.device), rtol=1e-9, atol=1e-9)
+            for mine, theirs in zip(self.sums, other.sums, strict=True)
+        )
+
+
+def require_same(argument: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    """Refuse a shard or a checkpoint of other settings.
+
+    Args:
+        argument: Name to show in the message.
+        mine: Settings by name.
+        theirs: Settings by name.
+
+    Raises:
+        SpectralError: If any differs; all that differ are named.
+    """
+    differing = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
+    if differing:
+        raise SpectralError.of(
+            argument,
+            expected=", ".join(f"{name}={mine.get(name)!r}" for name in differing),
+            got=", ".join(f"{name}={theirs.get(name)!r}" for name in differing),
+            fix="Use the settings and the backbone it was started with, or start anew",
+        )
