@@ -307,11 +307,17 @@ class _GridSum:
         """Form the kernel once, in memory kept between layers, then normalize it on its way into the sum."""
         if self._scratch is None:
             self._scratch = torch.empty(affinity.num_nodes, affinity.num_nodes, device=affinity.device)
-            self._dense = torch.zeros_like(self._scratch) if self._dense is None else self._dense
-        kernel = affinity.unsymmetric(out=self._scratch)
-        scale = inverse_root_degree((kernel.sum(0) + kernel.sum(1)) / 2)
+        if self._dense is None:
+            self._dense = torch.zeros_like(self._scratch)
+        degree = torch.zeros(affinity.num_nodes, device=affinity.device)
+        for block, columns, rows in affinity.sweep(self._scratch):
+            degree[block] += rows.sum(1) / 2
+            degree[columns] += rows.sum(0) / 2
+        scale = inverse_root_degree(degree)
         for block in affinity.blocks():
-            self._dense[block].addcmul_(kernel[block] * scale, scale[block, None], value=weight)
+            columns = affinity.columns(block)
+            scaled = self._scratch[block, columns] * scale[columns]
+            self._dense[block, columns].addcmul_(scaled, scale[block, None], value=weight)
 
     def _keep(self, operator: AffinityOperator, weight: float) -> None:
         self._terms.append(operator)

@@ -18,9 +18,9 @@ Vectors = Float[Tensor, "nodes vectors"]
 Matrix = Float[Tensor, "nodes nodes"]
 Degree = Float[Tensor, "nodes"]
 
-# Rows of a kernel are formed a block at a time. A block that stays in a processor's cache is fastest there; an
+# Rows of a kernel are formed a block at a time. On a processor a block that stays in its cache is several times faster; an
 # accelerator wants few, large launches.
-_CPU_BLOCK_BYTES = 4 << 20
+_CPU_BLOCK_BYTES = 1 << 20
 _ACCELERATOR_BLOCK_BYTES = 256 << 20
 
 
@@ -210,16 +210,30 @@ class GramOperator(AffinityOperator):
 
 
 class KernelOperator(AffinityOperator):
-    """The symmetric part (K + K^T) / 2 of a kernel whose rows are formed on demand and never held all at once."""
+    """The symmetric part (K + K^T) / 2 of a kernel whose rows are formed on demand and never held all at once.
+
+    K need not be symmetric itself: softmax attention is not, and a symmetric kernel is given by its upper triangle.
+    """
 
     @abc.abstractmethod
-    def fill(self, block: slice, out: Float[Tensor, "block nodes"]) -> None:
-        """Write a block of rows of K.
+    def fill(self, block: slice, out: Float[Tensor, "block columns"]) -> None:
+        """Write a block of rows of K, the columns of `columns(block)` only.
 
         Args:
             block: The rows wanted, with start and stop given.
             out: Where to write them.
         """
+
+    def columns(self, block: slice) -> slice:
+        """Return the columns outside of which the rows of K are zero.
+
+        Args:
+            block: The rows.
+
+        Returns:
+            All columns, unless a leaf knows better.
+        """
+        return slice(0, self.num_nodes)
 
     def blocks(self) -> Iterator[slice]:
         """Yield slices that cover all rows, each small enough for the device."""
@@ -228,34 +242,38 @@ class KernelOperator(AffinityOperator):
         for start in range(0, self.num_nodes, size):
             yield slice(start, min(start + size, self.num_nodes))
 
+    def sweep(self, memory: Matrix | None = None) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Form K, a block of rows at a time.
+
+        Args:
+            memory: Where to leave the rows; None forgets each block after its turn. Zeros of K are not written.
+
+        Yields:
+            Rows, columns, and the part of K that lies in them.
+        """
+        for block in self.blocks():
+            columns = self.columns(block)
+            if memory is None:
+                out = torch.empty(block.stop - block.start, columns.stop - columns.start, device=self.device)
+            else:
+                out = memory[block, columns]
+            self.fill(block, out)
+            yield block, columns, out
+
     def matmul(self, vectors: Vectors) -> Vectors:
         """Multiply block by block: K x and K^T x in one sweep over the rows."""
         product = torch.zeros_like(vectors)
-        for block in self.blocks():
-            rows = torch.empty(block.stop - block.start, self.num_nodes, device=self.device)
-            self.fill(block, rows)
-            product[block] += rows @ vectors
-            product += rows.T @ vectors[block]
+        for block, columns, rows in self.sweep():
+            product[block] += rows @ vectors[columns]
+            product[columns] += rows.T @ vectors[block]
         return product / 2
 
     def to_dense(self) -> Matrix:
         """Form the kernel and make it symmetric."""
-        return symmetrize_(self.unsymmetric())
-
-    def unsymmetric(self, out: Matrix | None = None) -> Matrix:
-        """Form a matrix whose symmetric part is the operator: enough wherever sums are made symmetric once, at the end.
-
-        Args:
-            out: Memory to write to; allocated if None.
-
-        Returns:
-            The matrix K.
-        """
-        if out is None:
-            out = torch.empty(self.num_nodes, self.num_nodes, device=self.device)
-        for block in self.blocks():
-            self.fill(block, out[block])
-        return out
+        kernel = torch.zeros(self.num_nodes, self.num_nodes, device=self.device)
+        for _ in self.sweep(kernel):
+            pass
+        return symmetrize_(kernel)
 
 
 @final
@@ -284,7 +302,7 @@ class AttentionOperator(KernelOperator):
         """Device of the queries."""
         return self.query.device
 
-    def fill(self, block: slice, out: Float[Tensor, "block nodes"]) -> None:
+    def fill(self, block: slice, out: Float[Tensor, "block columns"]) -> None:
         """Write the attention of some queries."""
         logits = torch.empty_like(out)
         for head, (query, key) in enumerate(zip(self.query, self.key_transposed, strict=True)):
@@ -325,19 +343,14 @@ class ExponentialOperator(KernelOperator):
         """Device of the vectors."""
         return self.left.device
 
-    def fill(self, block: slice, out: Float[Tensor, "block nodes"]) -> None:
-        """Write the affinities of some tokens to all."""
-        torch.mm(self.left[block], self.right.T, out=out).exp_()
+    def columns(self, block: slice) -> slice:
+        """Return the columns from the diagonal on: the other half is the same by symmetry."""
+        return slice(block.start, self.num_nodes)
 
-    def unsymmetric(self, out: Matrix | None = None) -> Matrix:
-        """Form the upper triangle of blocks, those off the diagonal doubled: half of the work."""
-        if out is None:
-            out = torch.empty(self.num_nodes, self.num_nodes, device=self.device)
-        for block in self.blocks():
-            out[block, : block.start] = 0
-            torch.mm(self.left[block], self.right[block.start :].T, out=out[block, block.start :]).exp_()
-            out[block, block.stop :] *= 2
-        return out
+    def fill(self, block: slice, out: Float[Tensor, "block columns"]) -> None:
+        """Write the affinities of some tokens to those from the diagonal on, doubled beyond the diagonal block."""
+        torch.mm(self.left[block], self.right[block.start :].T, out=out).exp_()
+        out[:, block.stop - block.start :] *= 2
 
 
 @final

@@ -15,7 +15,7 @@ from hf_spectral.result import SolveStatus, SpectralResult
 from hf_spectral.solvers import EigenSolver, GradientSolver, solve
 from tests.synthetic import planted_record, random_record, three_blobs
 
-KRYLOV = EigenSolver(dense_below=0)
+KRYLOV = EigenSolver(dense_below=0)  # For 60 nodes and more; below, the basis would span everything.
 AFFINITIES = [
     ("where", "attention"),
     ("where", "exponential"),
@@ -69,7 +69,7 @@ def _normalized(affinity):
 @pytest.mark.parametrize("max_dense_bytes", [0, 1 << 30], ids=["matrix_free", "dense"])
 def test_problem_and_solvers_agree_with_a_dense_reference(pathway, affinity, heads, max_dense_bytes):
     config = SpectralConfig(pathway, affinity, heads, num_eigenvectors=6, num_neighbors=7)
-    records = [random_record(seed=seed, index=seed) for seed in range(3)]
+    records = [random_record(9, 10, seed=seed, index=seed) for seed in range(3)]
     builder = ProblemBuilder(config, max_dense_bytes)
     for record in records:
         builder.add(record)
@@ -147,7 +147,7 @@ def test_gradient_on_several_resolutions():
 )
 def test_deterministic(solver):
     state = torch.random.get_rng_state()
-    problem = build_problem([random_record(seed=4)], SpectralConfig(num_eigenvectors=5))
+    problem = build_problem([random_record(9, 10, seed=4)], SpectralConfig(num_eigenvectors=5))
     first = solve(problem, solver)
     torch.manual_seed(123)
     second = solve(problem, solver)
@@ -178,7 +178,7 @@ def test_permuting_tokens_permutes_eigenvectors():
 @pytest.mark.parametrize(("pathway", "affinity"), AFFINITIES)
 @pytest.mark.parametrize("solver", [EigenSolver(), KRYLOV], ids=["dense", "krylov"])
 def test_identical_tokens_give_finite_eigenvectors(pathway, affinity, solver):
-    record = random_record()
+    record = random_record(9, 10)
     for name in ("query", "key", "value"):
         getattr(record, name)[:] = getattr(record, name)[:, :, :1]
     result = solve(build_problem([record], SpectralConfig(pathway, affinity, num_eigenvectors=5)), solver)
@@ -189,7 +189,7 @@ def test_identical_tokens_give_finite_eigenvectors(pathway, affinity, solver):
 
 @pytest.mark.parametrize("solver", [EigenSolver(), KRYLOV], ids=["dense", "krylov"])
 def test_isolated_tokens_give_finite_eigenvectors(solver):
-    record = random_record(dim=40, heads=1)
+    record = random_record(9, 10, dim=40, heads=1)
     config = SpectralConfig("what", "knn", num_eigenvectors=5, num_neighbors=2, threshold=0.4)
     problem = build_problem([record], config)
     assert (problem.affinity.degree() == 0).any()

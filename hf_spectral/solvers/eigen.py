@@ -14,6 +14,8 @@ from hf_spectral.solvers.base import Solution, Solver
 
 # Directions of a block whose share of its Gram matrix falls below this are rounding noise in float32.
 _DEPENDENT = 1e-10
+# Vectors sought beyond those wanted, so that the gap that sets the pace lies beyond the last eigenvalue wanted.
+_GUARDS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +31,7 @@ class EigenSolver(Solver):
         tolerance: Bound on the residual ||A x - mu B x|| of unit vectors; mu lies in [-1, 1].
         max_steps: Block multiplications at most.
         dense_below: Problems of fewer nodes are solved densely.
-        basis_size: Vectors of the basis before a restart; None takes 6 times the eigenvectors sought, at least
-            80.
+        basis_size: Vectors of the basis before a restart; None takes 6 for each eigenvector sought.
     """
 
     tolerance: float = 1e-5
@@ -49,14 +50,13 @@ class EigenSolver(Solver):
         Returns:
             The eigenvectors, leading one first.
         """
-        if problem.num_nodes < self.dense_below or 4 * num_eigenvectors > problem.num_nodes:
+        if problem.num_nodes < max(self.dense_below, 4 * (num_eigenvectors + _GUARDS)):
             return _solve_dense(problem, num_eigenvectors)
         return self._solve_krylov(problem, num_eigenvectors, seed)
 
     def _solve_krylov(self, problem: JointProblem, wanted: int, seed: int) -> Solution:
-        # Guard vectors, so that the gap that sets the pace lies beyond the last eigenvalue wanted.
-        kept = wanted + 8
-        capacity = min(self.basis_size or max(6 * kept, 80), problem.num_nodes)
+        kept = wanted + _GUARDS
+        capacity = min(max(self.basis_size or 6 * kept, 3 * kept), problem.num_nodes)
         basis = _Basis(problem, capacity)
         generator = torch.Generator().manual_seed(seed)
         start = torch.randn(problem.num_nodes, kept, generator=generator)
@@ -69,9 +69,10 @@ class EigenSolver(Solver):
             is_open = norms > self.tolerance
             if not is_open[:wanted].any():
                 return Solution(values[:wanted], basis.combine(coefficients[:, :wanted]), step, converged=True)
-            if basis.size + int(is_open.sum()) > capacity:
+            if basis.size + 2 * int(is_open.sum()) > capacity:
                 basis.restart(values, coefficients)
             basis.extend(residuals[:, is_open] / norms[is_open])
+            basis.extend(basis.last_products())  # A Krylov step: cheaper than the next Rayleigh-Ritz step.
         values, coefficients = basis.rayleigh_ritz(wanted)
         return Solution(values, basis.combine(coefficients), self.max_steps, converged=False)
 
@@ -83,6 +84,7 @@ class _Basis:
         self._affinity = problem.affinity
         self._mass = problem.mass
         self.size = 0
+        self._last = slice(0, 0)
         shape = (problem.num_nodes, capacity)
         self._vectors, self._products = (torch.empty(shape, device=problem.affinity.device) for _ in range(2))
         self._massed = self._vectors if problem.mass_is_identity else torch.empty_like(self._vectors)
@@ -94,6 +96,7 @@ class _Basis:
             block = block - self._vectors[:, : self.size] @ (self._massed[:, : self.size].T @ block)
             block = self._orthonormal(block)
         old, new = slice(0, self.size), slice(self.size, self.size + block.shape[1])
+        self._last = new
         self.size = new.stop
         self._vectors[:, new] = block
         self._products[:, new] = self._affinity.matmul(block)
@@ -102,6 +105,10 @@ class _Basis:
         column = (self._vectors[:, : self.size].T @ self._products[:, new]).double().cpu()
         self._projected[: self.size, new] = column
         self._projected[new, old] = column[old].T
+
+    def last_products(self) -> Vectors:
+        """Return A times the block appended last."""
+        return self._products[:, self._last].clone()
 
     def rayleigh_ritz(self, count: int) -> tuple[Tensor, Tensor]:
         """Return the largest Ritz values, descending, and the coefficients of their vectors."""
