@@ -3,6 +3,7 @@
 Importing the package registers the task `spectral-pathways` with transformers: `pipeline("spectral-pathways")`.
 """
 
+from hf_spectral.basis import BasisAccumulator, SpectralBasis
 from hf_spectral.capture import capture_attention, vision_tower
 from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import NotConvergedError, SpectralError, UnsupportedBackboneError
@@ -18,12 +19,14 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "AttentionRecord",
+    "BasisAccumulator",
     "Capture",
     "EigenSolver",
     "GradientSolver",
     "JointProblem",
     "NotConvergedError",
     "SolveStatus",
+    "SpectralBasis",
     "SpectralConfig",
     "SpectralError",
     "SpectralPathwaysPipeline",

@@ -1,6 +1,6 @@
 """The command line: `hf-spectral quickstart` and `hf-spectral analyze`.
 
-Exit codes: 0 all done; 1 some pictures failed, the others are written; 2 a mistake in what was asked, nothing is written.
+Exit codes: 0, all done; 1, some pictures failed and the others are written; 2, a mistake in what was asked.
 """
 
 from __future__ import annotations
@@ -125,7 +125,9 @@ def _parser() -> argparse.ArgumentParser:
     many.add_argument("--pathway", choices=[*PATHWAYS, "both"], default="both", help="default: both")
     many.add_argument("--num-eigenvectors", type=int, default=16, metavar="N", help="default: 16")
     many.add_argument("--num-segments", type=_count_or_auto, default="auto", metavar="N", help="a number, auto or none")
-    many.add_argument("--resolution", type=int, metavar="PIXELS", help="longer side; default: the backbone's image size")
+    many.add_argument(
+        "--resolution", type=int, metavar="PIXELS", help="longer side; default: the backbone's image size"
+    )
     many.add_argument("--affinity", choices=AFFINITIES, help="default: attention for where, exponential for what")
     many.add_argument("--layers", type=int, nargs="+", metavar="INDEX", help="default: all")
     many.add_argument("--solver", choices=sorted(SOLVERS), default="eigen", help="default: eigen")
@@ -161,6 +163,9 @@ def _load(model: str | None, device: str | None, settings: dict[str, Any] | None
 
     Returns:
         The pipeline, its settings checked.
+
+    Raises:
+        SpectralError: If a setting is wrong, or the backbone or the device cannot be loaded.
     """
     try:
         return pipeline(model, device=device, **(settings or {}))
@@ -168,7 +173,7 @@ def _load(model: str | None, device: str | None, settings: dict[str, Any] | None
         raise
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SpectralError.of(
+        raise SpectralError(
             "--model or --device",
             expected="a backbone and a device that can be loaded",
             got=f"{model or 'the default'} ({reason})",
@@ -181,6 +186,9 @@ def _expand(words: Sequence[str]) -> list[str]:
 
     Returns:
         Paths and URLs, in the order given, a folder's files sorted.
+
+    Raises:
+        SpectralError: If a folder holds no picture.
     """
     sources: list[str] = []
     for word in words:
@@ -190,7 +198,7 @@ def _expand(words: Sequence[str]) -> list[str]:
             continue
         found = sorted(str(path) for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
         if not found:
-            raise SpectralError.of(
+            raise SpectralError(
                 "IMAGE", expected="a folder that holds pictures", got=repr(word), fix="Give its subfolder, or the files"
             )
         sources += found
@@ -269,7 +277,11 @@ def _write_summary(
     done: list[dict[str, Any]],
     failed: list[dict[str, str]],
 ) -> None:
-    versions = {"hf_spectral": hf_spectral.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    versions = {
+        "hf_spectral": hf_spectral.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
     summary = {
         "model": options.model or hf_spectral.pipelines.DEFAULT_BACKBONE,
         "model_type": pipe.model.config.model_type,

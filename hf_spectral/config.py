@@ -29,7 +29,7 @@ class SpectralConfig:
         num_eigenvectors: Eigenvectors to return, the trivial one at index 0 among them; at least 1.
         layers: Indices of the layers to use, in call order, negative ones counted from the end; `None` means all.
         temperature: tau of the `exponential` affinity exp((cos - 1) / tau), above 0.
-        num_neighbors: Neighbours a token keeps in the `knn` affinity.
+        num_neighbors: Neighbors a token keeps in the `knn` affinity.
         threshold: Cosines at or below it are cut from the `knn` affinity.
         seed: Seed of every random start.
 
@@ -55,7 +55,7 @@ class SpectralConfig:
         _require_one_of("affinity", self.affinity, AFFINITIES)
         _require_one_of("heads", self.heads, get_args(Heads))
         if self.affinity == "attention" and self.pathway == "what":
-            raise SpectralError.of(
+            raise SpectralError(
                 "affinity",
                 expected="'exponential', 'cosine' or 'knn' for the 'what' pathway",
                 got="'attention'",
@@ -64,7 +64,7 @@ class SpectralConfig:
         require_positive_int("num_eigenvectors", self.num_eigenvectors)
         require_positive_int("num_neighbors", self.num_neighbors)
         if not self.temperature > 0:
-            raise SpectralError.of("temperature", expected="a number above 0", got=self.temperature, fix="Try 0.1")
+            raise SpectralError("temperature", expected="a number above 0", got=self.temperature, fix="Try 0.1")
         if self.layers is not None:
             object.__setattr__(self, "layers", _as_layer_indices(self.layers))
 
@@ -87,7 +87,7 @@ class SpectralConfig:
         """
         unknown = set(values) - {field.name for field in dataclasses.fields(cls)}
         if unknown:
-            raise SpectralError.of(
+            raise SpectralError(
                 "config", expected="fields of SpectralConfig", got=sorted(unknown), fix="Update hf-spectral"
             )
         return cls(**values)
@@ -104,13 +104,13 @@ def require_positive_int(argument: str, value: object) -> None:
         SpectralError: If `value` is not an integer of at least 1.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise SpectralError.of(argument, expected="an integer of at least 1", got=repr(value), fix="Give a count")
+        raise SpectralError(argument, expected="an integer of at least 1", got=repr(value), fix="Give a count")
 
 
 def _require_one_of(argument: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         names = ", ".join(repr(name) for name in allowed)
-        raise SpectralError.of(argument, expected=f"one of {names}", got=repr(value), fix="Choose one of these names")
+        raise SpectralError(argument, expected=f"one of {names}", got=repr(value), fix="Choose one of these names")
 
 
 def _as_layer_indices(layers: Any) -> tuple[int, ...]:
@@ -119,7 +119,7 @@ def _as_layer_indices(layers: Any) -> tuple[int, ...]:
     except TypeError:
         indices = ()
     if not indices or any(isinstance(index, bool) or not isinstance(index, int) for index in indices):
-        raise SpectralError.of(
+        raise SpectralError(
             "layers", expected="a non-empty sequence of integers", got=repr(layers), fix="Give e.g. layers=[8, 9, 10]"
         )
     return indices

@@ -4,8 +4,8 @@ Zhang, Yunis and Maire (CVPR 2024), with the generalized form for layers of diff
 
     A x = (1 - lambda) B x,    A = mean_l P_l^T S_l P_l,    B = mean_l P_l^T P_l,
 
-where S_l is the normalized affinity of layer l and P_l pools the common grid to that layer's grid. Where all layers share
-one grid, B is the identity and A the average of the normalized affinities.
+where S_l is the normalized affinity of layer l and P_l pools the common grid to that layer's grid. Where all layers
+share one grid, B is the identity and A the average of the normalized affinities.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def resolve_layers(layers: Iterable[int], num_layers: int) -> frozenset[int]:
     layers = tuple(layers)
     outside = [index for index in layers if not -num_layers <= index < num_layers]
     if outside:
-        raise SpectralError.of(
+        raise SpectralError(
             "layers",
             expected=f"indices from {-num_layers} to {num_layers - 1} for {num_layers} attention layers",
             got=outside,
@@ -232,7 +232,7 @@ class ProblemBuilder:
             SpectralError: If the record holds more than one image.
         """
         if record.num_images != 1:
-            raise SpectralError.of(
+            raise SpectralError(
                 "record", expected="one image", got=f"{record.num_images} images", fix="Use record.image(position)"
             )
         if record.windowed and self.config.pathway == "where":
@@ -253,7 +253,7 @@ class ProblemBuilder:
         """
         if not self._layers:
             reasons = "; ".join(f"{layer.name}: {layer.reason}" for layer in self._skipped) or "no layer was given"
-            raise SpectralError.of(
+            raise SpectralError(
                 "pathway",
                 expected="a backbone with at least one layer that can serve it",
                 got=f"{self.config.pathway!r} ({reasons})",

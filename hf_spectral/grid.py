@@ -31,7 +31,7 @@ class TokenGrid:
     def __post_init__(self) -> None:
         """Refuse an empty map."""
         if self.height < 1 or self.width < 1 or self.num_prefix < 0:
-            raise SpectralError.of(
+            raise SpectralError(
                 "grid",
                 expected="height and width of at least 1 and num_prefix of at least 0",
                 got=f"{self.height} x {self.width} with {self.num_prefix} prefix tokens",
@@ -61,7 +61,7 @@ class TokenGrid:
             SpectralError: If the number of tokens is not `num_tokens`.
         """
         if tokens.shape[-2] != self.num_tokens:
-            raise SpectralError.of(
+            raise SpectralError(
                 "tokens",
                 expected=f"{self.num_prefix} prefix tokens + {self.height} x {self.width} patches = {self.num_tokens}",
                 got=f"{tokens.shape[-2]} tokens",
@@ -109,7 +109,7 @@ def area_pooling(fine: int, coarse: int) -> Float[Tensor, "coarse fine"]:
         SpectralError: If `coarse` exceeds `fine`.
     """
     if not 1 <= coarse <= fine:
-        raise SpectralError.of("coarse", expected=f"a length from 1 to {fine}", got=coarse, fix="Pool downwards only")
+        raise SpectralError("coarse", expected=f"a length from 1 to {fine}", got=coarse, fix="Pool downwards only")
     edges = torch.arange(coarse + 1, dtype=torch.float64) * (fine / coarse)
     cells = torch.arange(fine, dtype=torch.float64)
     overlap = torch.minimum(edges[1:, None], cells + 1) - torch.maximum(edges[:-1, None], cells)

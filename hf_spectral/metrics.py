@@ -169,7 +169,7 @@ def where_score(
 
     R_j^2 = Var_p(mean_i x_ijp) / Var_ip(x_ijp): the correlation ratio of eigenvector j given position p, over images i.
     Images of different grids share positions by area: the picture is divided into `bins` x `bins` equal cells, tokens
-    fall into the cell that holds their centre, and the variance between cells is that of the cell means weighted by
+    fall into the cell that holds their center, and the variance between cells is that of the cell means weighted by
     their tokens, every image weighing the same. Only eigenvectors of one common problem may be compared (those of
     single images have a free sign each). With n images, maps that ignore position still score about 1/n: use many.
 
@@ -189,11 +189,11 @@ def where_score(
     """
     maps = list(eigenvectors)
     if len(maps) < 2:
-        raise SpectralError.of(
+        raise SpectralError(
             "eigenvectors", expected="maps of at least 2 images", got=len(maps), fix="Score a data set, not one image"
         )
     if len({len(one) for one in maps}) > 1:
-        raise SpectralError.of(
+        raise SpectralError(
             "eigenvectors",
             expected="the same number of eigenvectors for every image",
             got=sorted({len(one) for one in maps}),
@@ -233,14 +233,14 @@ def _mean_over_truths(
 ) -> float:
     several = [truths] if isinstance(truths, Tensor | np.ndarray) else list(truths)
     if not several:
-        raise SpectralError.of("truths", expected="at least one label map", got="none", fix="Pass one map an annotator")
+        raise SpectralError("truths", expected="at least one label map", got="none", fix="Pass one map an annotator")
     return float(np.mean([score(_contingency(prediction, truth, void)) for truth in several]))
 
 
 def _contingency(prediction: Labels, truth: Labels, void: int | None) -> np.ndarray:
     """Return the pixels of each (segment, region) pair; numbers that do not occur leave no empty rows or columns."""
     if tuple(prediction.shape) != tuple(truth.shape):
-        raise SpectralError.of(
+        raise SpectralError(
             "truths",
             expected=f"the shape of the prediction, {tuple(prediction.shape)}",
             got=tuple(truth.shape),
@@ -250,7 +250,7 @@ def _contingency(prediction: Labels, truth: Labels, void: int | None) -> np.ndar
     if void is not None:
         found, wanted = found[wanted != void], wanted[wanted != void]
     if not found.size:
-        raise SpectralError.of("truths", expected="at least one labelled pixel", got="none", fix="Leave this image out")
+        raise SpectralError("truths", expected="at least one labelled pixel", got="none", fix="Leave this image out")
     rows, columns = int(found.max()) + 1, int(wanted.max()) + 1
     if rows * columns > 4 * found.size + 65_536:  # numbers with gaps: the table would be larger than the maps
         found, wanted = (np.unique(values, return_inverse=True)[1] for values in (found, wanted))
@@ -262,7 +262,7 @@ def _contingency(prediction: Labels, truth: Labels, void: int | None) -> np.ndar
 def _flat(argument: str, labels: Labels) -> np.ndarray:
     values = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else labels
     if values.dtype.kind not in "iu" or (values.size and values.min() < 0):
-        raise SpectralError.of(
+        raise SpectralError(
             argument,
             expected="integers from 0",
             got=f"{values.dtype} labels",

@@ -18,8 +18,8 @@ Vectors = Float[Tensor, "nodes vectors"]
 Matrix = Float[Tensor, "nodes nodes"]
 Degree = Float[Tensor, "nodes"]
 
-# Rows of a kernel are formed a block at a time. On a processor a block that stays in its cache is several times faster; an
-# accelerator wants few, large launches.
+# Rows of a kernel are formed a block at a time. On a processor, one that stays in its cache is several times faster;
+# an accelerator wants few, large launches.
 _CPU_BLOCK_BYTES = 1 << 20
 _ACCELERATOR_BLOCK_BYTES = 256 << 20
 
@@ -169,7 +169,7 @@ class GramOperator(AffinityOperator):
         signs: Diagonal of J, +1 or -1 a column; None means all +1.
     """
 
-    def __init__(self, factor: Float[Tensor, "nodes rank"], signs: Float[Tensor, "rank"] | None = None) -> None:
+    def __init__(self, factor: Float[Tensor, "nodes rank"], signs: Float[Tensor, rank] | None = None) -> None:
         self.factor = factor
         self.signs = signs
 

@@ -58,9 +58,9 @@ class SpectralResult:
         solver: Name of the solver with its settings.
     """
 
-    eigenvalues: Float[Tensor, "eigenvectors"]
+    eigenvalues: Float[Tensor, eigenvectors]
     eigenvectors: Float[Tensor, "eigenvectors height width"]
-    residuals: Float[Tensor, "eigenvectors"]
+    residuals: Float[Tensor, eigenvectors]
     status: SolveStatus
     steps: int
     grid: TokenGrid
@@ -112,24 +112,28 @@ class SpectralResult:
             SpectralError: If the file is not one that `save` wrote, or its parts do not fit each other.
         """
         try:
-            with safe_open(str(path), framework="pt") as file:
-                described = json.loads((file.metadata() or {}).get("hf_spectral", "{}"))
-                tensors = {name: file.get_tensor(name) for name in ("eigenvalues", "eigenvectors", "residuals")}
-            if described.get("format") != _FORMAT:
-                raise ValueError(f"format {described.get('format')!r}")
-            count, height, width = tensors["eigenvectors"].shape
-            if not tensors["eigenvalues"].shape == tensors["residuals"].shape == (count,):
-                raise ValueError("tensors whose shapes do not fit each other")
-            return cls(
-                **tensors,
-                status=SolveStatus(described["status"]),
-                steps=int(described["steps"]),
-                grid=TokenGrid(height, width, described["num_prefix"]),
-                layers=tuple(described["layers"]),
-                config=SpectralConfig.from_dict(described["config"]),
-                solver=dict(described["solver"]),
-            )
+            return cls(**_parsed(path))
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            raise SpectralError.of(
+            raise SpectralError(
                 "path", expected="a file that SpectralResult.save wrote", got=error, fix="Make it again by `analyze`"
             ) from error
+
+
+def _parsed(path: str | os.PathLike[str]) -> dict[str, Any]:
+    with safe_open(str(path), framework="pt") as file:
+        described = json.loads((file.metadata() or {}).get("hf_spectral", "{}"))
+        tensors = {name: file.get_tensor(name) for name in ("eigenvalues", "eigenvectors", "residuals")}
+    if described.get("format") != _FORMAT:
+        raise ValueError(f"format {described.get('format')!r}")
+    count, height, width = tensors["eigenvectors"].shape
+    if not tensors["eigenvalues"].shape == tensors["residuals"].shape == (count,):
+        raise ValueError("tensors whose shapes do not fit each other")
+    return {
+        **tensors,
+        "status": SolveStatus(described["status"]),
+        "steps": int(described["steps"]),
+        "grid": TokenGrid(height, width, described["num_prefix"]),
+        "layers": tuple(described["layers"]),
+        "config": SpectralConfig.from_dict(described["config"]),
+        "solver": dict(described["solver"]),
+    }

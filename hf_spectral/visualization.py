@@ -35,10 +35,10 @@ _OPPONENTS = np.array(
 
 
 def eigenvector_image(values: Float[Tensor, "height width"], size: tuple[int, int] | None = None) -> Image.Image:
-    """Colour one eigenvector: blue below zero, white at zero, red above.
+    """Color one eigenvector: blue below zero, white at zero, red above.
 
-    Both ends of the colour map stand for the same magnitude, the 98th percentile, so that a few extreme tokens do not
-    pale all others. Values are interpolated before they are coloured.
+    Both ends of the color map stand for the same magnitude, the 98th percentile, so that a few extreme tokens do not
+    pale all others. Values are interpolated before they are colored.
 
     Args:
         values: One map.
@@ -58,17 +58,17 @@ def eigenvectors_to_rgb(
     eigenvalues: Float[Tensor, " eigenvectors"] | None = None,
     size: tuple[int, int] | None = None,
 ) -> Image.Image:
-    """Show the first three eigenvectors after the trivial one as one colour picture.
+    """Show the first three eigenvectors after the trivial one as one color picture.
 
     They steer the three axes of the perceptual space OKLab: the first green to red, the second blue to yellow, the
     third dark to light, so that equal steps look equally large. Each is half its value, stretched from the 2nd to the
-    98th percentile, half its rank: eigenvectors that single out a small part would leave the rest one flat colour.
+    98th percentile, half its rank: eigenvectors that single out a small part would leave the rest one flat color.
     Signs are fixed first (the entry of largest magnitude is positive), so the picture does not depend on them.
 
     Args:
         eigenvectors: Maps of one image, the trivial one at index 0; missing ones (fewer than three) stay neutral.
         eigenvalues: Of the normalized Laplacian. If given, eigenvector j > 1 spans (1 - lambda_j) / (1 - lambda_1) of
-            its axis, at least half: weak eigenvectors tint, strong ones colour.
+            its axis, at least half: weak eigenvectors tint, strong ones color.
         size: Height and width of the picture in pixels; `None`: one pixel a token.
 
     Returns:
@@ -78,7 +78,7 @@ def eigenvectors_to_rgb(
         SpectralError: If there is only the trivial eigenvector.
     """
     if len(eigenvectors) < 2:
-        raise SpectralError.of(
+        raise SpectralError(
             "eigenvectors", expected="at least 2", got=len(eigenvectors), fix="Solve with num_eigenvectors=4 or more"
         )
     chosen = eigenvectors[1:4].detach().cpu().double().flatten(1).numpy()
@@ -109,9 +109,9 @@ def segmentation_overlay(
 
     Args:
         image: The photo.
-        labels: Segment of each pixel, from 0; enlarged by nearest neighbour if it is not of the photo's size.
-        alpha: Strength of the tint, 0 (photo) to 1 (flat colours).
-        fill: `"palette"`: one distinct colour a segment; `"mean"`: the segment's mean colour in the photo.
+        labels: Segment of each pixel, from 0; enlarged by nearest neighbor if it is not of the photo's size.
+        alpha: Strength of the tint, 0 (photo) to 1 (flat colors).
+        fill: `"palette"`: one distinct color a segment; `"mean"`: the segment's mean color in the photo.
         boundaries: Draw a white line between segments.
 
     Returns:
@@ -121,7 +121,7 @@ def segmentation_overlay(
         SpectralError: If `alpha` lies outside 0 to 1.
     """
     if not 0 <= alpha <= 1:
-        raise SpectralError.of("alpha", expected="a number from 0 to 1", got=alpha, fix="Try 0.55")
+        raise SpectralError("alpha", expected="a number from 0 to 1", got=alpha, fix="Try 0.55")
     photo = np.asarray(image.convert("RGB"), dtype=np.float32)
     rows, columns = (np.arange(n) * m // n for n, m in zip(photo.shape[:2], labels.shape, strict=True))
     segments = labels.detach().cpu().numpy()[np.ix_(rows, columns)]
@@ -131,7 +131,7 @@ def segmentation_overlay(
         sums = [np.bincount(segments.ravel(), photo[..., c].ravel(), minlength=count) for c in range(3)]
         table = np.stack(sums, axis=1) / areas[:, None]
     else:
-        table = segment_colours(count).astype(np.float32)
+        table = segment_colors(count).astype(np.float32)
     result = photo * (1 - alpha) + table[segments] * alpha
     if boundaries:
         line = _boundary(segments, thickness=max(1.0, min(segments.shape) / 320))[..., None]
@@ -139,11 +139,11 @@ def segmentation_overlay(
     return Image.fromarray(np.rint(result.clip(0, 255)).astype(np.uint8))
 
 
-def segment_colours(count: int) -> np.ndarray:
-    """Choose colours that stay apart: hues a golden angle apart, lightness in turns, in the perceptual space OKLCH.
+def segment_colors(count: int) -> np.ndarray:
+    """Choose colors that stay apart: hues a golden angle apart, lightness in turns, in the perceptual space OKLCH.
 
     Args:
-        count: How many, at least 1. Colour i does not depend on `count`.
+        count: How many, at least 1. Color i does not depend on `count`.
 
     Returns:
         uint8 array of shape (count, 3).
@@ -220,7 +220,7 @@ def figure(rows: Sequence[Sequence[tuple[str, Image.Image]]], tile_width: int = 
         SpectralError: If there is no picture.
     """
     if not any(len(row) for row in rows):
-        raise SpectralError.of("rows", expected="at least one picture", got="none", fix="Pass (caption, picture) pairs")
+        raise SpectralError("rows", expected="at least one picture", got="none", fix="Pass (caption, picture) pairs")
     margin = max(6, tile_width // 24)
     font = ImageFont.load_default(size=max(11, tile_width // 20))
     caption_height = 2 * max(11, tile_width // 20)
@@ -236,8 +236,8 @@ def figure(rows: Sequence[Sequence[tuple[str, Image.Image]]], tile_width: int = 
         for column, (caption, picture) in enumerate(row):
             left = margin + column * (tile_width + margin)
             canvas.paste(picture, (left, top))
-            centre = (left + tile_width // 2, top + picture.height + caption_height // 2)
-            draw.text(centre, caption, fill=_INK, font=font, anchor="mm")
+            center = (left + tile_width // 2, top + picture.height + caption_height // 2)
+            draw.text(center, caption, fill=_INK, font=font, anchor="mm")
         top += row_height + (caption_height if has_caption else margin)
     return canvas
 

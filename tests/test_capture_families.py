@@ -163,7 +163,7 @@ def test_a_changed_patch_moves_its_own_node_only(family):
 
     first, second = capture
     moved = (first.value - second.value).abs().amax(dim=(0, 1, 3)).reshape(height, width) > 1e-4
-    # Hiera's patches overlap their neighbours.
+    # Hiera's patches overlap their neighbors.
     reach = 1 if family == "hiera" else 0
     assert moved[row, column]
     moved[row - reach : row + reach + 1, column - reach : column + reach + 1] = False

@@ -30,7 +30,18 @@ def run(*words):
 def test_analyze_writes_every_file_and_a_summary(backbone, tmp_path):
     photo().save(tmp_path / "a.png")
     out = tmp_path / "out"
-    code = run("analyze", tmp_path / "a.png", "--model", backbone, "--num-eigenvectors", 5, "--num-segments", 3, "--output", out)
+    code = run(
+        "analyze",
+        tmp_path / "a.png",
+        "--model",
+        backbone,
+        "--num-eigenvectors",
+        5,
+        "--num-segments",
+        3,
+        "--output",
+        out,
+    )
     assert code == 0
     expected = {"a.pathways.png", "summary.json"}
     for pathway in ("where", "what"):
@@ -70,7 +81,10 @@ def test_equal_names_do_not_overwrite_each_other(backbone, tmp_path):
         photo(seed=len(name)).save(tmp_path / name / "photo.png")
     out = tmp_path / "out"
     words = [tmp_path / "one" / "photo.png", tmp_path / "two" / "photo.png"]
-    assert run("analyze", *words, "--model", backbone, "--pathway", "where", "--num-segments", "none", "--output", out) == 0
+    assert (
+        run("analyze", *words, "--model", backbone, "--pathway", "where", "--num-segments", "none", "--output", out)
+        == 0
+    )
     assert (out / "photo.where.safetensors").exists()
     assert (out / "photo-2.where.safetensors").exists()
     assert not list(out.glob("*.segmentation.png"))
@@ -119,6 +133,7 @@ def test_quickstart_runs_without_the_hub(tmp_path, capsys):
 
 
 def test_importing_the_package_stays_light():
-    code = "import sys, hf_spectral; print(*[n for n in ('diffusers', 'gradio', 'datasets', 'matplotlib') if n in sys.modules])"
+    heavy = ("diffusers", "gradio", "datasets", "matplotlib")
+    code = f"import sys, hf_spectral; print(*[name for name in {heavy} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == ""

@@ -7,7 +7,9 @@ from sklearn.feature_extraction.image import grid_to_graph
 from sklearn.metrics import adjusted_rand_score
 
 from hf_spectral.errors import SpectralError
-from hf_spectral.segmentation import _mask_silhouettes, _ward_labels, instances, segment, spectral_embedding, upsample
+from hf_spectral.segmentation import instances, segment, spectral_embedding, upsample
+from hf_spectral.segmentation.instances import _mask_silhouettes
+from hf_spectral.segmentation.partition import _ward_labels
 
 
 def planted(labels, channels=4, noise=0.05, seed=0):
@@ -90,7 +92,7 @@ def test_scores_tell_a_clear_segment_from_a_blurred_one():
 def test_upsample_equals_bilinear_then_argmin(size, monkeypatch):
     distances = torch.rand(6, 8, 9, generator=torch.Generator().manual_seed(0))
     whole = torch.nn.functional.interpolate(distances[None], size, mode="bilinear", align_corners=False)[0]
-    monkeypatch.setattr("hf_spectral.segmentation._STRIP_VALUES", 700)
+    monkeypatch.setattr("hf_spectral.segmentation.upsampling._STRIP_VALUES", 700)
     labels = upsample(distances, size)
     chosen = whole.gather(0, labels[None])[0]
     assert torch.allclose(chosen, whole.min(0).values, atol=1e-6)

@@ -10,7 +10,7 @@ from hf_spectral.visualization import (
     eigenvectors_to_rgb,
     figure,
     pathways_figure,
-    segment_colours,
+    segment_colors,
     segmentation_overlay,
 )
 
@@ -24,8 +24,8 @@ def maps(count=5, height=6, width=9, seed=0):
     return torch.randn(count, height, width, generator=torch.Generator().manual_seed(seed))
 
 
-def lightness(colour):
-    return float(np.asarray(colour, dtype=float) @ [0.2126, 0.7152, 0.0722])
+def lightness(color):
+    return float(np.asarray(color, dtype=float) @ [0.2126, 0.7152, 0.0722])
 
 
 def test_eigenvector_image_is_blue_white_red_around_zero():
@@ -94,11 +94,11 @@ def test_rgb_of_the_trivial_eigenvector_alone():
         eigenvectors_to_rgb(maps(1))
 
 
-def test_segment_colours_are_distinct_and_stable():
-    colours = segment_colours(12).astype(float)
-    apart = np.linalg.norm(colours[:, None] - colours[None], axis=-1) + 1000 * np.eye(12)
+def test_segment_colors_are_distinct_and_stable():
+    colors = segment_colors(12).astype(float)
+    apart = np.linalg.norm(colors[:, None] - colors[None], axis=-1) + 1000 * np.eye(12)
     assert apart.min() > 30
-    assert np.array_equal(segment_colours(5), segment_colours(12)[:5])
+    assert np.array_equal(segment_colors(5), segment_colors(12)[:5])
 
 
 def halves(height=40, width=60):
@@ -111,8 +111,8 @@ def test_overlay_tints_by_segment():
     image = photo()
     assert np.array_equal(segmentation_overlay(image, halves(), alpha=0.0, boundaries=False), np.asarray(image))
     flat = np.asarray(segmentation_overlay(image, halves(), alpha=1.0, boundaries=False))
-    assert (flat[:, :30] == segment_colours(2)[0]).all()
-    assert (flat[:, 30:] == segment_colours(2)[1]).all()
+    assert (flat[:, :30] == segment_colors(2)[0]).all()
+    assert (flat[:, 30:] == segment_colors(2)[1]).all()
     mean = np.asarray(segmentation_overlay(image, halves(), alpha=1.0, fill="mean", boundaries=False)).astype(float)
     assert np.abs(mean[0, 0] - np.asarray(image)[:, :30].reshape(-1, 3).mean(0)).max() <= 0.5
 
@@ -175,7 +175,7 @@ def test_pathways_figure_sets_three_side_by_side():
     red, blue = Image.new("RGB", (60, 40), "red"), Image.new("RGB", (60, 40), "blue")
     pixels = np.asarray(pathways_figure(photo(), red, blue, tile_width=120))
     middle = pixels[40]
-    reds, blues = (np.flatnonzero((middle == colour).all(-1)) for colour in ([255, 0, 0], [0, 0, 255]))
+    reds, blues = (np.flatnonzero((middle == color).all(-1)) for color in ([255, 0, 0], [0, 0, 255]))
     assert len(reds) == len(blues) == 120
     assert reds.max() < blues.min()
     with pytest.raises(ValueError, match="zip"):

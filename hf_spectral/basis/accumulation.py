@@ -59,7 +59,7 @@ class BasisAccumulator:
         device: torch.device | str = "cpu",
     ) -> None:
         if config.affinity != "cosine" or config.heads != "merged":
-            raise SpectralError.of(
+            raise SpectralError(
                 "config",
                 expected="affinity='cosine' and heads='merged', whose factors add up in a stream",
                 got=f"affinity={config.affinity!r} and heads={config.heads!r}",
@@ -120,7 +120,7 @@ class BasisAccumulator:
             SpectralError: If the second pass has begun, or layers are missing, unknown or not finite.
         """
         if self.sums_finished:
-            raise SpectralError.of(
+            raise SpectralError(
                 "records", expected="no more sums once the second pass has begun", got="another image", fix="Start anew"
             )
         arrived: list[Arrived] = []
@@ -282,7 +282,7 @@ class BasisAccumulator:
 
     def _require_totals(self) -> Totals:
         if self._totals is None:
-            raise SpectralError.of(
+            raise SpectralError(
                 "dataset", expected="at least one image", got="none in the first pass", fix="Call add_sums first"
             )
         return self._totals

@@ -63,7 +63,7 @@ def received(
         return []
     tokens = reduced(tuple(part.to(device) for part in unit_tokens(record, pathway)), columns)
     if not all(torch.isfinite(part).all() for part in tokens):
-        raise SpectralError.of(
+        raise SpectralError(
             "records", expected="finite numbers", got=f"NaN or infinity in {record.name}", fix="Leave this image out"
         )
     return [Arrived(record.name, record.index, record.timestep, tokens, (record.grid.height, record.grid.width))]
@@ -90,7 +90,7 @@ def chosen_layers(
         wanted = resolve_layers(config.layers, 1 + max((one.index for one in arrived), default=-1))
         chosen = [one for one in arrived if one.index in wanted]
     if not chosen:
-        raise SpectralError.of(
+        raise SpectralError(
             "pathway",
             expected="a backbone with at least one layer that can serve it",
             got=f"{config.pathway!r} and none",
@@ -118,7 +118,7 @@ def in_order(arrived: Sequence[Arrived], layers: Sequence[BasisLayer]) -> list[A
     found = {one.key: one for one in arrived}
     missing = [layer.name for layer in layers if layer.key not in found]
     if missing or len(found) < len(arrived) or len({one.tokens[0].shape[0] for one in arrived}) > 1:
-        raise SpectralError.of(
+        raise SpectralError(
             "records",
             expected=f"each of {len(layers)} layers once, all with the same images",
             got=f"no {missing[0]}" if missing else f"{len(arrived)} records of {len(found)} layers",

@@ -73,7 +73,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return described, _tensors(folder / TENSORS_NAME, forms, described.pop("sha256"))
     except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise SpectralError.of(
+        raise SpectralError(
             "basis",
             expected=f"a folder that SpectralBasis.save_pretrained wrote ({CONFIG_NAME} and {TENSORS_NAME})",
             got=f"{folder}: {reason}",

@@ -187,7 +187,7 @@ def kept_dimensions(widths: Sequence[int], pathway: Pathway, max_width: int | No
     share = (max_width - len(widths)) / (columns * sum(widths))
     kept = [int(share * width) for width in widths]
     if min(kept) < 1:
-        raise SpectralError.of(
+        raise SpectralError(
             "max_width",
             expected=f"room for every one of {len(widths)} layers",
             got=max_width,
@@ -215,7 +215,7 @@ def match(layers: Sequence[BasisLayer], record: AttentionRecord, pathway: Pathwa
             tokens = record.value if pathway == "what" else record.query
             width = tokens.shape[1] * tokens.shape[3]
             if width != layer.width:
-                raise SpectralError.of(
+                raise SpectralError(
                     "records",
                     expected=f"layer {layer.index} ({layer.name}) of width {layer.width}",
                     got=f"{record.name} of width {width}",

@@ -91,7 +91,7 @@ class SpectralBasis:
             projector.add(record)
         results = projector.results()
         if len(results) != 1:
-            raise SpectralError.of(
+            raise SpectralError(
                 "records", expected="one image", got=f"{len(results)} images", fix="Use basis.projector() for a batch"
             )
         return results[0]
@@ -118,7 +118,7 @@ class SpectralBasis:
         """
         differing = [name for name, value in self.backbone.items() if description.get(name) != value]
         if differing:
-            raise SpectralError.of(
+            raise SpectralError(
                 "basis",
                 expected="the backbone it was fitted on, " + _listed(self.backbone, differing),
                 got=_listed(description, differing),
@@ -207,7 +207,7 @@ class Projector:
             self._rows = [{} for _ in range(record.num_images)]
             self._graphs = [ProblemBuilder(walk_config(pathway)) for _ in range(record.num_images)]
         if position in self._shapes or record.num_images != len(self._rows):
-            raise SpectralError.of(
+            raise SpectralError(
                 "records",
                 expected=f"each layer once, with {len(self._rows)} images",
                 got=f"{record.name} again or with {record.num_images} images",
@@ -238,7 +238,7 @@ class Projector:
         basis = self._basis
         missing = [layer.name for position, layer in enumerate(basis.layers) if position not in self._shapes]
         if missing:
-            raise SpectralError.of(
+            raise SpectralError(
                 "records",
                 expected=f"all {len(basis.layers)} layers of the basis",
                 got=f"none of {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}",

@@ -45,7 +45,7 @@ def require_diffusion(strength: object) -> float:
         SpectralError: If it is not from 0 to 0.999.
     """
     if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength <= 0.999:
-        raise SpectralError.of(
+        raise SpectralError(
             "diffusion", expected="a number from 0 (off) to 0.999", got=repr(strength), fix="Try diffusion=0.9"
         )
     return float(strength)

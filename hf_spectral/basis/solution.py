@@ -47,7 +47,7 @@ def solve_totals(
     gram = totals.start_gram().symmetrize_().restricted(used)
     pairs = leading_eigenpairs(Pencil(gram, roots, torch.cat(signs)), config.num_eigenvectors, seed)
     if len(pairs.values) < config.num_eigenvectors:
-        raise SpectralError.of(
+        raise SpectralError(
             "num_eigenvectors",
             expected=f"at most the {len(pairs.values)} that the tokens of {totals.num_in_gram} images determine",
             got=config.num_eigenvectors,

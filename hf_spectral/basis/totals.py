@@ -104,7 +104,7 @@ class Totals:
         """
         in_gram = self.gram is not None
         if in_gram != (other.gram is not None) or (in_gram and not self._same_sums(other)):
-            raise SpectralError.of(
+            raise SpectralError(
                 "other",
                 expected="a shard in the same pass, in the second one with the same merged sums",
                 got="sums of its own" if in_gram and other.gram is not None else "one shard in each pass",
@@ -129,7 +129,7 @@ class Totals:
         for name, tensor in self.tensors().items():
             given = tensors.get(name)
             if given is None or given.shape != tensor.shape or given.dtype != tensor.dtype:
-                raise SpectralError.of(
+                raise SpectralError(
                     "state",
                     expected=f"a tensor {name!r} of shape {tuple(tensor.shape)} and type {tensor.dtype}",
                     got="none" if given is None else f"{tuple(given.shape)}, {given.dtype}",
@@ -157,7 +157,7 @@ def require_same(argument: str, mine: Mapping[str, Any], theirs: Mapping[str, An
     """
     differing = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
     if differing:
-        raise SpectralError.of(
+        raise SpectralError(
             argument,
             expected=", ".join(f"{name}={mine.get(name)!r}" for name in differing),
             got=", ".join(f"{name}={theirs.get(name)!r}" for name in differing),

@@ -25,14 +25,14 @@ def require_weights(weights: Mapping[int, float | int]) -> dict[int, float]:
     for index, weight in weights.items():
         is_index = isinstance(index, int) and not isinstance(index, bool) and index >= 0
         if not is_index or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-            raise SpectralError.of(
+            raise SpectralError(
                 "layer_weights",
                 expected="finite weights of at least 0 by layer index",
                 got=f"{index!r}: {weight!r}",
                 fix="Give e.g. layer_weights={10: 1.0, 11: 2.0}",
             )
     if not any(weights.values()):
-        raise SpectralError.of("layer_weights", expected="a weight above 0", got=dict(weights), fix="Leave it out")
+        raise SpectralError("layer_weights", expected="a weight above 0", got=dict(weights), fix="Leave it out")
     return {index: float(weight) for index, weight in weights.items()}
 
 
@@ -53,7 +53,7 @@ def weight_list(layers: Sequence[BasisLayer], weights: Mapping[int, float | int]
         return [1 / len(layers)] * len(layers)
     unknown = sorted(set(weights) - {layer.index for layer in layers})
     if unknown:
-        raise SpectralError.of(
+        raise SpectralError(
             "layer_weights",
             expected=f"indices among {sorted({layer.index for layer in layers})}",
             got=unknown,
@@ -75,7 +75,7 @@ def require_weight_of_each(layers: Sequence[BasisLayer], weights: Mapping[int, f
     """
     plain = weight_list(layers, weights)
     if min(plain) == 0:
-        raise SpectralError.of(
+        raise SpectralError(
             "layer_weights",
             expected="a weight above 0 for every layer that takes part",
             got=f"none for {layers[plain.index(0)].name}",
@@ -100,7 +100,7 @@ def final_weights(
         SpectralError: If the second pass is not complete, or cannot be weighed anew.
     """
     if totals.gram is None or totals.num_summed != totals.num_in_gram:
-        raise SpectralError.of(
+        raise SpectralError(
             "dataset",
             expected=f"the second pass over the {totals.num_summed} images of the first",
             got=f"{totals.num_in_gram} images",
@@ -108,7 +108,7 @@ def final_weights(
         )
     chosen = initial if given is None else require_weights(given)
     if totals.num_mixed and chosen != initial:
-        raise SpectralError.of(
+        raise SpectralError(
             "layer_weights",
             expected="those given at the start, for layers of different resolution",
             got="others",

@@ -16,7 +16,7 @@ from hf_spectral.errors import SpectralError, UnsupportedBackboneError
 from hf_spectral.grid import TokenGrid
 from hf_spectral.records import AttentionRecord, Capture, SkippedLayer
 
-# A host is recognised by the package of the model's classes, so that no host is imported for a model of another one.
+# A host is recognized by the package of the model's classes, so that no host is imported for a model of another one.
 _HOSTS = {"transformers": "hf_spectral.capture.transformers"}
 
 # torch hands out hook ids without a lock: two threads that register at once could overwrite each other's hook.
@@ -85,7 +85,7 @@ class Recorder:
             return
         outside = [index for index in self._layers if not -num_layers <= index < num_layers]
         if outside or not self._layers:
-            raise SpectralError.of(
+            raise SpectralError(
                 "layers",
                 expected=f"indices from {-num_layers} to {num_layers - 1}, at least one",
                 got=outside or "none",
@@ -149,7 +149,7 @@ class Recorder:
         for role in ("query", "key", "value"):
             # A sum is finite only if all its terms are, and takes a fraction of the time of looking at each.
             if not torch.isfinite(getattr(attention, role).sum()):
-                raise SpectralError.of(
+                raise SpectralError(
                     "model",
                     expected=f"finite numbers in the {role} of layer {index} ({name!r})",
                     got="NaN or infinity",
@@ -182,7 +182,7 @@ class Recorder:
             return
         skipped = self.capture.skipped
         reason = f"{skipped[0].name}: {skipped[0].reason}" if skipped else "none of its attention layers was called"
-        raise UnsupportedBackboneError.of(
+        raise UnsupportedBackboneError(
             "model",
             expected="a backbone whose self-attention layers show query, key and value on one grid",
             got=f"{self._backbone} ({reason})",
@@ -243,7 +243,7 @@ def _host_of(model: nn.Module) -> ModuleType:
         name = _HOSTS.get(ancestor.__module__.partition(".")[0])
         if name is not None:
             return importlib.import_module(name)
-    raise UnsupportedBackboneError.of(
+    raise UnsupportedBackboneError(
         "model",
         expected=f"a model of {' or '.join(_HOSTS)}",
         got=type(model).__name__,

@@ -76,7 +76,7 @@ def check_implementation(config: Any, backbone: str) -> None:
     """
     implementation = config._attn_implementation
     if implementation not in (*_DELEGATES, *(_PREFIX + name for name in _DELEGATES)):
-        raise UnsupportedBackboneError.of(
+        raise UnsupportedBackboneError(
             "model",
             expected="the attention implementation 'sdpa' or 'eager'",
             got=f"{backbone} with {implementation!r}",

@@ -75,11 +75,11 @@ def _naflex(view: LayerView) -> Arranged:
     """
     shapes = view.inputs["spatial_shapes"]
     if (shapes != shapes[0]).any():
-        raise SpectralError.of(
+        raise SpectralError(
             "spatial_shapes",
             expected="images of one shape in a batch",
             got=str(shapes.tolist()),
-            fix="Analyse images of different shapes one at a time",
+            fix="Analyze images of different shapes one at a time",
         )
     grid = TokenGrid(int(shapes[0, 0]), int(shapes[0, 1]))
     if grid.num_nodes > view.num_tokens:

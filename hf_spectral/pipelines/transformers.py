@@ -37,15 +37,14 @@ class SpectralPathwaysPipeline(Pipeline):
     """Eigenvectors of all self-attention layers of a frozen vision backbone, one joint problem an image.
 
     Example:
-
         >>> import hf_spectral
         >>> from transformers import pipeline
         >>> pipe = pipeline("spectral-pathways", model="facebook/dinov2-small")
         >>> out = pipe("photo.jpg", pathway="what", num_eigenvectors=16, num_segments="auto")
         >>> out["segmentation"]
 
-    The whole picture is read: no center crop, its aspect ratio kept, sides rounded to the patch size. Arguments of a call
-    may be given to the constructor as defaults.
+    The whole picture is read: no center crop, its aspect ratio kept, sides rounded to the patch size. Arguments of a
+    call may be given to the constructor as defaults.
     """
 
     _load_processor = False
@@ -57,7 +56,7 @@ class SpectralPathwaysPipeline(Pipeline):
         check_supported(model)
         super().__init__(model, *args, **kwargs)
         if self.image_processor is None:
-            raise SpectralError.of(
+            raise SpectralError(
                 "image_processor",
                 expected="the processor that belongs to the backbone",
                 got=None,
@@ -69,8 +68,8 @@ class SpectralPathwaysPipeline(Pipeline):
         """Analyze one picture, or many.
 
         Args:
-            inputs: A path, URL, PIL image, numpy array or bytes; a list of them; a generator; a `datasets` dataset, or a
-                column of one. Pictures of one batch may differ in size.
+            inputs: A path, URL, PIL image, numpy array or bytes; a list of them; a generator; a `datasets` dataset, or
+                a column of one. Pictures of one batch may differ in size.
             image_column: Column of a dataset that holds the pictures; None finds the only image column.
             **kwargs: `pathway` ("where", "what" or "both"), `num_eigenvectors` (16), `num_segments` (a number, "auto",
                 or None for no segmentation), `method` of segmentation ("ward" or "kmeans"), `instances` (False; True
@@ -104,8 +103,11 @@ class SpectralPathwaysPipeline(Pipeline):
         known = _SPECTRAL_NAMES | _SEGMENT_NAMES | _READ_NAMES | {"solver"}
         unknown = sorted(set(kwargs) - known)
         if unknown:
-            raise SpectralError.of(
-                unknown[0], expected=f"one of the arguments {', '.join(sorted(known))}", got=unknown, fix="Check its name"
+            raise SpectralError(
+                unknown[0],
+                expected=f"one of the arguments {', '.join(sorted(known))}",
+                got=unknown,
+                fix="Check its name",
             )
         forward = {name: value for name, value in kwargs.items() if name in _SPECTRAL_NAMES}
         if "solver" in kwargs:
@@ -208,7 +210,7 @@ def _configs(settings: Mapping[str, Any]) -> list[SpectralConfig]:
     if settings.get("pathway") != "both":
         return [SpectralConfig(**settings)]
     if settings.get("affinity") == "attention":
-        raise SpectralError.of(
+        raise SpectralError(
             "affinity", expected="one that serves both pathways", got="'attention'", fix="Leave it out for the defaults"
         )
     return [SpectralConfig(**{**settings, "pathway": pathway}) for pathway in PATHWAYS]
@@ -219,8 +221,11 @@ def _as_solver(solver: Any) -> Solver:
         return solver
     if solver in SOLVERS:
         return SOLVERS[solver]()
-    raise SpectralError.of(
-        "solver", expected=f"one of {', '.join(map(repr, SOLVERS))} or a solver object", got=repr(solver), fix="Choose one"
+    raise SpectralError(
+        "solver",
+        expected=f"one of {', '.join(map(repr, SOLVERS))} or a solver object",
+        got=repr(solver),
+        fix="Choose one",
     )
 
 
@@ -237,7 +242,7 @@ def _iterable_of_images(inputs: Any, image_column: str | None) -> Any:
 def _only_image_column(features: Mapping[str, Any], names: Iterable[str]) -> str:
     images = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
     if len(images) != 1:
-        raise SpectralError.of(
+        raise SpectralError(
             "image_column",
             expected="the name of a column of pictures",
             got=f"None, among the columns {', '.join(names) or '(unknown)'}",

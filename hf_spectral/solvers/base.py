@@ -25,7 +25,7 @@ class Solution:
         converged: Whether the solver met its own tolerance.
     """
 
-    values: Float[Tensor, "eigenvectors"]
+    values: Float[Tensor, eigenvectors]
     vectors: Float[Tensor, "nodes eigenvectors"]
     steps: int
     converged: bool
@@ -71,7 +71,7 @@ def solve(problem: JointProblem, solver: Solver | None = None, *, require_conver
         solver = EigenSolver()
     count = problem.config.num_eigenvectors
     if count > problem.num_nodes:
-        raise SpectralError.of(
+        raise SpectralError(
             "num_eigenvectors",
             expected=f"at most the number of tokens, {problem.grid.height} x {problem.grid.width} = "
             f"{problem.num_nodes}",
@@ -114,8 +114,8 @@ def fix_signs(vectors: Float[Tensor, "nodes eigenvectors"]) -> Float[Tensor, "no
 
 
 def residual_norms(
-    problem: JointProblem, values: Float[Tensor, "eigenvectors"], vectors: Float[Tensor, "nodes eigenvectors"]
-) -> Float[Tensor, "eigenvectors"]:
+    problem: JointProblem, values: Float[Tensor, eigenvectors], vectors: Float[Tensor, "nodes eigenvectors"]
+) -> Float[Tensor, eigenvectors]:
     """Return ||A x - (1 - lambda) B x|| of unit vectors: how far each is from an eigenvector.
 
     Args:

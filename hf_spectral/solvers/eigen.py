@@ -22,14 +22,14 @@ _GUARDS = 8
 class EigenSolver(Solver):
     """Leading eigenpairs of A x = mu B x, mu = 1 - lambda.
 
-    Small problems go to LAPACK in float64. Larger ones are solved by a thick-restart block Krylov method: the Rayleigh-Ritz
-    vectors of a growing basis, extended by the residuals of those not yet converged, restarted from the best of them
-    (Wu and Simon 2000, SIAM J. Matrix Anal. Appl. 22; with residuals as new directions it is Davidson's method, which
-    also covers B, Knyazev 2001, SIAM J. Sci. Comput. 23). Memory: two blocks of `basis_size` vectors.
+    Small problems go to LAPACK in float64. Larger ones are solved by a thick-restart block Krylov method: the
+    Rayleigh-Ritz vectors of a growing basis, extended by the residuals of those not yet converged, restarted from the
+    best of them (Wu and Simon 2000, SIAM J. Matrix Anal. Appl. 22; with residuals as new directions it is Davidson's
+    method, which also covers B, Knyazev 2001, SIAM J. Sci. Comput. 23). Memory: two blocks of `basis_size` vectors.
 
     Args:
         tolerance: Bound on the residual ||A x - mu B x|| of unit vectors; mu lies in [-1, 1].
-        max_steps: Block multiplications at most.
+        max_steps: Rayleigh-Ritz steps at most, two block multiplications each.
         dense_below: Problems of fewer nodes are solved densely.
         basis_size: Vectors of the basis before a restart; None takes 6 for each eigenvector sought.
     """
@@ -139,6 +139,9 @@ class _Basis:
         """Orthonormalize under B by the eigenvectors of the Gram matrix; dependent directions fall out.
 
         Stathopoulos and Wu (2002), A block orthogonalization procedure with constant synchronization requirements.
+
+        Returns:
+            A block that spans the same, of at most as many columns.
         """
         gram = (block.T @ self._mass.matmul(block)).double()
         scale = gram.diagonal().clamp_min(torch.finfo(torch.float64).tiny).rsqrt()

@@ -22,8 +22,8 @@ class GradientSolver(Solver):
         weight * mean |diag(X^T A X) - 1| + weight * mean offdiag(X^T B X)^2,
 
     the objective and the settings of Zhang, Yunis and Maire (CVPR 2024, section 3 and their public code) for one image.
-    Every diagonal entry is at most 1, so that the first term is linear in A and averaging over layers may be done before.
-    The eigenvectors are read out by a Rayleigh-Ritz step in the span of X.
+    Every diagonal entry is at most 1, so that the first term is linear in A and layers may be averaged before. The
+    eigenvectors are read out by a Rayleigh-Ritz step in the span of X.
 
     Args:
         max_steps: Evaluations of the objective, 2,000 in the paper.

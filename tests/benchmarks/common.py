@@ -46,7 +46,9 @@ def load_labeled(folder: Path, count: int | None) -> list[Labeled]:
     found = []
     for path in paths:
         truths = sorted((folder / "labels").glob(f"{path.stem}*.png"))
-        found.append(Labeled(path.stem, read_image(path), [np.asarray(Image.open(one)).astype(np.int64) for one in truths]))
+        found.append(
+            Labeled(path.stem, read_image(path), [np.asarray(Image.open(one)).astype(np.int64) for one in truths])
+        )
     return found
 
 

@@ -14,6 +14,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,9 @@ def methods(
         "hf_spectral, where, all layers": lambda: ours(records, pathway="where"),
         "ncut-pytorch, last hidden state": lambda: peer(lambda: ncut_labels(tokens, count)),
         "k-means, last hidden state": lambda: peer(lambda: kmeans_labels(tokens.numpy(), count)),
-        "scikit-learn SpectralClustering, last hidden state": lambda: peer(lambda: sklearn_labels(tokens.numpy(), count)),
+        "scikit-learn SpectralClustering, last hidden state": lambda: peer(
+            lambda: sklearn_labels(tokens.numpy(), count)
+        ),
     }
     for record in records:
         found[f"hf_spectral, what, layer {record.index} alone"] = lambda record=record: ours([record])
@@ -192,12 +195,10 @@ def speed(pipe: SpectralPathwaysPipeline, options: argparse.Namespace) -> list[d
     for name, (width, height) in GRIDS.items():
         pixels = sample_pixels(pipe, height, width)
         times = paired_seconds(
-            {"forward": lambda: plain_forward(pipe, pixels), "all": lambda: both_pathways(pipe, pixels)},
+            {"forward": partial(plain_forward, pipe, pixels), "all": partial(both_pathways, pipe, pixels)},
             options.repeats,
         )
-        ratios = [
-            (whole - forward) / forward for whole, forward in zip(times["all"], times["forward"], strict=True)
-        ]
+        ratios = [(whole - forward) / forward for whole, forward in zip(times["all"], times["forward"], strict=True)]
         rows.append(
             {
                 "tokens": name,

@@ -1,0 +1,83 @@
+"""The coordinates that eigenvectors give each token, and clusters of tokens in them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.sparse import csr_matrix
+from sklearn.cluster import KMeans
+from torch import Tensor
+
+from hf_spectral.errors import SpectralError
+
+_KMEANS_STARTS = 4
+
+
+def spectral_embedding(
+    eigenvectors: Float[Tensor, "eigenvectors height width"], eigenvalues: Float[Tensor, " eigenvectors"]
+) -> Float[Tensor, "nodes channels"]:
+    """Give each token its coordinates x_j = (1 - lambda_j) u_j, the trivial eigenvector left out.
+
+    The scale is the token's share in the normalized affinity that eigenvector j explains; without it the last, noisy
+    eigenvectors weigh as much as the first.
+
+    Args:
+        eigenvectors: Maps of one image, the trivial one at index 0, at least two.
+        eigenvalues: Of the normalized Laplacian, ascending, 0 to 2; scales below 0 count as 0.
+
+    Returns:
+        One row a token in raster order, one column less than there are eigenvectors.
+
+    Raises:
+        SpectralError: If there is only one eigenvector, the numbers do not match, or a value is not finite.
+    """
+    if len(eigenvectors) != len(eigenvalues):
+        raise SpectralError(
+            "eigenvalues",
+            expected=f"one for each of {len(eigenvectors)} eigenvectors",
+            got=len(eigenvalues),
+            fix="Pass both as one result gave them",
+        )
+    if len(eigenvectors) < 2:
+        raise SpectralError(
+            "num_eigenvectors",
+            expected="at least 2, since the one at index 0 is trivial",
+            got=len(eigenvectors),
+            fix="Solve with num_eigenvectors=16",
+        )
+    if not (torch.isfinite(eigenvectors).all() and torch.isfinite(eigenvalues).all()):
+        raise SpectralError(
+            "eigenvectors", expected="finite values", got="NaN or infinity", fix="Look at the result's status"
+        )
+    scales = (1 - eigenvalues[1:]).clamp_min(0).to(eigenvectors)
+    return eigenvectors[1:].flatten(1).T * scales
+
+
+def kmeans(embedding: np.ndarray, num_segments: int, seed: int) -> np.ndarray:
+    """Cluster tokens by k-means.
+
+    Args:
+        embedding: One row a token.
+        num_segments: Clusters at most; empty ones are left out.
+        seed: Seed of the starts.
+
+    Returns:
+        Labels from 0, no number missing.
+    """
+    fitted = KMeans(num_segments, n_init=_KMEANS_STARTS, random_state=seed).fit(embedding)
+    return np.unique(fitted.labels_, return_inverse=True)[1].astype(np.int64)
+
+
+def centroids(embedding: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the mean of each segment's tokens.
+
+    Args:
+        embedding: One row a token.
+        labels: Segment of each token, from 0, no number missing.
+
+    Returns:
+        One row a segment.
+    """
+    membership = csr_matrix((np.ones(len(labels)), (labels, np.arange(len(labels)))))
+    return (membership @ embedding) / np.bincount(labels)[:, None]

@@ -1,0 +1,148 @@
+"""Candidate objects by the paper's hierarchical grouping."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from scipy import ndimage
+from scipy.sparse import coo_matrix
+from scipy.spatial.distance import cdist
+from sklearn.cluster import linkage_tree
+from sklearn.feature_extraction.image import grid_to_graph
+from torch import Tensor
+
+from hf_spectral.config import require_positive_int
+from hf_spectral.segmentation.embedding import centroids, kmeans, spectral_embedding
+from hf_spectral.segmentation.upsampling import checked_size, upsample
+
+_BLOCK_VALUES = 4_000_000  # distances held at once: 32 MB
+
+
+@dataclasses.dataclass(frozen=True)
+class Instance:
+    """One candidate object.
+
+    Args:
+        mask: True on its pixels.
+        score: How much the tokens just outside differ from those inside: mean silhouette, 0 (not at all) to 1.
+    """
+
+    mask: Bool[Tensor, "height width"]
+    score: float
+
+
+def instances(
+    eigenvectors: Float[Tensor, "eigenvectors height width"],
+    eigenvalues: Float[Tensor, " eigenvectors"],
+    size: tuple[int, int] | None = None,
+    seed: int = 0,
+    max_instances: int = 20,
+) -> list[Instance]:
+    """Propose objects by the paper's hierarchical grouping.
+
+    k-means for K = 2 to 9; the connected components of each are merged, neighbors first, into a tree; every region
+    of 1 to 90 % of the area is a candidate. Those that touch two or more borders of the picture are dropped as
+    background (three or more, if none is left), the rest is ranked by silhouette and thinned out at an IoU of 0.7.
+
+    Args:
+        eigenvectors: Maps of one image, the trivial one at index 0.
+        eigenvalues: Of the normalized Laplacian, ascending.
+        size: Height and width of the masks in pixels; `None` keeps the token grid.
+        seed: Seed of k-means.
+        max_instances: At most so many are returned.
+
+    Returns:
+        Masks that may overlap, best first; empty where no region qualifies.
+
+    Raises:
+        SpectralError: If an argument is out of range.
+
+    Reference:
+        Zhang, Yunis, Maire, Deciphering What and Where Visual Pathways, CVPR 2024, instance segmentation.
+    """
+    require_positive_int("max_instances", max_instances)
+    grid = (eigenvectors.shape[1], eigenvectors.shape[2])
+    embedding = spectral_embedding(eigenvectors, eigenvalues).detach().to("cpu", torch.float64).numpy()
+    size = checked_size(size, grid)
+    masks = _candidates(embedding, grid, seed)
+    maps = masks.reshape(-1, *grid)
+    borders = (maps[:, 0], maps[:, -1], maps[:, :, 0], maps[:, :, -1])
+    touched = sum((border.any(1).astype(int) for border in borders), start=np.zeros(len(masks), dtype=int))
+    masks = masks[touched < (2 if (touched < 2).any() else 3)]
+    scores = _mask_silhouettes(embedding, masks, grid)
+    chosen: list[int] = []
+    for candidate in np.argsort(-scores, kind="stable"):
+        if len(chosen) < max_instances and (_iou(masks[candidate], masks[chosen]) <= 0.7).all():
+            chosen.append(int(candidate))
+    found = []
+    for index in chosen:
+        inside = torch.from_numpy(masks[index].reshape(grid)).float()
+        found.append(Instance(upsample(torch.stack([inside, 1 - inside]), size).bool(), float(scores[index])))
+    return found
+
+
+def _candidates(embedding: np.ndarray, grid: tuple[int, int], seed: int) -> np.ndarray:
+    """Return the distinct regions of 1 to 90 % of the area as rows of a boolean matrix."""
+    count = len(embedding)
+    found: dict[bytes, np.ndarray] = {}
+    for k in range(2, min(9, len(np.unique(embedding, axis=0))) + 1):
+        regions = _components(kmeans(embedding, k, seed).reshape(grid))
+        members = _merging_tree(embedding, regions, grid)
+        masks = [regions == index for index in range(regions.max() + 1)]
+        for first, second in members:
+            masks.append(masks[first] | masks[second])
+        for mask in masks:
+            if 0.01 * count <= mask.sum() <= 0.9 * count:
+                found.setdefault(np.packbits(mask).tobytes(), mask)
+    return np.array(list(found.values()), dtype=bool).reshape(-1, count)
+
+
+def _components(labels: np.ndarray) -> np.ndarray:
+    """Return the number of each token's region, a connected part of a segment, counted over all segments."""
+    regions = np.zeros(labels.shape, dtype=np.int64)
+    count = 0
+    for index in range(labels.max() + 1):
+        parts, number = ndimage.label(labels == index)
+        regions[parts > 0] = parts[parts > 0] + count - 1
+        count += number
+    return regions.ravel()
+
+
+def _merging_tree(embedding: np.ndarray, regions: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    count = int(regions.max()) + 1
+    if count == 1:
+        return np.zeros((0, 2), dtype=np.int64)
+    edges = grid_to_graph(*grid).tocoo()
+    shape = (count, count)
+    adjacency = coo_matrix((np.ones(edges.nnz), (regions[edges.row], regions[edges.col])), shape=shape).tocsr()
+    return linkage_tree(centroids(embedding, regions), connectivity=adjacency, linkage="average")[0]
+
+
+def _mask_silhouettes(embedding: np.ndarray, masks: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """Return the mean silhouette 1 - a / b over the tokens just outside each mask; at least 0.
+
+    b is an outside token's mean distance to the mask's tokens, a the mean distance among these. So every part of the
+    outline counts the same. The silhouette of the inside against the whole rest (or against the rim) is high already
+    where a piece of uniform background touches one very different object.
+    """
+    maps = masks.reshape(-1, *grid)
+    rim = ndimage.binary_dilation(maps, np.ones((1, 3, 3), dtype=bool)) & ~maps
+    members, outside = masks.T.astype(np.float64), rim.reshape(masks.shape).T
+    sizes = members.sum(0)
+    to_mask = np.empty(members.shape)
+    step = max(1, _BLOCK_VALUES // len(embedding))
+    for start in range(0, len(embedding), step):
+        to_mask[start : start + step] = cdist(embedding[start : start + step], embedding) @ members
+    within = (to_mask * members).sum(0) / np.maximum(sizes * (sizes - 1), 1)
+    to_mask /= np.maximum(sizes, 1)
+    largest = np.maximum(to_mask, within)
+    margin = np.divide(to_mask - within, largest, out=np.zeros_like(to_mask), where=largest > 0)
+    mean = (margin * outside).sum(0) / np.maximum(outside.sum(0), 1)
+    return np.where(sizes > 1, mean, 0).clip(0, 1)
+
+
+def _iou(mask: np.ndarray, others: np.ndarray) -> np.ndarray:
+    return (mask & others).sum(1) / np.maximum((mask | others).sum(1), 1)

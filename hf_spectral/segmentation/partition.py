@@ -1,0 +1,193 @@
+"""Cut one image into segments, their number given or found."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy import ndimage
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial.distance import cdist
+from sklearn.cluster import ward_tree
+from sklearn.feature_extraction.image import grid_to_graph
+from sklearn.metrics import silhouette_score
+from torch import Tensor
+
+from hf_spectral.config import require_positive_int
+from hf_spectral.errors import SpectralError
+from hf_spectral.segmentation.embedding import centroids, kmeans, spectral_embedding
+from hf_spectral.segmentation.upsampling import checked_size, upsample
+
+SegmentationMethod = Literal["ward", "kmeans"]
+
+_REACH = 2  # tokens around a segment that soft upsampling may give it; measured: 1 to 4 are equal, unbounded is worse
+_SILHOUETTE_NODES = 2_000  # the silhouette is quadratic in the nodes: a fixed sample decides for larger grids
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmentation:
+    """A partition of one image.
+
+    Args:
+        labels: Segment of each pixel, 0 to `num_segments` - 1, numbered by decreasing area; no number is missing.
+        scores: One value a segment, 0 to 1: the mean over its tokens of 1 - a / b, a the distance to the segment's own
+            centroid and b that to the nearest rival's (a touching segment for `ward`, any other for `kmeans`), not
+            less than 0. 1: every token sits on its centroid; 0: tokens are as near to the rival, or (as for the
+            silhouette) the segment is a single token. A sole segment has 1.
+        num_segments: Number of segments.
+    """
+
+    labels: Int[Tensor, "height width"]
+    scores: Float[Tensor, " segments"]
+    num_segments: int
+
+
+def segment(
+    eigenvectors: Float[Tensor, "eigenvectors height width"],
+    eigenvalues: Float[Tensor, " eigenvectors"],
+    num_segments: int | Literal["auto"] = "auto",
+    method: SegmentationMethod = "ward",
+    size: tuple[int, int] | None = None,
+    seed: int = 0,
+    ward_threshold: float = 0.25,
+    max_auto_segments: int = 20,
+) -> Segmentation:
+    """Cut one image into segments.
+
+    `ward` merges neighboring tokens so that the variance inside segments grows least (Ward 1963), hence its segments
+    are connected on the token grid. `kmeans` groups tokens by value alone, as the paper does.
+
+    Args:
+        eigenvectors: Maps of one image, the trivial one at index 0.
+        eigenvalues: Of the normalized Laplacian, ascending.
+        num_segments: How many, 1 to the number of tokens. `"auto"`: with `ward`, merging stops where the next merge
+            costs more than `ward_threshold`; with `kmeans`, 2 to 10, whichever has the highest silhouette.
+        method: `"ward"` or `"kmeans"`.
+        size: Height and width of the labels in pixels; `None` keeps the token grid.
+        seed: Seed of k-means.
+        ward_threshold: Cost of a merge that is not made, as a Ward distance in units of the embedding's Frobenius norm.
+        max_auto_segments: Upper bound of the automatic number for `ward`.
+
+    Returns:
+        The labels. There are fewer segments than asked for where tokens are identical or `size` is too small for one.
+
+    Raises:
+        SpectralError: If an argument is out of range.
+    """
+    grid = (eigenvectors.shape[1], eigenvectors.shape[2])
+    embedding = spectral_embedding(eigenvectors, eigenvalues).detach().to("cpu", torch.float64).numpy()
+    _check_settings(num_segments, method, len(embedding))
+    require_positive_int("max_auto_segments", max_auto_segments)
+    size = checked_size(size, grid)
+    if method == "ward":
+        limit = min(max_auto_segments, len(embedding))
+        nodes = _ward_labels(embedding, grid, num_segments, ward_threshold, limit)
+        if num_segments == "auto":
+            nodes = _absorb_crumbs(embedding, nodes, grid)
+    else:
+        nodes = _kmeans_labels(embedding, num_segments, seed)
+    distances = cdist(embedding, centroids(embedding, nodes))
+    scores = _margins(distances, nodes, grid if method == "ward" else None)
+    if method == "ward":
+        # Far regions that look alike have nearly the same centroid: each may claim only its own tokens and a rim.
+        distances[~_reach(nodes, grid, _REACH)] = 2 * distances.max() + 1
+    maps = torch.from_numpy(distances.T.reshape(-1, *grid)).float()
+    return _by_area(upsample(maps, size), torch.from_numpy(scores).float())
+
+
+def _ward_labels(
+    embedding: np.ndarray, grid: tuple[int, int], num_segments: int | str, threshold: float, limit: int
+) -> np.ndarray:
+    """Return the labels after a cut through the one tree of merges between neighboring tokens."""
+    count = len(embedding)
+    if count == 1:
+        return np.zeros(1, dtype=np.int64)
+    children, _, _, _, costs = ward_tree(embedding, connectivity=grid_to_graph(*grid), return_distance=True)
+    if isinstance(num_segments, str):
+        # The epsilon keeps rounding noise of identical tokens below the threshold.
+        bound = threshold * np.linalg.norm(embedding) + np.finfo(np.float32).eps
+        num_segments = int(np.clip(np.count_nonzero(costs >= bound) + 1, 1, limit))
+    made = count - num_segments
+    merged = np.repeat(np.arange(count, count + made), 2)
+    edges = coo_matrix((np.ones(2 * made), (children[:made].ravel(), merged)), shape=(count + made, count + made))
+    return connected_components(edges, directed=False)[1][:count].astype(np.int64)
+
+
+def _kmeans_labels(embedding: np.ndarray, num_segments: int | str, seed: int) -> np.ndarray:
+    distinct = len(np.unique(embedding, axis=0))
+    if isinstance(num_segments, int):
+        return kmeans(embedding, min(num_segments, distinct), seed)
+    candidates = [kmeans(embedding, k, seed) for k in range(2, min(10, distinct, len(embedding) - 1) + 1)]
+    if not candidates:
+        return np.zeros(len(embedding), dtype=np.int64)
+    sample = np.random.default_rng(seed).permutation(len(embedding))[:_SILHOUETTE_NODES]
+    return max(candidates, key=lambda labels: _silhouette(embedding[sample], labels[sample]))
+
+
+def _silhouette(embedding: np.ndarray, labels: np.ndarray) -> float:
+    found = len(np.unique(labels))
+    return float(silhouette_score(embedding, labels)) if 2 <= found < len(labels) else -1.0
+
+
+def _reach(labels: np.ndarray, grid: tuple[int, int], distance: int) -> np.ndarray:
+    """Return for each token and segment whether the segment has a token within `distance` rows and columns."""
+    member = np.arange(labels.max() + 1)[:, None, None] == labels.reshape(grid)
+    square = np.ones((1, 3, 3), dtype=bool)
+    return ndimage.binary_dilation(member, square, iterations=distance).reshape(len(member), -1).T
+
+
+def _absorb_crumbs(embedding: np.ndarray, labels: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """Return the labels with segments below a thousandth of the area, outlier tokens, given to the likest neighbor."""
+    small = np.bincount(labels) < len(labels) // 1000
+    if not small.any() or small.all():
+        return labels
+    distances = cdist(embedding, centroids(embedding, labels))
+    distances[~_reach(labels, grid, 1)] += 2 * distances.max() + 1  # not touching: only if nothing else does
+    distances[:, small] = np.inf
+    kept = np.where(small[labels], distances.argmin(1), labels)
+    return np.unique(kept, return_inverse=True)[1]
+
+
+def _margins(distances: np.ndarray, labels: np.ndarray, grid: tuple[int, int] | None) -> np.ndarray:
+    count = distances.shape[1]
+    if count == 1:
+        return np.ones(1)
+    own = distances[np.arange(len(labels)), labels]
+    rivals = distances.copy()
+    if grid is not None:
+        touching = np.zeros((count, count), dtype=bool)
+        tokens, segments = np.nonzero(_reach(labels, grid, 1))
+        touching[labels[tokens], segments] = True
+        rivals[~touching[labels]] = np.inf
+    rivals[np.arange(len(labels)), labels] = np.inf
+    nearest = rivals.min(1)
+    margin = np.divide(nearest - own, np.maximum(nearest, own), out=np.zeros_like(own), where=nearest > 0)
+    sizes = np.bincount(labels)
+    return np.where(sizes > 1, np.bincount(labels, margin) / sizes, 0).clip(0, 1)
+
+
+def _by_area(labels: Int[Tensor, "height width"], scores: Float[Tensor, " segments"]) -> Segmentation:
+    areas = torch.bincount(labels.flatten(), minlength=len(scores))
+    order = torch.argsort(areas, descending=True, stable=True)[: int((areas > 0).sum())]
+    number = torch.zeros_like(areas)
+    number[order] = torch.arange(len(order))
+    return Segmentation(labels=number[labels], scores=scores[order], num_segments=len(order))
+
+
+def _check_settings(num_segments: int | str, method: str, num_nodes: int) -> None:
+    if method not in get_args(SegmentationMethod):
+        raise SpectralError("method", expected="'ward' or 'kmeans'", got=repr(method), fix="Choose one of these")
+    if num_segments == "auto":
+        return
+    is_count = isinstance(num_segments, int) and not isinstance(num_segments, bool)
+    if not is_count or not 1 <= int(num_segments) <= num_nodes:
+        raise SpectralError(
+            "num_segments",
+            expected=f"'auto' or an integer from 1 to the number of tokens, {num_nodes}",
+            got=repr(num_segments),
+            fix="Ask for fewer segments or give a larger image",
+        )
