@@ -1,0 +1,55 @@
+"""What the README shows is run: its Python, its pictures, its commands."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_image
+
+from hf_spectral.cli import _parser
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+    return [text for name, text in found if name == language]
+
+
+def test_python_blocks_run_one_after_the_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(load_sample_image("flower.jpg")).save("photo.jpg")
+    scope = {}
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), scope)
+    assert scope["out"]["eigenvectors"].shape[0] == 16
+    assert scope["out"]["segmentation"].size == (640, 427)
+    assert len(scope["result"].layers) == 4
+
+
+def test_the_first_python_stands_by_line_30():
+    assert README[: README.index("```python")].count("\n") < 30
+
+
+def test_two_commands_set_everything_up():
+    commands = [line for block in blocks("bash") for line in block.splitlines()]
+    assert len(commands) == 2
+    assert commands[0].endswith("hf-spectral quickstart")
+    assert commands[1].endswith("python -m pytest")
+
+
+@pytest.mark.parametrize("line", [line for block in blocks("") for line in block.splitlines() if line.strip()])
+def test_command_lines_parse(line):
+    words = shlex.split(line, comments=True)
+    assert words[0] == "hf-spectral"
+    assert callable(_parser().parse_args(words[1:]).command)
+
+
+def test_links_lead_somewhere():
+    targets = re.findall(r"\]\((?!https?:)([^)]+)\)", README)
+    assert targets
+    for target in targets:
+        assert (ROOT / target).is_file()
