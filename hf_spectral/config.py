@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
 from hf_spectral.errors import SpectralError
@@ -91,6 +92,31 @@ class SpectralConfig:
                 "config", expected="fields of SpectralConfig", got=sorted(unknown), fix="Update hf-spectral"
             )
         return cls(**values)
+
+
+def resolve_layers(layers: Iterable[int], num_layers: int) -> frozenset[int]:
+    """Turn layer indices, negative ones among them, into positions from 0.
+
+    Args:
+        layers: Indices from `-num_layers` to `num_layers - 1`.
+        num_layers: Attention layers of the backbone.
+
+    Returns:
+        The positions.
+
+    Raises:
+        SpectralError: If an index lies outside the range, or there is none.
+    """
+    layers = tuple(layers)
+    outside = [index for index in layers if not -num_layers <= index < num_layers]
+    if outside or not layers:
+        raise SpectralError(
+            "layers",
+            expected=f"indices from {-num_layers} to {num_layers - 1} for {num_layers} attention layers, at least one",
+            got=outside or "none",
+            fix="Leave `layers` out to use all of them",
+        )
+    return frozenset(index % num_layers for index in layers)
 
 
 def require_positive_int(argument: str, value: object) -> None:

@@ -14,24 +14,20 @@ import dataclasses
 from collections.abc import Iterable
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import normalize
 
-from hf_spectral.config import SpectralConfig
+from hf_spectral.affinities import affinity_operators
+from hf_spectral.config import SpectralConfig, resolve_layers
 from hf_spectral.errors import SpectralError
 from hf_spectral.grid import TokenGrid, area_pooling, finest
 from hf_spectral.operators import (
     AffinityOperator,
-    AttentionOperator,
     DenseOperator,
-    ExponentialOperator,
     GramOperator,
     IdentityOperator,
     KernelOperator,
     NormalizedOperator,
     ResampledOperator,
-    SparseOperator,
     SumOperator,
     inverse_root_degree,
     symmetrize_,
@@ -41,8 +37,6 @@ from hf_spectral.records import AttentionRecord, SkippedLayer
 # Up to here the sum of a grid's affinities is held as one matrix (16,384 nodes in float32); above, layers stay apart
 # and their rows are formed anew at every multiplication.
 MAX_DENSE_BYTES = 1 << 30
-# Tokens whose neighbors are sought at once.
-_NEIGHBOR_BLOCK = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,113 +94,6 @@ def build_problem(records: Iterable[AttentionRecord], config: SpectralConfig | N
     return builder.build()
 
 
-def resolve_layers(layers: Iterable[int], num_layers: int) -> frozenset[int]:
-    """Turn layer indices, negative ones among them, into positions from 0.
-
-    Args:
-        layers: Indices from `-num_layers` to `num_layers - 1`.
-        num_layers: Attention layers of the backbone.
-
-    Returns:
-        The positions.
-
-    Raises:
-        SpectralError: If an index lies outside the range.
-    """
-    layers = tuple(layers)
-    outside = [index for index in layers if not -num_layers <= index < num_layers]
-    if outside:
-        raise SpectralError(
-            "layers",
-            expected=f"indices from {-num_layers} to {num_layers - 1} for {num_layers} attention layers",
-            got=outside,
-            fix="Leave `layers` out to use all of them",
-        )
-    return frozenset(index % num_layers for index in layers)
-
-
-def affinity_operators(record: AttentionRecord, config: SpectralConfig) -> list[AffinityOperator]:
-    """Return the affinities W of one layer of one image: one with heads merged, one a head with heads separate.
-
-    Args:
-        record: One layer of one image.
-        config: Pathway, affinity, heads and the affinity's parameters.
-
-    Returns:
-        Symmetric operators with entries of at least 0.
-    """
-    query, key, value = record.query[0], record.key[0], record.value[0]
-    if config.affinity == "attention":
-        heads = [slice(None)] if config.heads == "merged" else [slice(i, i + 1) for i in range(query.shape[0])]
-        return [AttentionOperator(query[head], key[head], record.scale) for head in heads]
-    if config.pathway == "what":
-        return [_cosine_affinity(vectors, None, config) for vectors in _unit_vectors(value, config)]
-    pairs = zip(_unit_vectors(query, config), _unit_vectors(key, config), strict=True)
-    return [_cosine_affinity(left, right, config) for left, right in pairs]
-
-
-def _unit_vectors(tokens: Float[Tensor, "heads nodes dim"], config: SpectralConfig) -> list[Tensor]:
-    if config.heads == "merged":
-        tokens = tokens.transpose(0, 1).reshape(1, tokens.shape[1], -1)
-    return list(normalize(tokens, dim=-1).unbind(0))
-
-
-def _cosine_affinity(left: Tensor, right: Tensor | None, config: SpectralConfig) -> AffinityOperator:
-    if config.affinity == "exponential":
-        return ExponentialOperator(left, right, config.temperature)
-    if config.affinity == "knn":
-        return SparseOperator(_nearest_neighbors(left, right, config.num_neighbors, config.threshold))
-    return cosine_gram(left, right)
-
-
-def cosine_gram(left: Float[Tensor, "nodes dim"], right: Float[Tensor, "nodes dim"] | None) -> GramOperator:
-    """Return (1 + c) / 2 as a Gram operator, with c the cosine, or the symmetric cosine of queries and keys.
-
-    For one set of vectors F = [v, 1] / sqrt(2). For two, (q k^T + k q^T) / 2 is the difference of two Gram matrices,
-    ((q + k)(q + k)^T - (q - k)(q - k)^T) / 4, hence a signed one.
-
-    Args:
-        left: Unit vectors, values or queries.
-        right: Unit vectors, keys; None to compare `left` with itself.
-
-    Returns:
-        Operator of rank dim + 1, or 2 dim + 1.
-    """
-    ones = left.new_ones(left.shape[0], 1)
-    if right is None:
-        return GramOperator(torch.cat([left, ones], dim=1) / 2**0.5)
-    factor = torch.cat([(left + right) / 2, (left - right) / 2, ones], dim=1) / 2**0.5
-    signs = factor.new_ones(factor.shape[1])
-    signs[left.shape[1] : -1] = -1
-    return GramOperator(factor, signs)
-
-
-def _nearest_neighbors(left: Tensor, right: Tensor | None, num_neighbors: int, threshold: float) -> Tensor:
-    """Return the symmetric sparse graph of each token's nearest others by cosine, values at or below threshold cut."""
-    num_nodes = left.shape[0]
-    count = min(num_neighbors, num_nodes - 1)
-    values, columns = [], []
-    for start in range(0, num_nodes, _NEIGHBOR_BLOCK):
-        block = slice(start, start + _NEIGHBOR_BLOCK)
-        rows = left[block] @ (left if right is None else right).T
-        if right is not None:
-            rows = (rows + right[block] @ left.T) / 2
-        rows.diagonal(start).fill_(-torch.inf)
-        top = rows.topk(count, dim=1)
-        values.append(top.values)
-        columns.append(top.indices)
-    weights = torch.cat(values).flatten()
-    indices = torch.stack(
-        [torch.arange(num_nodes, device=left.device).repeat_interleave(count), torch.cat(columns).flatten()]
-    )
-    kept = weights > threshold
-    indices, weights = indices[:, kept], weights[kept] / 2
-    graph = torch.sparse_coo_tensor(
-        torch.cat([indices, indices.flip(0)], dim=1), weights.repeat(2), (num_nodes, num_nodes), check_invariants=False
-    )
-    return graph.coalesce()
-
-
 class ProblemBuilder:
     """Adds up layers as they arrive, so that memory holds one layer and one sum, whatever the number of layers.
 
@@ -235,8 +122,8 @@ class ProblemBuilder:
             raise SpectralError(
                 "record", expected="one image", got=f"{record.num_images} images", fix="Use record.image(position)"
             )
-        if record.windowed and self.config.pathway == "where":
-            reason = "it attends within windows: queries and keys of different windows were never compared"
+        reason = record.refusal(self.config.pathway)
+        if reason is not None:
             self._skipped.append(SkippedLayer(record.name, reason))
             return
         shape = (record.grid.height, record.grid.width)

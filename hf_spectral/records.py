@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from jaxtyping import Float
 from torch import Tensor
 
+from hf_spectral.config import Pathway
 from hf_spectral.grid import TokenGrid
 
 
@@ -23,9 +24,11 @@ class AttentionRecord:
         value: As the layer mixes it.
         scale: Factor on the query-key product inside the softmax.
         grid: The map of the nodes; prefix tokens are already dropped, their number is kept for the reader.
-        timestep: Diffusion timestep, or None.
+        timestep: Diffusion timestep as the denoiser was given it, or None.
         windowed: True if the layer compares tokens within windows only, so that query-key pairs across windows are
             none that the network ever formed.
+        where_refused: Why queries and keys of the layer cannot be compared at all, or None if they can.
+        num_text_tokens: Text tokens that attended along with the image and are left out of the record.
     """
 
     name: str
@@ -37,11 +40,28 @@ class AttentionRecord:
     grid: TokenGrid
     timestep: float | None = None
     windowed: bool = False
+    where_refused: str | None = None
+    num_text_tokens: int = 0
 
     @property
     def num_images(self) -> int:
         """Images in the batch that the record holds."""
         return self.query.shape[0]
+
+    def refusal(self, pathway: Pathway) -> str | None:
+        """Return why the layer cannot serve a pathway.
+
+        Args:
+            pathway: `"where"` or `"what"`.
+
+        Returns:
+            A sentence without a full stop, or None if the layer can serve.
+        """
+        if pathway == "what":
+            return None
+        if self.windowed:
+            return "it attends within windows: queries and keys of different windows were never compared"
+        return self.where_refused
 
     def image(self, position: int) -> AttentionRecord:
         """Return the record of one image of the batch.

@@ -126,7 +126,7 @@ def test_weights_distribute(case):
 @pytest.mark.parametrize("case_name", ["attention", "exponential", "exponential_of_pairs"])
 @pytest.mark.parametrize("block_bytes", [1, 4 * NODES * 7, 1 << 20])
 def test_kernels_do_not_depend_on_the_block_size(monkeypatch, case_name, block_bytes):
-    monkeypatch.setattr(operators, "_CPU_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(operators.kernels, "_CPU_BLOCK_BYTES", block_bytes)
     operator, expected = CASES[case_name]()
     vectors = _random(NODES, 2, seed=9)
     torch.testing.assert_close(operator.matmul(vectors.float()).double(), expected @ vectors, atol=1e-4, rtol=1e-4)

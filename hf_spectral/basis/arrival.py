@@ -11,9 +11,8 @@ from torch import Tensor
 
 from hf_spectral.basis.layers import BasisLayer, UnitTokens, kept_dimensions, reduced, unit_tokens
 from hf_spectral.basis.mass import Shape
-from hf_spectral.config import Pathway, SpectralConfig
+from hf_spectral.config import Pathway, SpectralConfig, resolve_layers
 from hf_spectral.errors import SpectralError
-from hf_spectral.graph import resolve_layers
 from hf_spectral.records import AttentionRecord
 
 
@@ -53,13 +52,12 @@ def received(
         device: Where to keep them.
 
     Returns:
-        The layer, or nothing where it cannot serve the pathway: queries and keys of different windows were never
-        compared.
+        The layer, or nothing where it cannot serve the pathway.
 
     Raises:
         SpectralError: If a number is not finite: it would spoil the sums of a whole dataset.
     """
-    if record.windowed and pathway == "where":
+    if record.refusal(pathway) is not None:
         return []
     tokens = reduced(tuple(part.to(device) for part in unit_tokens(record, pathway)), columns)
     if not all(torch.isfinite(part).all() for part in tokens):

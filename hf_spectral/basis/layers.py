@@ -16,9 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from hf_spectral.affinities import cosine_gram
 from hf_spectral.config import Pathway
 from hf_spectral.errors import SpectralError
-from hf_spectral.graph import cosine_gram
 from hf_spectral.records import AttentionRecord
 
 UnitTokens = tuple[Float[Tensor, "images nodes kept"], ...]

@@ -12,12 +12,13 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
+from hf_spectral.config import resolve_layers
 from hf_spectral.errors import SpectralError, UnsupportedBackboneError
 from hf_spectral.grid import TokenGrid
 from hf_spectral.records import AttentionRecord, Capture, SkippedLayer
 
 # A host is recognized by the package of the model's classes, so that no host is imported for a model of another one.
-_HOSTS = {"transformers": "hf_spectral.capture.transformers"}
+_HOSTS = {"transformers": "hf_spectral.capture.transformers", "diffusers": "hf_spectral.capture.diffusers"}
 
 # torch hands out hook ids without a lock: two threads that register at once could overwrite each other's hook.
 hooks_lock = threading.Lock()
@@ -81,17 +82,8 @@ class Recorder:
         Raises:
             SpectralError: If an index lies outside the layers.
         """
-        if self._layers is None:
-            return
-        outside = [index for index in self._layers if not -num_layers <= index < num_layers]
-        if outside or not self._layers:
-            raise SpectralError(
-                "layers",
-                expected=f"indices from {-num_layers} to {num_layers - 1}, at least one",
-                got=outside or "none",
-                fix=f"{self._backbone} has {num_layers} attention layers",
-            )
-        self._wanted = frozenset(index % num_layers for index in self._layers)
+        if self._layers is not None:
+            self._wanted = resolve_layers(self._layers, num_layers)
 
     def start_forward(self) -> None:
         """Count layers from 0 again."""
@@ -131,6 +123,8 @@ class Recorder:
         *,
         windowed: bool = False,
         timestep: float | None = None,
+        where_refused: str | None = None,
+        num_text_tokens: int = 0,
     ) -> None:
         """Record one layer.
 
@@ -141,6 +135,8 @@ class Recorder:
             grid: The map of the patches.
             windowed: True if the layer compares tokens within windows only.
             timestep: Diffusion timestep, or None.
+            where_refused: Why the layer cannot serve the `where` pathway, or None if it can.
+            num_text_tokens: Text tokens that attended along and were left out.
 
         Raises:
             SpectralError: If query, key or value is not finite.
@@ -165,6 +161,8 @@ class Recorder:
             grid,
             timestep=timestep,
             windowed=windowed,
+            where_refused=where_refused,
+            num_text_tokens=num_text_tokens,
         )
         self._num_records += 1
         if self._on_record is None:
@@ -204,7 +202,8 @@ def capture_attention(
     and masks are no part of them and are left out. Windows are put back on the map; such records are marked `windowed`.
 
     Args:
-        model: A transformers vision backbone, or a model that holds one (then only its vision tower is recorded).
+        model: A transformers vision backbone, or a model that holds one (then only its vision tower is recorded); or
+            the denoiser of a diffusers pipeline, its `unet` or `transformer` (text tokens are left out).
         on_record: Called with each record as it arrives, in call order; the record is then not stored, so that memory
             holds one layer. None appends records to the capture.
         layers: Indices of the layers to record, in call order, negative ones counted from the end; None means all.

@@ -1,0 +1,103 @@
+"""From the queries, keys and values of one layer to affinities between its tokens."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from hf_spectral.config import SpectralConfig
+from hf_spectral.operators import (
+    AffinityOperator,
+    AttentionOperator,
+    ExponentialOperator,
+    GramOperator,
+    SparseOperator,
+)
+from hf_spectral.records import AttentionRecord
+
+# Tokens whose neighbors are sought at once.
+_NEIGHBOR_BLOCK = 1024
+
+
+def affinity_operators(record: AttentionRecord, config: SpectralConfig) -> list[AffinityOperator]:
+    """Return the affinities W of one layer of one image: one with heads merged, one a head with heads separate.
+
+    Args:
+        record: One layer of one image.
+        config: Pathway, affinity, heads and the affinity's parameters.
+
+    Returns:
+        Symmetric operators with entries of at least 0.
+    """
+    query, key, value = record.query[0], record.key[0], record.value[0]
+    if config.affinity == "attention":
+        heads = [slice(None)] if config.heads == "merged" else [slice(i, i + 1) for i in range(query.shape[0])]
+        return [AttentionOperator(query[head], key[head], record.scale) for head in heads]
+    if config.pathway == "what":
+        return [_cosine_affinity(vectors, None, config) for vectors in _unit_vectors(value, config)]
+    pairs = zip(_unit_vectors(query, config), _unit_vectors(key, config), strict=True)
+    return [_cosine_affinity(left, right, config) for left, right in pairs]
+
+
+def _unit_vectors(tokens: Float[Tensor, "heads nodes dim"], config: SpectralConfig) -> list[Tensor]:
+    if config.heads == "merged":
+        tokens = tokens.transpose(0, 1).reshape(1, tokens.shape[1], -1)
+    return list(normalize(tokens, dim=-1).unbind(0))
+
+
+def _cosine_affinity(left: Tensor, right: Tensor | None, config: SpectralConfig) -> AffinityOperator:
+    if config.affinity == "exponential":
+        return ExponentialOperator(left, right, config.temperature)
+    if config.affinity == "knn":
+        return SparseOperator(_nearest_neighbors(left, right, config.num_neighbors, config.threshold))
+    return cosine_gram(left, right)
+
+
+def cosine_gram(left: Float[Tensor, "nodes dim"], right: Float[Tensor, "nodes dim"] | None) -> GramOperator:
+    """Return (1 + c) / 2 as a Gram operator, with c the cosine, or the symmetric cosine of queries and keys.
+
+    For one set of vectors F = [v, 1] / sqrt(2). For two, (q k^T + k q^T) / 2 is the difference of two Gram matrices,
+    ((q + k)(q + k)^T - (q - k)(q - k)^T) / 4, hence a signed one.
+
+    Args:
+        left: Unit vectors, values or queries.
+        right: Unit vectors, keys; None to compare `left` with itself.
+
+    Returns:
+        Operator of rank dim + 1, or 2 dim + 1.
+    """
+    ones = left.new_ones(left.shape[0], 1)
+    if right is None:
+        return GramOperator(torch.cat([left, ones], dim=1) / 2**0.5)
+    factor = torch.cat([(left + right) / 2, (left - right) / 2, ones], dim=1) / 2**0.5
+    signs = factor.new_ones(factor.shape[1])
+    signs[left.shape[1] : -1] = -1
+    return GramOperator(factor, signs)
+
+
+def _nearest_neighbors(left: Tensor, right: Tensor | None, num_neighbors: int, threshold: float) -> Tensor:
+    """Return the symmetric sparse graph of each token's nearest others by cosine, values at or below threshold cut."""
+    num_nodes = left.shape[0]
+    count = min(num_neighbors, num_nodes - 1)
+    values, columns = [], []
+    for start in range(0, num_nodes, _NEIGHBOR_BLOCK):
+        block = slice(start, start + _NEIGHBOR_BLOCK)
+        rows = left[block] @ (left if right is None else right).T
+        if right is not None:
+            rows = (rows + right[block] @ left.T) / 2
+        rows.diagonal(start).fill_(-torch.inf)
+        top = rows.topk(count, dim=1)
+        values.append(top.values)
+        columns.append(top.indices)
+    weights = torch.cat(values).flatten()
+    indices = torch.stack(
+        [torch.arange(num_nodes, device=left.device).repeat_interleave(count), torch.cat(columns).flatten()]
+    )
+    kept = weights > threshold
+    indices, weights = indices[:, kept], weights[kept] / 2
+    graph = torch.sparse_coo_tensor(
+        torch.cat([indices, indices.flip(0)], dim=1), weights.repeat(2), (num_nodes, num_nodes), check_invariants=False
+    )
+    return graph.coalesce()

@@ -1,0 +1,29 @@
+"""Symmetric linear maps on the nodes of a graph: leaves that hold an affinity, and wrappers that combine them.
+
+Every operator multiplies a block of vectors without forming its matrix; `to_dense` forms it, for tests and for problems
+small enough to profit. An operator is abstract or final: to change one, wrap it.
+"""
+
+from hf_spectral.operators.base import AffinityOperator, Degree, Matrix, SumOperator, Vectors
+from hf_spectral.operators.kernels import AttentionOperator, ExponentialOperator, KernelOperator, symmetrize_
+from hf_spectral.operators.leaves import DenseOperator, GramOperator, IdentityOperator, SparseOperator
+from hf_spectral.operators.wrappers import NormalizedOperator, ResampledOperator, inverse_root_degree
+
+__all__ = [
+    "AffinityOperator",
+    "AttentionOperator",
+    "Degree",
+    "DenseOperator",
+    "ExponentialOperator",
+    "GramOperator",
+    "IdentityOperator",
+    "KernelOperator",
+    "Matrix",
+    "NormalizedOperator",
+    "ResampledOperator",
+    "SparseOperator",
+    "SumOperator",
+    "Vectors",
+    "inverse_root_degree",
+    "symmetrize_",
+]

@@ -1,0 +1,164 @@
+"""Kernels between tokens, formed a block of rows at a time: softmax attention, the exponential of a cosine."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hf_spectral.operators.base import AffinityOperator, Matrix, Vectors
+
+# Rows of a kernel are formed a block at a time. On a processor, one that stays in its cache is several times faster;
+# an accelerator wants few, large launches.
+_CPU_BLOCK_BYTES = 1 << 20
+_ACCELERATOR_BLOCK_BYTES = 256 << 20
+
+
+class KernelOperator(AffinityOperator):
+    """The symmetric part (K + K^T) / 2 of a kernel whose rows are formed on demand and never held all at once.
+
+    K need not be symmetric itself: softmax attention is not, and a symmetric kernel is given by its upper triangle.
+    """
+
+    @abc.abstractmethod
+    def fill(self, block: slice, out: Float[Tensor, "block columns"]) -> None:
+        """Write a block of rows of K, the columns of `columns(block)` only.
+
+        Args:
+            block: The rows wanted, with start and stop given.
+            out: Where to write them.
+        """
+
+    def columns(self, block: slice) -> slice:
+        """Return the columns outside of which the rows of K are zero.
+
+        Args:
+            block: The rows.
+
+        Returns:
+            All columns, unless a leaf knows better.
+        """
+        return slice(0, self.num_nodes)
+
+    def blocks(self) -> Iterator[slice]:
+        """Yield slices that cover all rows, each small enough for the device."""
+        budget = _CPU_BLOCK_BYTES if self.device.type == "cpu" else _ACCELERATOR_BLOCK_BYTES
+        size = max(1, budget // (4 * self.num_nodes))
+        for start in range(0, self.num_nodes, size):
+            yield slice(start, min(start + size, self.num_nodes))
+
+    def sweep(self, memory: Matrix | None = None) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Form K, a block of rows at a time.
+
+        Args:
+            memory: Where to leave the rows; None forgets each block after its turn. Zeros of K are not written.
+
+        Yields:
+            Rows, columns, and the part of K that lies in them.
+        """
+        for block in self.blocks():
+            columns = self.columns(block)
+            if memory is None:
+                out = torch.empty(block.stop - block.start, columns.stop - columns.start, device=self.device)
+            else:
+                out = memory[block, columns]
+            self.fill(block, out)
+            yield block, columns, out
+
+    def matmul(self, vectors: Vectors) -> Vectors:
+        """Multiply block by block: K x and K^T x in one sweep over the rows."""
+        product = torch.zeros_like(vectors)
+        for block, columns, rows in self.sweep():
+            product[block] += rows @ vectors[columns]
+            product[columns] += rows.T @ vectors[block]
+        return product / 2
+
+    def to_dense(self) -> Matrix:
+        """Form the kernel and make it symmetric."""
+        kernel = torch.zeros(self.num_nodes, self.num_nodes, device=self.device)
+        for _ in self.sweep(kernel):
+            pass
+        return symmetrize_(kernel)
+
+
+@final
+class AttentionOperator(KernelOperator):
+    """The network's own attention, softmax(scale * q k^T), averaged over the heads given and made symmetric.
+
+    Args:
+        query: Queries of one image.
+        key: Keys of one image.
+        scale: Factor on the product, 1 / sqrt(head_dim) in most networks.
+    """
+
+    def __init__(
+        self, query: Float[Tensor, "heads nodes head_dim"], key: Float[Tensor, "heads nodes head_dim"], scale: float
+    ) -> None:
+        super().__init__(query.shape[1], query.device)
+        self.query = query * scale
+        self.key_transposed = key.transpose(1, 2)
+
+    def fill(self, block: slice, out: Float[Tensor, "block columns"]) -> None:
+        """Write the attention of some queries."""
+        logits = torch.empty_like(out)
+        for head, (query, key) in enumerate(zip(self.query, self.key_transposed, strict=True)):
+            torch.mm(query[block], key, out=logits)
+            if head == 0:
+                torch.softmax(logits, dim=-1, out=out)
+            else:
+                out += torch.softmax(logits, dim=-1, out=logits)
+        out /= self.query.shape[0]
+
+
+@final
+class ExponentialOperator(KernelOperator):
+    """exp((c - 1) / temperature), with c = (a_i . b_j + b_i . a_j) / 2 the symmetric cosine of two unit vectors.
+
+    Args:
+        left: Unit vectors a.
+        right: Unit vectors b; None where they are the same as `left`.
+        temperature: tau, above 0.
+    """
+
+    def __init__(
+        self, left: Float[Tensor, "nodes dim"], right: Float[Tensor, "nodes dim"] | None, temperature: float
+    ) -> None:
+        super().__init__(left.shape[0], left.device)
+        # (c - 1) / tau is one inner product of longer vectors: ([a, b] . [b, a] / 2 - 1) / tau. Their last entry makes
+        # the -1, so that the rows of a product need only be exponentiated.
+        ones = left.new_ones(left.shape[0], 1)
+        self.left = torch.cat([left, ones] if right is None else [left / 2, right / 2, ones], dim=1) / temperature
+        self.right = torch.cat([left, -ones] if right is None else [right, left, -ones], dim=1)
+
+    def columns(self, block: slice) -> slice:
+        """Return the columns from the diagonal on: the other half is the same by symmetry."""
+        return slice(block.start, self.num_nodes)
+
+    def fill(self, block: slice, out: Float[Tensor, "block columns"]) -> None:
+        """Write the affinities of some tokens to those from the diagonal on, doubled beyond the diagonal block."""
+        torch.mm(self.left[block], self.right[block.start :].T, out=out).exp_()
+        out[:, block.stop - block.start :] *= 2
+
+
+def symmetrize_(matrix: Matrix, block: int = 1024) -> Matrix:
+    """Replace a matrix by its symmetric part, in place, a pair of blocks at a time.
+
+    Args:
+        matrix: Square matrix, overwritten.
+        block: Rows and columns of a block.
+
+    Returns:
+        The same memory.
+    """
+    size = matrix.shape[0]
+    for i in range(0, size, block):
+        for j in range(i, size, block):
+            upper, lower = matrix[i : i + block, j : j + block], matrix[j : j + block, i : i + block]
+            mean = (upper + lower.T) / 2
+            upper.copy_(mean)
+            lower.copy_(mean.T)
+    return matrix

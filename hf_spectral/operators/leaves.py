@@ -1,0 +1,111 @@
+"""Matrices held in one form or another: whole, sparse, low-rank, identity."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hf_spectral.operators.base import AffinityOperator, Degree, Matrix, Vectors
+
+
+@final
+class DenseOperator(AffinityOperator):
+    """A matrix held whole.
+
+    Args:
+        matrix: Symmetric; the caller vouches for it.
+    """
+
+    def __init__(self, matrix: Matrix) -> None:
+        super().__init__(matrix.shape[0], matrix.device)
+        self.matrix = matrix
+
+    def matmul(self, vectors: Vectors) -> Vectors:
+        """Multiply densely."""
+        return self.matrix @ vectors
+
+    def to_dense(self) -> Matrix:
+        """Return the matrix itself."""
+        return self.matrix
+
+
+@final
+class IdentityOperator(AffinityOperator):
+    """The identity.
+
+    Args:
+        num_nodes: Rows of the matrix.
+        device: Where vectors live.
+    """
+
+    def matmul(self, vectors: Vectors) -> Vectors:
+        """Return the vectors."""
+        return vectors
+
+    def to_dense(self) -> Matrix:
+        """Form the identity."""
+        return torch.eye(self.num_nodes, device=self.device)
+
+
+@final
+class SparseOperator(AffinityOperator):
+    """A matrix with few entries, such as a nearest-neighbor graph.
+
+    Args:
+        matrix: Sparse COO tensor, symmetric, coalesced.
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__(matrix.shape[0], matrix.device)
+        self.matrix = matrix
+
+    def matmul(self, vectors: Vectors) -> Vectors:
+        """Multiply along the stored entries."""
+        return torch.sparse.mm(self.matrix, vectors)
+
+    def to_dense(self) -> Matrix:
+        """Fill in the zeros."""
+        return self.matrix.to_dense()
+
+
+@final
+class GramOperator(AffinityOperator):
+    """The low-rank matrix F J F^T, with J = diag(signs).
+
+    Args:
+        factor: F, one row a node.
+        signs: Diagonal of J, +1 or -1 a column; None means all +1.
+    """
+
+    def __init__(self, factor: Float[Tensor, "nodes rank"], signs: Float[Tensor, rank] | None = None) -> None:
+        super().__init__(factor.shape[0], factor.device)
+        self.factor = factor
+        self.signs = signs
+
+    @property
+    def rank(self) -> int:
+        """Columns of the factor: an upper bound on the rank."""
+        return self.factor.shape[1]
+
+    def matmul(self, vectors: Vectors) -> Vectors:
+        """Multiply by the thin factor twice."""
+        projected = self.factor.T @ vectors
+        return self.factor @ (projected if self.signs is None else self.signs[:, None] * projected)
+
+    def to_dense(self) -> Matrix:
+        """Form F J F^T."""
+        return (self.factor if self.signs is None else self.factor * self.signs) @ self.factor.T
+
+    def scaled(self, diagonal: Degree) -> GramOperator:
+        """Return diag(x) F J F^T diag(x), which is a Gram operator again.
+
+        Args:
+            diagonal: The diagonal x.
+
+        Returns:
+            The operator with the factor diag(x) F.
+        """
+        return GramOperator(self.factor * diagonal[:, None], self.signs)
