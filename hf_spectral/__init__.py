@@ -6,6 +6,7 @@ Importing the package registers the task `spectral-pathways` with transformers: 
 from hf_spectral.basis import BasisAccumulator, SpectralBasis
 from hf_spectral.capture import capture_attention, vision_tower
 from hf_spectral.config import SpectralConfig
+from hf_spectral.dataset import FitReport, fit, transform
 from hf_spectral.errors import NotConvergedError, SpectralError, UnsupportedBackboneError
 from hf_spectral.graph import JointProblem, build_problem
 from hf_spectral.grid import TokenGrid
@@ -22,6 +23,7 @@ __all__ = [
     "BasisAccumulator",
     "Capture",
     "EigenSolver",
+    "FitReport",
     "GradientSolver",
     "JointProblem",
     "NotConvergedError",
@@ -35,10 +37,12 @@ __all__ = [
     "UnsupportedBackboneError",
     "build_problem",
     "capture_attention",
+    "fit",
     "instances",
     "pipeline",
     "segment",
     "solve",
+    "transform",
     "vision_tower",
 ]
 

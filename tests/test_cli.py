@@ -1,15 +1,17 @@
 """The command line: files, exit codes, one line for a mistake."""
 
 import json
+import runpy
 import subprocess
 import sys
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from hf_spectral import SpectralResult
+from hf_spectral import SpectralBasis, SpectralResult
 from hf_spectral.cli import main
 from tests.test_pipeline import PROCESSOR, photo
 from tests.tiny_backbones import BACKBONES
@@ -130,6 +132,81 @@ def test_quickstart_runs_without_the_hub(tmp_path, capsys):
     where, what = (SpectralResult.load(tmp_path / f"china.{name}.safetensors") for name in ("where", "what"))
     assert where.eigenvectors.shape == what.eigenvectors.shape
     assert not torch.allclose(where.eigenvectors, what.eigenvectors, atol=1e-2)
+
+
+@pytest.fixture(scope="module")
+def fitted(backbone, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fitted")
+    (folder / "in" / "below").mkdir(parents=True)
+    for number, name in enumerate(("a", "below/b", "c")):
+        photo(60 + 16 * number, 90, number).save(folder / "in" / f"{name}.png")
+    words = ["--pathway", "where", "--num-eigenvectors", 4, "--resolution", 96, "--batch-size", 2, "--max-width", 150]
+    words += ["--checkpoint-dir", folder / "checkpoint", "--layers", 0, -1]
+    assert run("fit", folder / "in", "--model", backbone, *words, "--output", folder / "basis") == 0
+    return folder
+
+
+def test_fit_writes_a_basis_and_a_report(fitted):
+    basis = SpectralBasis.from_pretrained(fitted / "basis")
+    assert basis.config.pathway == "where"
+    assert (basis.num_images, len(basis.eigenvalues), len(basis.layers)) == (3, 4, 2)
+    assert basis.backbone["resolution"] == 96
+    assert basis.max_width == 150
+    report = json.loads((fitted / "basis" / "fit.json").read_text())
+    assert report["num_images"] == 3
+    assert report["skipped"] == []
+    assert (fitted / "checkpoint" / "gram-00000.safetensors").exists()
+
+
+def test_transform_writes_rows(backbone, fitted, tmp_path, capsys):
+    words = ["--model", backbone, "--basis", fitted / "basis", "--num-segments", 3, "--dtype", "float32"]
+    assert run("transform", fitted / "in", *words, "--output", tmp_path / "rows") == 0
+    rows = datasets.load_from_disk(tmp_path / "rows")
+    assert rows["file_name"][:] == ["a.png", "below/b.png", "c.png"]
+    assert rows[2]["shape"] == [4, 12, 12]
+    assert rows[2]["segmentation"].size == (90, 92)
+    assert "3 rows written to" in capsys.readouterr().out
+
+
+def test_pictures_skipped_by_fit_and_transform_give_exit_code_1(backbone, fitted, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    photo(seed=8).save(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "bad.png").write_text("text")
+    words = ["--model", backbone, "--on-error", "skip"]
+    out = tmp_path / "basis"
+    assert run("fit", tmp_path / "in", *words, "--num-eigenvectors", 3, "--output", out) == 1
+    assert "bad.png" in json.loads((out / "fit.json").read_text())["skipped"][0]["name"]
+    assert run("transform", tmp_path / "in", *words, "--basis", out, "--output", tmp_path / "rows") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["fit", "IN", "--num-eigenvectors", 999], "`num_eigenvectors`: expected at most the"),
+        (["fit", "IN", "--layers", 9], "`layers`: expected indices from -3 to 2"),
+        (["fit", "IN", "--checkpoint-dir", "CHECKPOINT"], "`checkpoint_dir`: expected a run of the same settings"),
+        (["fit", "IN/nowhere"], "Check that the folder exists"),
+        (["fit", "BAD"], "bad.png: "),
+        (["transform", "IN", "--basis", "IN"], "`basis`: expected a folder that SpectralBasis.save_pretrained wrote"),
+        (["transform", "IN", "--basis", "BASIS", "--output", "IN"], "`output_dir`: expected a new or empty folder"),
+    ],
+)
+def test_mistakes_over_datasets_give_one_line_and_exit_code_2(backbone, fitted, tmp_path, capsys, words, message):
+    (tmp_path / "bad.png").write_text("text")
+    places = {"IN": fitted / "in", "CHECKPOINT": fitted / "checkpoint", "BASIS": fitted / "basis", "BAD": tmp_path}
+    words = [places.get(word, word) if word != "IN/nowhere" else fitted / "nowhere" for word in words]
+    assert run(*words, "--model", backbone, *([] if "--output" in words else ["--output", tmp_path / "out"])) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hf-spectral:")]
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def test_the_module_runs_as_accelerate_launch_runs_it(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["hf-spectral", "--version"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module("hf_spectral.cli", run_name="__main__")
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out.startswith("hf-spectral ")
 
 
 def test_importing_the_package_stays_light():

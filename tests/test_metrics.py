@@ -9,10 +9,13 @@ from hf_spectral.errors import SpectralError
 from hf_spectral.metrics import (
     adjusted_rand_index,
     covering,
+    image_score,
+    majority_miou,
     matched_miou,
     normalized_mutual_information,
     purity,
     variation_of_information,
+    what_score,
     where_score,
 )
 
@@ -22,6 +25,7 @@ ALL = [
     variation_of_information,
     normalized_mutual_information,
     matched_miou,
+    majority_miou,
     purity,
 ]
 
@@ -69,6 +73,15 @@ def naive_miou(prediction, truth):
     )
 
 
+def naive_majority(prediction, truth):
+    votes = np.empty_like(truth)
+    for s in np.unique(prediction):
+        votes[prediction == s] = np.bincount(truth[prediction == s]).argmax()
+    return np.mean(
+        [((votes == c) & (truth == c)).sum() / ((votes == c) | (truth == c)).sum() for c in np.unique(truth)]
+    )
+
+
 def naive_purity(prediction, truth):
     return sum(np.bincount(truth[prediction == s]).max() for s in np.unique(prediction)) / truth.size
 
@@ -77,6 +90,7 @@ NAIVE = {
     covering: naive_covering,
     variation_of_information: naive_variation,
     matched_miou: naive_miou,
+    majority_miou: naive_majority,
     purity: naive_purity,
     adjusted_rand_index: lambda p, t: reference.adjusted_rand_score(t.ravel(), p.ravel()),
     normalized_mutual_information: lambda p, t: reference.normalized_mutual_info_score(t.ravel(), p.ravel()),
@@ -117,7 +131,7 @@ def test_the_best_value_is_reached_by_the_same_partition_only(metric):
     assert abs(metric(prediction, truth) - best) > 0.1
 
 
-@pytest.mark.parametrize("metric", [normalized_mutual_information, matched_miou, purity])
+@pytest.mark.parametrize("metric", [normalized_mutual_information, matched_miou, majority_miou, purity])
 def test_void_pixels_are_left_out(metric):
     prediction, truth = random_maps(4)
     seen = truth != 0
@@ -198,3 +212,107 @@ def test_where_score_messages():
         where_score([one])
     with pytest.raises(SpectralError, match="the same number of eigenvectors"):
         where_score([one, torch.zeros(3, 3, 3)])
+
+
+def test_majority_lets_several_clusters_share_a_class():
+    truth = np.repeat([0, 1], 8)
+    clusters = np.repeat([0, 1, 2, 3], 4)
+    assert majority_miou(clusters, truth) == 1
+    assert matched_miou(clusters, truth) == 0.5
+    assert majority_miou(np.zeros(16, dtype=np.int64), truth) == pytest.approx(0.25)
+
+
+def scenes(count=40, size=20, seed=0):
+    """Label maps in which four objects of equal area lie in other places in every image."""
+    generator = torch.Generator().manual_seed(seed)
+    maps = []
+    for _ in range(count):
+        quarters = torch.randperm(4, generator=generator).view(2, 2)
+        labels = quarters.repeat_interleave(size // 2, 0).repeat_interleave(size // 2, 1)
+        shifts = torch.randint(size, (2,), generator=generator).tolist()
+        maps.append(labels.roll(shifts, (0, 1)))
+    return torch.stack(maps)
+
+
+VALUES = torch.tensor([[-1.5, -0.5, 0.5, 1.5], [1.0, -1.0, -1.0, 1.0]])
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_what_score_extremes():
+    labels = scenes()
+    count, size = labels.shape[0], labels.shape[1]
+    identity = VALUES[:, labels].transpose(0, 1)
+    layout = normal(1, 1, size, size).expand(count, 1, size, size)
+    level = normal(count, 1, 1, 1).expand(count, 1, size, size)
+    noise = normal(count, 1, size, size, seed=1)
+    constant = torch.full((count, 1, size, size), 0.1)
+    maps = torch.cat([identity, layout, level, layout + level, noise, constant], dim=1)
+    scores = what_score(maps)
+    assert scores[:2].min() > 0.8  # Tokens on the border of an object are guessed.
+    assert scores[2:].max() < 0.01
+    given = what_score(maps, list(labels))
+    assert given[:2].min() > 0.97
+    assert given[2:].max() < 0.01
+    for one, two in zip(scores, what_score(list(maps)), strict=True):
+        assert one == pytest.approx(two)
+
+
+def test_what_score_is_the_share_that_was_planted():
+    labels = scenes(count=60)
+    identity = VALUES[:1, labels].transpose(0, 1)
+    layout, level = normal(1, 1, 20, 20), normal(60, 1, 1, 1)
+    noise = normal(60, 1, 20, 20, seed=1)
+    parts = [part / part.std() for part in (identity, layout.expand(60, 1, 20, 20), level.expand(60, 1, 20, 20), noise)]
+    maps = sum(weight**0.5 * part for weight, part in zip((0.4, 0.3, 0.1, 0.2), parts, strict=True))
+    what, where, image = (
+        float(score) for score in (what_score(maps, list(labels)), where_score(maps), image_score(maps))
+    )
+    assert what == pytest.approx(0.4, abs=0.03)
+    assert where == pytest.approx(0.3, abs=0.03)
+    assert image == pytest.approx(0.1, abs=0.02)
+    assert what_score(maps).item() == pytest.approx(0.33, abs=0.07)
+
+
+@pytest.mark.parametrize("num_clusters", [2, 20, 80])
+def test_what_score_of_noise_does_not_grow_with_the_clusters(num_clusters):
+    noise = normal(12, 6, 10, 10)
+    assert what_score(noise, num_clusters=num_clusters).mean() < 0.02
+    random = list(torch.randint(num_clusters, (12, 10, 10), generator=torch.Generator().manual_seed(1)))
+    assert what_score(noise, random).mean() < 0.02
+
+
+def test_what_score_counts_only_what_holds_in_other_images():
+    labels = scenes(count=20)
+    own = torch.where(torch.arange(20)[:, None, None] % 2 == 0, VALUES[0][labels], -VALUES[0][labels])
+    assert what_score(own[:, None], list(labels)).item() == 0
+    assert what_score(VALUES[0][labels][:, None], list(labels)).item() > 0.95
+
+
+def test_what_score_of_different_grids():
+    labels = [one[:, :12] if i % 2 else one[:14] for i, one in enumerate(scenes(count=60))]
+    identity = [VALUES[:1, one] for one in labels]
+    layout = [(torch.arange(one.shape[0])[:, None] / one.shape[0]).expand(one.shape)[None] for one in labels]
+    scores = what_score([torch.cat([a, b]) for a, b in zip(identity, layout, strict=True)], labels, bins=7)
+    assert scores[0] > 0.8
+    assert scores[1] < 0.05
+
+
+def test_deterministic():
+    maps = VALUES[:, scenes(count=8)].transpose(0, 1) + normal(8, 2, 20, 20)
+    assert torch.equal(what_score(maps, seed=3), what_score(maps, seed=3))
+
+
+def test_what_score_messages():
+    maps = torch.zeros(4, 2, 3, 3)
+    with pytest.raises(SpectralError, match="`eigenvectors`: expected maps of at least 4 images, got 3"):
+        what_score(maps[:3])
+    with pytest.raises(SpectralError, match="`clusters`: expected 4 maps of integers from 0"):
+        what_score(maps, [torch.zeros(3, 3, dtype=torch.long)] * 3)
+    with pytest.raises(SpectralError, match="`clusters`: expected 4 maps of integers from 0"):
+        what_score(maps, [torch.full((3, 3), -1)] * 4)
+    with pytest.raises(SpectralError, match="the same number of eigenvectors"):
+        what_score([*maps[:3], torch.zeros(3, 3, 3)])
+    assert what_score(maps).tolist() == [0, 0]

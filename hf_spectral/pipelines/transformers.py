@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
+import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,25 +12,31 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
-from transformers.pipelines.pt_utils import KeyDataset
 
+from hf_spectral.basis import SpectralBasis
 from hf_spectral.capture import capture_attention, check_supported, vision_tower
-from hf_spectral.config import PATHWAYS, SpectralConfig
+from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
 from hf_spectral.graph import ProblemBuilder
+from hf_spectral.pipelines.backbone import describe_backbone
 from hf_spectral.pipelines.images import input_geometry, read_image
-from hf_spectral.pipelines.offline import DEFAULT_REVISION, default_backbone
+from hf_spectral.pipelines.inputs import image_column, iterable_of_images
+from hf_spectral.pipelines.offline import DefaultBackbone
+from hf_spectral.pipelines.outputs import image_output
+from hf_spectral.pipelines.settings import (
+    BASIS_NAMES,
+    READ_NAMES,
+    SEGMENT_NAMES,
+    SPECTRAL_NAMES,
+    as_solver,
+    configs_of,
+    require_no_rival,
+)
 from hf_spectral.records import AttentionRecord
 from hf_spectral.result import SpectralResult
-from hf_spectral.segmentation import Instance, Segmentation, instances, segment
-from hf_spectral.solvers import EigenSolver, GradientSolver, Solver, solve
+from hf_spectral.solvers import Solver, solve
 
 TASK = "spectral-pathways"
-SOLVERS: dict[str, type[Solver]] = {"eigen": EigenSolver, "gradient": GradientSolver}
-
-_SPECTRAL_NAMES = frozenset(field.name for field in dataclasses.fields(SpectralConfig))
-_SEGMENT_NAMES = frozenset({"num_segments", "method", "instances"})
-_READ_NAMES = frozenset({"resolution", "timeout"})
 
 
 class SpectralPathwaysPipeline(Pipeline):
@@ -44,7 +50,8 @@ class SpectralPathwaysPipeline(Pipeline):
         >>> out["segmentation"]
 
     The whole picture is read: no center crop, its aspect ratio kept, sides rounded to the patch size. Arguments of a
-    call may be given to the constructor as defaults.
+    call may be given to the constructor as defaults. With a `basis`, the eigenvectors are those of the dataset that it
+    was fitted on, extended to the picture.
     """
 
     _load_processor = False
@@ -54,6 +61,8 @@ class SpectralPathwaysPipeline(Pipeline):
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
         check_supported(model)
+        # Compared with the backbone below, which is complete only once the host has built the pipeline.
+        basis = kwargs.pop("basis", None)
         super().__init__(model, *args, **kwargs)
         if self.image_processor is None:
             raise SpectralError(
@@ -63,6 +72,11 @@ class SpectralPathwaysPipeline(Pipeline):
                 fix="Pass image_processor=AutoImageProcessor.from_pretrained(...)",
             )
         self._geometry = input_geometry(model)
+        if basis is not None:
+            read, forward, _ = self._sanitize_parameters(basis=basis)
+            self._preprocess_params |= read
+            self._forward_params |= forward
+            require_no_rival(self._forward_params)
 
     def __call__(self, inputs: Any, image_column: str | None = None, **kwargs: Any) -> Any:
         """Analyze one picture, or many.
@@ -76,16 +90,19 @@ class SpectralPathwaysPipeline(Pipeline):
                 adds instance masks), `solver` ("eigen", "gradient" or a solver object), `affinity`, `heads`, `layers`,
                 `temperature`, `num_neighbors`, `threshold`, `seed` (see `SpectralConfig`), `resolution` (longer side in
                 pixels at which the picture is read; None takes the backbone's image size), `timeout` (seconds for
-                URLs), `batch_size`, `num_workers`.
+                URLs), `basis` (a `SpectralBasis` or its folder: then the pathway and all else about the problem are
+                its own), `diffusion` (with a basis, see `SpectralBasis.project`), `batch_size`, `num_workers`.
 
         Returns:
             For one picture a dict, for a list of them a list, for a dataset or generator an iterator:
 
-            - `eigenvectors`: float32 tensor (num_eigenvectors, height, width) on the token grid
+            - `eigenvectors`: float32 tensor (num_eigenvectors, height, width) on the token grid; with a basis they are
+              scaled as over its dataset
             - `eigenvalues`: float32 tensor (num_eigenvectors,), of the normalized Laplacian, ascending
             - `segmentation`: PIL image of the picture's size, mode "L" ("I;16" beyond 256 segments), value = segment
             - `segments`: list of {"label", "score", "mask"}; `instances`: the same, if asked for
-            - `grid`: (height, width) of the token grid; `layers`: names; `residuals`: float32 tensor
+            - `grid`: (height, width) of the token grid; `layers`: names; `residuals`: float32 tensor, with a basis
+              those of its dataset
             - `result`: the `SpectralResult`, which can be saved
 
             With `pathway="both"` such a dict for each of "where" and "what".
@@ -97,10 +114,10 @@ class SpectralPathwaysPipeline(Pipeline):
             inputs = list(inputs)
             if not inputs:
                 return []
-        return super().__call__(_iterable_of_images(inputs, image_column), **kwargs)
+        return super().__call__(iterable_of_images(inputs, image_column), **kwargs)
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        known = _SPECTRAL_NAMES | _SEGMENT_NAMES | _READ_NAMES | {"solver"}
+        known = SPECTRAL_NAMES | SEGMENT_NAMES | READ_NAMES | BASIS_NAMES | {"solver"}
         unknown = sorted(set(kwargs) - known)
         if unknown:
             raise SpectralError(
@@ -109,12 +126,19 @@ class SpectralPathwaysPipeline(Pipeline):
                 got=unknown,
                 fix="Check its name",
             )
-        forward = {name: value for name, value in kwargs.items() if name in _SPECTRAL_NAMES}
+        read = {name: kwargs[name] for name in READ_NAMES & set(kwargs)}
+        forward = {name: value for name, value in kwargs.items() if name in SPECTRAL_NAMES}
         if "solver" in kwargs:
-            forward["solver"] = _as_solver(kwargs["solver"])
-        _configs(forward)  # A wrong setting is refused here, before any picture is read.
-        read = {name: kwargs[name] for name in _READ_NAMES & set(kwargs)}
-        return read, forward, {name: kwargs[name] for name in _SEGMENT_NAMES & set(kwargs)}
+            forward["solver"] = as_solver(kwargs["solver"])
+        configs_of(forward)  # A wrong setting is refused here, before any picture is read.
+        if kwargs.get("basis") is not None:
+            basis = forward["basis"] = self._own_basis(kwargs["basis"])
+            require_no_rival(forward)
+            if "resolution" not in {**getattr(self, "_preprocess_params", {}), **read}:
+                read["resolution"] = basis.backbone.get("resolution")
+        if "diffusion" in kwargs:
+            forward["diffusion"] = kwargs["diffusion"]
+        return read, forward, {name: kwargs[name] for name in SEGMENT_NAMES & set(kwargs)}
 
     def preprocess(self, image: Any, resolution: int | None = None, timeout: float | None = None) -> dict[str, Any]:
         """Read one picture and bring it to the size and the numbers that the backbone takes."""
@@ -122,19 +146,90 @@ class SpectralPathwaysPipeline(Pipeline):
         size = self._geometry.size_for(image.height, image.width, resolution)
         return {"inputs": self._to_tensors(image, size), "size": (image.height, image.width)}
 
-    def _forward(self, model_inputs: dict[str, Any], solver: Solver | None = None, **settings: Any) -> dict[str, Any]:
-        """Run the backbone once a group of equal sizes, and solve one problem an image and pathway."""
+    @staticmethod
+    def image_column(features: Mapping[str, Any], names: Iterable[str], given: str | None = None) -> str:
+        """Find the column of a dataset that holds the pictures: see `inputs.image_column`."""
+        return image_column(features, names, given)
+
+    def describe_backbone(self, resolution: int | None = None) -> dict[str, Any]:
+        """Describe the backbone as a basis stores it: see `backbone.describe_backbone`."""
+        return describe_backbone(self.model, self.image_processor, resolution)
+
+    def check_reading(self, resolution: int | None = None, layers: Iterable[int] | None = None) -> None:
+        """Refuse settings that no picture could be read with, before any is.
+
+        Args:
+            resolution: Longer side in pixels, or None.
+            layers: Indices of layers, or None.
+
+        Raises:
+            SpectralError: If the backbone reads no such size or has no such layer.
+        """
+        self._geometry.size_for(*self._geometry.default, resolution)
+        with capture_attention(self.model, layers=layers):
+            pass
+
+    @staticmethod
+    def grouped(batch: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+        """Group pictures that the backbone can read at once, those of equal size.
+
+        Args:
+            batch: What `preprocess` gave.
+
+        Returns:
+            Positions in the batch, group by group.
+        """
+        groups = defaultdict(list)
+        for position, prepared in enumerate(batch):
+            groups[tuple((name, tensor.shape) for name, tensor in prepared["inputs"].items())].append(position)
+        return list(groups.values())
+
+    def records(
+        self,
+        group: Sequence[Mapping[str, Any]],
+        on_record: Callable[[AttentionRecord], object],
+        layers: Iterable[int] | None = None,
+    ) -> None:
+        """Run the backbone once, and hand on each attention layer as it arrives: memory holds one.
+
+        Args:
+            group: What `preprocess` gave, for pictures of one size.
+            on_record: Receives the records of all pictures of the group, in call order.
+            layers: Indices of the layers to record; None means all.
+
+        Raises:
+            SpectralError: If a layer holds NaN, or there is no such layer.
+        """
+        tensors = {name: torch.cat([prepared["inputs"][name] for prepared in group]) for name in group[0]["inputs"]}
+        with self.device_placement(), torch.no_grad(), capture_attention(self.model, on_record, layers):
+            placed = self._ensure_tensor_on_device(tensors, self.device)
+            vision_tower(self.model)(**placed, **self._geometry.forward_arguments)
+
+    def _forward(
+        self,
+        model_inputs: dict[str, Any],
+        solver: Solver | None = None,
+        basis: SpectralBasis | None = None,
+        diffusion: float | None = None,
+        **settings: Any,
+    ) -> dict[str, Any]:
+        """Run the backbone once a group of equal sizes, and solve one problem an image and pathway, or project."""
         # A batch arrives as lists, a single picture does not.
         is_batch = isinstance(model_inputs["inputs"], list)
-        batch = model_inputs["inputs"] if is_batch else [model_inputs["inputs"]]
-        configs = _configs(settings)
-        groups = defaultdict(list)
-        for position, tensors in enumerate(batch):
-            groups[tuple((name, tensor.shape) for name, tensor in tensors.items())].append(position)
+        batch = [{"inputs": one} for one in (model_inputs["inputs"] if is_batch else [model_inputs["inputs"]])]
         results: dict[int, list[SpectralResult]] = {}
-        for positions in groups.values():
-            tensors = {name: torch.cat([batch[position][name] for position in positions]) for name in batch[0]}
-            results.update(zip(positions, self._analyze(tensors, len(positions), configs, solver), strict=True))
+        for positions in self.grouped(batch):
+            group = [batch[position] for position in positions]
+            if basis is None and diffusion is not None:
+                raise SpectralError("diffusion", expected="a basis beside it", got=diffusion, fix="Pass basis=...")
+            if basis is None:
+                found = self._analyze(group, configs_of(settings), solver)
+            else:
+                require_no_rival({**settings, "basis": basis} | ({} if solver is None else {"solver": solver}))
+                projector = basis.projector(diffusion)
+                self.records(group, projector.add, [layer.index for layer in basis.layers])
+                found = [[result] for result in projector.results()]
+            results.update(zip(positions, found, strict=True))
         return {"results": [results[position] for position in range(len(batch))], "size": model_inputs["size"]}
 
     def postprocess(
@@ -148,7 +243,7 @@ class SpectralPathwaysPipeline(Pipeline):
         results = model_outputs["results"]
         results = results[0] if isinstance(results[0], list) else results
         outputs = {
-            result.config.pathway: _output(result, model_outputs["size"], num_segments, method, instances)
+            result.config.pathway: image_output(result, model_outputs["size"], num_segments, method, instances)
             for result in results
         }
         return outputs if len(outputs) > 1 else next(iter(outputs.values()))
@@ -170,10 +265,10 @@ class SpectralPathwaysPipeline(Pipeline):
         }
 
     def _analyze(
-        self, tensors: Mapping[str, Tensor], num_images: int, configs: list[SpectralConfig], solver: Solver | None
+        self, group: Sequence[Mapping[str, Any]], configs: list[SpectralConfig], solver: Solver | None
     ) -> list[list[SpectralResult]]:
         """Solve every image for every pathway, from one forward pass whose layers are consumed as they arrive."""
-        builders = [[ProblemBuilder(config) for config in configs] for _ in range(num_images)]
+        builders = [[ProblemBuilder(config) for config in configs] for _ in group]
 
         def consume(record: AttentionRecord) -> None:
             for position, image_builders in enumerate(builders):
@@ -181,9 +276,15 @@ class SpectralPathwaysPipeline(Pipeline):
                 for builder in image_builders:
                     builder.add(image)
 
-        with capture_attention(self.model, on_record=consume, layers=configs[0].layers):
-            vision_tower(self.model)(**tensors, **self._geometry.forward_arguments)
+        self.records(group, consume, configs[0].layers)
         return [[solve(builder.build(), solver) for builder in image_builders] for image_builders in builders]
+
+    def _own_basis(self, basis: SpectralBasis | str | os.PathLike[str]) -> SpectralBasis:
+        """Return the basis, once it is clear that it was fitted on this backbone."""
+        loaded = basis if isinstance(basis, SpectralBasis) else SpectralBasis.from_pretrained(basis)
+        # At which resolution pictures are read is the caller's choice, here as in the fit.
+        loaded.check_backbone(self.describe_backbone(loaded.backbone.get("resolution")))
+        return loaded
 
 
 def register() -> None:
@@ -193,108 +294,6 @@ def register() -> None:
             TASK,
             pipeline_class=SpectralPathwaysPipeline,
             pt_model=AutoModel,
-            default=_DefaultBackbone(model=()),
+            default=DefaultBackbone(model=()),
             type="image",
         )
-
-
-class _DefaultBackbone(dict[str, Any]):
-    """Answers "which model by default?" when it is asked, since only then it is worth looking for the Hub."""
-
-    def __getitem__(self, key: str) -> Any:
-        return (default_backbone(), DEFAULT_REVISION) if key == "model" else super().__getitem__(key)
-
-
-def _configs(settings: Mapping[str, Any]) -> list[SpectralConfig]:
-    settings = {name: value for name, value in settings.items() if name != "solver"}
-    if settings.get("pathway") != "both":
-        return [SpectralConfig(**settings)]
-    if settings.get("affinity") == "attention":
-        raise SpectralError(
-            "affinity", expected="one that serves both pathways", got="'attention'", fix="Leave it out for the defaults"
-        )
-    return [SpectralConfig(**{**settings, "pathway": pathway}) for pathway in PATHWAYS]
-
-
-def _as_solver(solver: Any) -> Solver:
-    if isinstance(solver, Solver):
-        return solver
-    if solver in SOLVERS:
-        return SOLVERS[solver]()
-    raise SpectralError(
-        "solver",
-        expected=f"one of {', '.join(map(repr, SOLVERS))} or a solver object",
-        got=repr(solver),
-        fix="Choose one",
-    )
-
-
-def _iterable_of_images(inputs: Any, image_column: str | None) -> Any:
-    """Turn what `datasets` gives into what transformers iterates over, without importing `datasets`."""
-    if not type(inputs).__module__.startswith("datasets."):
-        return inputs
-    if not hasattr(inputs, "column_names"):  # A column.
-        return _each(inputs)
-    column = image_column or _only_image_column(inputs.features or {}, inputs.column_names or [])
-    return KeyDataset(inputs, column) if hasattr(inputs, "__len__") else (row[column] for row in inputs)
-
-
-def _only_image_column(features: Mapping[str, Any], names: Iterable[str]) -> str:
-    images = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
-    if len(images) != 1:
-        raise SpectralError(
-            "image_column",
-            expected="the name of a column of pictures",
-            got=f"None, among the columns {', '.join(names) or '(unknown)'}",
-            fix="Pass image_column=...",
-        )
-    return images[0]
-
-
-def _each(column: Iterable[Any]) -> Iterator[Any]:
-    yield from column
-
-
-def _output(
-    result: SpectralResult,
-    size: tuple[int, int],
-    num_segments: int | Literal["auto"] | None,
-    method: Literal["ward", "kmeans"],
-    with_instances: bool,
-) -> dict[str, Any]:
-    output: dict[str, Any] = {
-        "eigenvectors": result.eigenvectors,
-        "eigenvalues": result.eigenvalues,
-        "residuals": result.residuals,
-        "grid": (result.grid.height, result.grid.width),
-        "layers": result.layers,
-        "result": result,
-    }
-    pair, seed = (result.eigenvectors, result.eigenvalues), result.config.seed
-    if num_segments is not None:
-        segmentation = segment(*pair, num_segments, method=method, size=size, seed=seed)
-        output["segmentation"] = _label_image(segmentation.labels)
-        output["segments"] = _segments(segmentation)
-    if with_instances:
-        output["instances"] = [_instance(found) for found in instances(*pair, size=size, seed=seed)]
-    return output
-
-
-def _label_image(labels: Tensor) -> Image.Image:
-    array = labels.cpu().numpy()
-    return Image.fromarray(array.astype("uint8" if array.max() < 256 else "uint16"))
-
-
-def _segments(segmentation: Segmentation) -> list[dict[str, Any]]:
-    return [
-        {"label": f"segment {index}", "score": float(score), "mask": _mask_image(segmentation.labels == index)}
-        for index, score in enumerate(segmentation.scores)
-    ]
-
-
-def _instance(instance: Instance) -> dict[str, Any]:
-    return {"label": "instance", "score": instance.score, "mask": _mask_image(instance.mask)}
-
-
-def _mask_image(mask: Tensor) -> Image.Image:
-    return Image.fromarray(mask.cpu().numpy().astype("uint8") * 255)

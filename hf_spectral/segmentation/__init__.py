@@ -1,8 +1,18 @@
-"""From the eigenvectors of one image to labels, to a number of segments and to instances."""
+"""From eigenvectors to labels: segments and instances of one image, clusters of a whole dataset."""
 
 from hf_spectral.segmentation.embedding import spectral_embedding
 from hf_spectral.segmentation.instances import Instance, instances
 from hf_spectral.segmentation.partition import Segmentation, SegmentationMethod, segment
+from hf_spectral.segmentation.semantic import semantic_segmentation
 from hf_spectral.segmentation.upsampling import upsample
 
-__all__ = ["Instance", "Segmentation", "SegmentationMethod", "instances", "segment", "spectral_embedding", "upsample"]
+__all__ = [
+    "Instance",
+    "Segmentation",
+    "SegmentationMethod",
+    "instances",
+    "segment",
+    "semantic_segmentation",
+    "spectral_embedding",
+    "upsample",
+]

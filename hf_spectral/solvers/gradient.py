@@ -70,13 +70,13 @@ class GradientSolver(Solver):
         return Solution(values, vectors, self.max_steps, converged=True)
 
     def _objective(self, problem: JointProblem, vectors: Float[Tensor, "nodes eigenvectors"]) -> Float[Tensor, ""]:
-        quotients = (vectors * _Product.apply(vectors, problem.affinity)).sum(dim=0)
-        overlaps = vectors.T @ _Product.apply(vectors, problem.mass)
+        quotients = (vectors * SymmetricProduct.apply(vectors, problem.affinity)).sum(dim=0)
+        overlaps = vectors.T @ SymmetricProduct.apply(vectors, problem.mass)
         off_diagonal = overlaps - torch.diag(overlaps.diagonal())
         return self.weight * ((quotients - 1).abs().mean() + off_diagonal.square().mean())
 
 
-class _Product(torch.autograd.Function):
+class SymmetricProduct(torch.autograd.Function):
     """Multiplication by a symmetric operator, which is its own transpose."""
 
     @staticmethod
@@ -119,7 +119,7 @@ def _seeded_network(hidden_channels: int, num_eigenvectors: int, height: int, wi
 def _unit_columns(vectors: Tensor, problem: JointProblem) -> Tensor:
     if problem.mass_is_identity:
         return nn.functional.normalize(vectors, dim=0)
-    squares = (vectors * _Product.apply(vectors, problem.mass)).sum(dim=0)
+    squares = (vectors * SymmetricProduct.apply(vectors, problem.mass)).sum(dim=0)
     return vectors / squares.sqrt()
 
 

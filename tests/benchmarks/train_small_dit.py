@@ -151,7 +151,7 @@ def build_model(size: Size, image_size: int, num_classes: int) -> DiTTransformer
 def batches(
     images: Tensor, labels: Tensor, options: argparse.Namespace, accelerator: Accelerator, start: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches in [-1, 1], half of them mirrored; a step draws the same batch whether or not the run was stopped."""
+    """Yield batches in [-1, 1], half of them mirrored; what a step draws does not depend on where the run began."""
     for step in range(start, options.steps):
         seed = (options.seed * options.steps + step) * accelerator.num_processes + accelerator.process_index
         generator = torch.Generator().manual_seed(seed)

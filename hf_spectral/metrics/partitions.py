@@ -1,12 +1,11 @@
-"""How well labels match labels, and how much of an eigenvector is position. Pure arithmetic, no model."""
+"""How well labels match labels. Pure arithmetic on counts of pixels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Integer
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -142,6 +141,36 @@ def matched_miou(prediction: Labels, truths: Labels | Sequence[Labels], void: in
     return _mean_over_truths(score, prediction, truths, void)
 
 
+def majority_miou(prediction: Labels, truths: Labels | Sequence[Labels], void: int | None = None) -> float:
+    """Mean over classes of the intersection over union, after every cluster took the most frequent class of its pixels.
+
+    Several clusters may take one class, so that more clusters than classes cost nothing, and the measure rises with
+    their number: compare only at the same number, and beside `matched_miou`. A class that is nowhere the most frequent
+    one counts as 0.
+
+    Args:
+        prediction: Cluster of each pixel, any integers from 0.
+        truths: Class of each pixel, same shape, or several such maps; the value is averaged over them.
+        void: Pixels with this class are left out.
+
+    Returns:
+        0 to 1; 1: every cluster lies inside one class, towards 0: one class is the most frequent everywhere.
+
+    Reference:
+        Van Gansbeke, Vandenhende, Georgoulis, Van Gool, Unsupervised Semantic Segmentation by Contrasting Object Mask
+        Proposals, ICCV 2021 (evaluation of overclustering).
+    """
+
+    def score(table: np.ndarray) -> float:
+        chosen = table.argmax(1)
+        merged = np.zeros((table.shape[1], table.shape[1]), dtype=table.dtype)
+        np.add.at(merged, chosen, table)
+        union = merged.sum(0) + merged.sum(1) - merged.diagonal()
+        return float((merged.diagonal() / union).mean())
+
+    return _mean_over_truths(score, prediction, truths, void)
+
+
 def purity(prediction: Labels, truths: Labels | Sequence[Labels], void: int | None = None) -> float:
     """Share of pixels that belong to the most frequent class of their cluster.
 
@@ -159,73 +188,6 @@ def purity(prediction: Labels, truths: Labels | Sequence[Labels], void: int | No
         Manning, Raghavan, Schuetze, Introduction to Information Retrieval, 2008, section 16.3.
     """
     return _mean_over_truths(lambda table: float(table.max(1).sum() / table.sum()), prediction, truths, void)
-
-
-def where_score(
-    eigenvectors: Float[Tensor, "images eigenvectors height width"] | Sequence[Float[Tensor, "eigenvectors _h _w"]],
-    bins: int | None = None,
-) -> Float[Tensor, " eigenvectors"]:
-    """Share of each dataset-level eigenvector's variance that the position of a token explains alone.
-
-    R_j^2 = Var_p(mean_i x_ijp) / Var_ip(x_ijp): the correlation ratio of eigenvector j given position p, over images i.
-    Images of different grids share positions by area: the picture is divided into `bins` x `bins` equal cells, tokens
-    fall into the cell that holds their center, and the variance between cells is that of the cell means weighted by
-    their tokens, every image weighing the same. Only eigenvectors of one common problem may be compared (those of
-    single images have a free sign each). With n images, maps that ignore position still score about 1/n: use many.
-
-    Args:
-        eigenvectors: Maps of all images, or one entry an image where grids differ; at least two images.
-        bins: Cells along each side; `None`: the grid itself if all images share one, else 16.
-
-    Returns:
-        One value an eigenvector, 0 to 1; 1: the same map in every image (pure *where*), 0: position says nothing
-        (pure *what*). A constant eigenvector scores 0.
-
-    Raises:
-        SpectralError: If there are fewer than two images, or numbers of eigenvectors differ.
-
-    Reference:
-        Pearson's correlation ratio; used to tell the pathways of Zhang, Yunis, Maire, CVPR 2024, apart.
-    """
-    maps = list(eigenvectors)
-    if len(maps) < 2:
-        raise SpectralError(
-            "eigenvectors", expected="maps of at least 2 images", got=len(maps), fix="Score a data set, not one image"
-        )
-    if len({len(one) for one in maps}) > 1:
-        raise SpectralError(
-            "eigenvectors",
-            expected="the same number of eigenvectors for every image",
-            got=sorted({len(one) for one in maps}),
-            fix="Pass the maps of one basis",
-        )
-    shared = len({one.shape for one in maps}) == 1
-    cells = [_cells(one.shape[1], one.shape[2], None if shared and bins is None else bins or 16) for one in maps]
-    count = 1 + max(int(index.max()) for index in cells)
-    weight = torch.zeros(count, dtype=torch.float64)
-    total = torch.zeros(len(maps[0]), count, dtype=torch.float64)
-    first, second = torch.zeros(2, len(maps[0]), dtype=torch.float64)
-    for one, index in zip(maps, cells, strict=True):
-        values = one.detach().to("cpu", torch.float64).flatten(1)
-        share = 1 / values.shape[1]
-        weight.index_add_(0, index, torch.full((values.shape[1],), share, dtype=torch.float64))
-        total.index_add_(1, index, values * share)
-        first, second = first + values.mean(1), second + values.square().mean(1)
-    mean = first / len(maps)
-    variance = second / len(maps) - mean**2
-    used = weight > 0
-    offsets = total[:, used] / weight[used] - mean[:, None]
-    between = (offsets**2 * weight[used]).sum(1) / len(maps)
-    # Below this share of the mean square, the difference is rounding.
-    constant = variance <= 1e-12 * (second / len(maps))
-    return torch.where(constant, 0.0, between / variance.clamp_min(torch.finfo(torch.float64).tiny)).clamp(0, 1)
-
-
-def _cells(height: int, width: int, bins: int | None) -> Integer[Tensor, " nodes"]:
-    rows, columns = bins or height, bins or width
-    row = ((torch.arange(height) + 0.5) * rows / height).floor().long()
-    column = ((torch.arange(width) + 0.5) * columns / width).floor().long()
-    return (row[:, None] * columns + column).flatten()
 
 
 def _mean_over_truths(

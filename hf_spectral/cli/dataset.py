@@ -1,0 +1,90 @@
+"""`hf-spectral fit` and `hf-spectral transform`: whole datasets, also under `accelerate launch` or `torchrun`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from hf_spectral.basis import SpectralBasis
+from hf_spectral.cli.common import DONE, SOME_FAILED, add_output, load
+from hf_spectral.config import PATHWAYS
+from hf_spectral.dataset import FitReport, fit, transform
+from hf_spectral.dataset.processes import Processes, announced_device
+
+
+def add_parsers(commands: Any) -> None:
+    """Add both commands.
+
+    Args:
+        commands: Subparsers of the program.
+    """
+    fitting = commands.add_parser("fit", help="one basis for all pictures of a folder")
+    fitting.set_defaults(command=run_fit)
+    _add_reading(fitting)
+    fitting.add_argument("--pathway", choices=PATHWAYS, default="what", help="default: what")
+    fitting.add_argument("--num-eigenvectors", type=int, default=32, metavar="N", help="default: 32")
+    fitting.add_argument("--resolution", type=int, metavar="PIXELS", help="longer side; default: the backbone's")
+    fitting.add_argument("--layers", type=int, nargs="+", metavar="INDEX", help="default: all")
+    fitting.add_argument("--max-width", type=int, metavar="N", help="bound on the Gram matrix; default: none, exact")
+    fitting.add_argument("--checkpoint-dir", type=Path, metavar="DIR", help="save here, and go on from here")
+    fitting.add_argument("--checkpoint-every", type=int, default=500, metavar="N", help="images; default: 500")
+    fitting.add_argument("--seed", type=int, default=0, help="default: 0")
+    add_output(fitting, "basis")
+
+    rows = commands.add_parser("transform", help="eigenvectors of all pictures of a folder, as rows of a dataset")
+    rows.set_defaults(command=run_transform)
+    _add_reading(rows)
+    rows.add_argument("--basis", type=Path, required=True, metavar="DIR", help="what fit has written")
+    rows.add_argument("--num-segments", type=int, metavar="N", help="clusters over all pictures; default: none")
+    rows.add_argument("--diffusion", type=float, metavar="A", help="0 (off) to 0.999; default: 0.9")
+    rows.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="default: float16")
+    add_output(rows, "rows")
+
+
+def run_fit(options: argparse.Namespace) -> int:
+    """Fit a basis and write it, with `fit.json` beside it.
+
+    Args:
+        options: What `fit --help` lists.
+
+    Returns:
+        The exit code.
+    """
+    pipe = load(options.model, announced_device(options.device))
+    names = ("pathway", "num_eigenvectors", "resolution", "layers", "max_width", "checkpoint_dir", "checkpoint_every")
+    settings = {name: getattr(options, name) for name in (*names, "batch_size", "on_error", "seed")}
+    report = FitReport()
+    basis = fit(pipe, options.folder, **settings, report=report)
+    if Processes(pipe.device).is_main:
+        basis.save_pretrained(options.output)
+        report.save(options.output)
+        print(f"{len(basis.eigenvalues)} eigenvectors of {basis.num_images} images written to {options.output}")
+    return SOME_FAILED if report.skipped else DONE
+
+
+def run_transform(options: argparse.Namespace) -> int:
+    """Write the rows of a folder of pictures.
+
+    Args:
+        options: What `transform --help` lists.
+
+    Returns:
+        The exit code.
+    """
+    basis = SpectralBasis.from_pretrained(options.basis)
+    pipe = load(options.model, announced_device(options.device))
+    names = ("num_segments", "diffusion", "batch_size", "on_error", "dtype")
+    settings = {name: getattr(options, name) for name in names}
+    report = FitReport()
+    rows = transform(pipe, options.folder, basis, output_dir=options.output, report=report, **settings)
+    if Processes(pipe.device).is_main:
+        print(f"{len(rows)} rows written to {options.output}; read them by datasets.load_from_disk")
+    return SOME_FAILED if report.skipped else DONE
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", help="pictures, subfolders included")
+    parser.add_argument("--model", help="repository id or folder (default: facebook/dinov2-small)")
+    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="pictures read together; default: 1")
+    parser.add_argument("--on-error", choices=("raise", "skip"), default="raise", help="default: raise")

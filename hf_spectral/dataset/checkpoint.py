@@ -1,0 +1,178 @@
+"""What a fit has added up so far, on disk: written whole or not at all, refused to anyone else."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hf_spectral.dataset.report import Skipped
+from hf_spectral.errors import SpectralError
+
+_FORMAT = "hf_spectral.fit/1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far one pass of one process has come.
+
+    Args:
+        tensors: The sums.
+        described: What the accumulator says about them, ready for JSON.
+        done: Images of the process's share that have been read, skipped ones among them.
+        finished: True once the share has come to its end.
+        skipped: What was left out, in this pass and before it.
+    """
+
+    tensors: dict[str, Tensor]
+    described: dict[str, Any]
+    done: int
+    finished: bool
+    skipped: tuple[Skipped, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """One file a pass and process, in one folder.
+
+    Args:
+        folder: Where.
+        settings: All that the sums depend on, ready for JSON.
+        rank: This process.
+    """
+
+    folder: Path
+    settings: Mapping[str, Any]
+    rank: int
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other runs out for the length of the block; the system frees the lock of a process that dies.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            SpectralError: If another process holds the lock, or the folder cannot be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(self.folder / f"{self.rank:05d}.lock")
+            lock.acquire(timeout=0)
+        except filelock.Timeout as error:
+            raise SpectralError(
+                "checkpoint_dir",
+                expected="a folder that no other process works in",
+                got=f"{self.folder}, which one does",
+                fix="Wait for it, or give another folder",
+            ) from error
+        except OSError as error:
+            raise self._unwritable(error) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def load(self, name: str) -> Progress | None:
+        """Return what was saved under a name.
+
+        Args:
+            name: Of the pass.
+
+        Returns:
+            The progress, or None if there is none yet.
+
+        Raises:
+            SpectralError: If it was made with other settings, the differences named, or is damaged.
+        """
+        path = self._path(name)
+        if not path.exists():
+            return None
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                said = json.loads((file.metadata() or {})["hf_spectral"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping.
+            self._require_same(said["settings"])
+            skipped = tuple(Skipped(**one) for one in said["skipped"])
+            return Progress(tensors, said["described"], int(said["done"]), bool(said["finished"]), skipped)
+        except SpectralError:
+            raise
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise SpectralError(
+                "checkpoint_dir",
+                expected="files that fit wrote",
+                got=f"{path}: {error}",
+                fix="Delete it and start anew",
+            ) from error
+
+    def save(self, name: str, progress: Progress) -> None:
+        """Replace what was saved under a name; a crash at any moment leaves the one or the other.
+
+        Args:
+            name: Of the pass.
+            progress: What to save.
+
+        Raises:
+            SpectralError: If the disk is full or cannot be written.
+        """
+        path = self._path(name)
+        partial = path.with_name(f".{path.name}.partial")
+        said = {
+            "format": _FORMAT,
+            "settings": dict(self.settings),
+            "described": progress.described,
+            "done": progress.done,
+            "finished": progress.finished,
+            "skipped": [dataclasses.asdict(one) for one in progress.skipped],
+        }
+        try:
+            tensors = {key: tensor.cpu().contiguous() for key, tensor in progress.tensors.items()}
+            save_file(tensors, partial, metadata={"hf_spectral": json.dumps(said)})
+            _flush(partial)
+            partial.replace(path)
+            _flush(self.folder)
+        except (OSError, SafetensorError) as error:
+            raise self._unwritable(error) from error
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}-{self.rank:05d}.safetensors"
+
+    def _require_same(self, found: Mapping[str, Any]) -> None:
+        mine = json.loads(json.dumps(self.settings))
+        differing = sorted(name for name in mine.keys() | found.keys() if mine.get(name) != found.get(name))
+        if differing:
+            raise SpectralError(
+                "checkpoint_dir",
+                expected="a run of the same settings, " + ", ".join(f"{name}={mine.get(name)!r}" for name in differing),
+                got=", ".join(f"{name}={found.get(name)!r}" for name in differing),
+                fix="Use the settings it was started with, or another folder",
+            )
+
+    def _unwritable(self, error: Exception) -> SpectralError:
+        reason = getattr(error, "strerror", None) or str(error)
+        return SpectralError(
+            "checkpoint_dir",
+            expected="a folder that can be written",
+            got=f"{self.folder} ({reason})",
+            fix="Make room or give another folder, and run the same command again: what was saved is whole",
+        )
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,216 @@
+"""Fit one basis to a whole dataset: in a stream, on any number of processes, resumable."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_spectral.basis import BasisAccumulator, SpectralBasis
+from hf_spectral.config import Pathway, SpectralConfig, require_positive_int
+from hf_spectral.dataset.checkpoint import Checkpoint, Progress
+from hf_spectral.dataset.processes import Processes
+from hf_spectral.dataset.reading import Add, Backbone, OnError, Reader, in_batches, progress_bar
+from hf_spectral.dataset.report import FitReport, Skipped, log_skipped
+from hf_spectral.dataset.source import Source, none_left, open_source
+
+_SUMS, _GRAM = "sums", "gram"
+
+
+def fit(
+    pipe: Backbone,
+    dataset: Any,
+    pathway: Pathway = "what",
+    num_eigenvectors: int = 32,
+    image_column: str | None = None,
+    batch_size: int = 1,
+    layers: Sequence[int] | None = None,
+    resolution: int | None = None,
+    max_width: int | None = None,
+    checkpoint_dir: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 500,
+    on_error: OnError = "raise",
+    seed: int = 0,
+    progress: bool = True,
+    report: FitReport | None = None,
+) -> SpectralBasis:
+    """Find the leading eigenvectors of one spectral problem over all tokens of all images.
+
+    The backbone runs over the data twice, once for the sums that give every token's degree and once for the Gram
+    matrix; only one layer of one batch and these sums are held in memory. The solution is exact but for `max_width`.
+
+    Under `accelerate launch` or `torchrun` each process reads its share, and all return the same basis: a dataset is
+    cut into contiguous blocks; of a stream each process uses every n-th image, reading past the others.
+
+    With `checkpoint_dir`, a run that was killed at any moment goes on where it was when the same call is made again,
+    and finds the same numbers. The folder is kept after success: the same call then only solves, also for another
+    `num_eigenvectors`. A fit that failed at a bad image may be continued with `on_error="skip"`.
+
+    Args:
+        pipe: The pipeline of the backbone.
+        dataset: A `datasets.Dataset`, an `IterableDataset` (read twice, in the same order both times), or a folder of
+            pictures, subfolders included.
+        pathway: "where" (queries with keys) or "what" (values with values).
+        num_eigenvectors: How many, the trivial one among them.
+        image_column: Column of the pictures; None finds the only image column.
+        batch_size: Images that are read together; those of one size run through the backbone at once.
+        layers: Indices of the layers to use, negative ones from the end; None means all.
+        resolution: Longer side in pixels at which pictures are read; None takes the backbone's image size.
+        max_width: Bound on the width of the Gram matrix, for wide backbones; see `BasisAccumulator`.
+        checkpoint_dir: Where to save what was added up; None saves nothing.
+        checkpoint_every: Images between two saves, rounded up to whole batches: at most so many are read again.
+        on_error: "raise" names the image that fails; "skip" leaves it out of both passes and lists it in `report`.
+        seed: Seed of the bounded width and of the solver's start.
+        progress: True shows bars with images per second.
+        report: Filled with what was skipped and with the figures of the run.
+
+    Returns:
+        The basis; it knows the backbone it belongs to.
+
+    Raises:
+        SpectralError: If an argument is out of range, the dataset is empty or has no column of pictures, an image
+            fails and `on_error` is "raise", no image is left, fewer eigenvectors exist, or the checkpoint is in use,
+            belongs to other settings, or cannot be written.
+        NotConvergedError: If the solver does not reach its tolerance.
+    """
+    begun = time.perf_counter()
+    for name, count in (("batch_size", batch_size), ("checkpoint_every", checkpoint_every)):
+        require_positive_int(name, count)
+    config = SpectralConfig(
+        pathway,
+        "cosine",
+        num_eigenvectors=num_eigenvectors,
+        layers=None if layers is None else tuple(layers),
+        seed=seed,
+    )
+    pipe.check_reading(resolution, config.layers)
+    reader = Reader(pipe, resolution, on_error)
+    source = open_source(dataset, image_column, pipe.image_column, whole_rows=False)
+    processes = Processes(pipe.device)
+    device = pipe.device if pipe.device.type != "mps" else "cpu"  # Sums need float64.
+    run = _Run(
+        source=source,
+        reader=reader,
+        processes=processes,
+        accumulator=BasisAccumulator(config, max_width, device=device),
+        batch_size=batch_size,
+        checkpoint=None,
+        checkpoint_every=checkpoint_every,
+        progress=progress,
+    )
+    backbone = pipe.describe_backbone(resolution)
+    if checkpoint_dir is not None:
+        # The number of eigenvectors is chosen when solving, and an image that failed may be skipped the next time.
+        settings = {**config.to_dict(), "max_width": max_width, "batch_size": batch_size, "backbone": backbone}
+        settings |= {"dataset": source.digest, "num_images": source.length, "num_processes": processes.count}
+        settings.pop("num_eigenvectors")
+        run = dataclasses.replace(run, checkpoint=Checkpoint(Path(checkpoint_dir), settings, processes.rank))
+    basis, skipped = run.basis(num_eigenvectors, seed, backbone)
+    if processes.is_main:
+        log_skipped(skipped)
+    if report is not None:
+        report.num_images, report.skipped = basis.num_images, skipped
+        report.num_processes, report.seconds = processes.count, time.perf_counter() - begun
+    return basis
+
+
+@dataclasses.dataclass
+class _Run:
+    """The two passes of one process, and what it does together with the others between them."""
+
+    source: Source
+    reader: Reader
+    processes: Processes
+    accumulator: BasisAccumulator
+    batch_size: int
+    checkpoint: Checkpoint | None
+    checkpoint_every: int
+    progress: bool
+
+    def basis(
+        self, num_eigenvectors: int, seed: int, backbone: dict[str, Any]
+    ) -> tuple[SpectralBasis, tuple[Skipped, ...]]:
+        with contextlib.ExitStack() as stack:
+            with self.processes.agreed():
+                if self.checkpoint is not None:
+                    stack.enter_context(self.checkpoint.locked())
+                self._pass(_SUMS)
+            self._share_sums()
+            self.accumulator.finish_sums()  # Also in a process whose share is empty.
+            with self.processes.agreed():
+                self._pass(_GRAM)
+            tensors = self.accumulator.state_dict()["tensors"]
+            self.processes.add_up({name: tensor for name, tensor in tensors.items() if name.startswith("gram")})
+            found: SpectralBasis | None = None
+            with self.processes.agreed():
+                if self.processes.is_main:
+                    found = self.accumulator.solve(num_eigenvectors, seed, backbone=backbone)
+            gathered = self.processes.gathered(self.reader.skipped)
+            skipped = {position: one for part in gathered for position, one in part.items()}
+            return self.processes.from_main(found), tuple(skipped[position] for position in sorted(skipped))
+
+    def _pass(self, name: str) -> None:
+        saved = self.checkpoint.load(name) if self.checkpoint is not None else None
+        if saved is not None:
+            self._restore(name, saved)
+        done, finished = (saved.done, saved.finished) if saved is not None else (0, False)
+        if finished:
+            return
+        if name == _GRAM:
+            # What passed the first time has to pass again: its sums are in.
+            fix = "The first pass could read it: look after the disk or the network, and start again"
+            self.reader = dataclasses.replace(self.reader, on_error="raise", fix=fix)
+        number = 1 if name == _SUMS else 2
+        total, shown = self.source.share_length(self.processes), self.progress and self.processes.is_main
+        unsaved = 0
+        with progress_bar(f"fit, pass {number} of 2", total, done, shown) as bar:
+            for batch in in_batches(self.source.share(self.processes, done), self.batch_size):
+                self.reader.read(batch, lambda group: self._opened(name), self._layers())
+                done, unsaved = done + len(batch), unsaved + len(batch)
+                bar.update(len(batch))
+                if unsaved + self.batch_size > self.checkpoint_every:
+                    self._save(name, done, finished=False)
+                    unsaved = 0
+        self._save(name, done, finished=True)
+
+    def _opened(self, name: str) -> contextlib.AbstractContextManager[Add]:
+        return self.accumulator.adding_sums() if name == _SUMS else self.accumulator.adding_gram()
+
+    def _layers(self) -> list[int] | None:
+        """Record only what is used, once the first image has shown which layers these are."""
+        return [layer.index for layer in self.accumulator.layers] or None
+
+    def _save(self, name: str, done: int, finished: bool) -> None:
+        if self.checkpoint is None:
+            return
+        state = self.accumulator.state_dict()
+        tensors = {key: tensor for key, tensor in state["tensors"].items() if name == _SUMS or key.startswith("gram")}
+        skipped = tuple(self.reader.skipped.values())
+        self.checkpoint.save(name, Progress(tensors, state["description"], done, finished, skipped))
+
+    def _restore(self, name: str, saved: Progress) -> None:
+        tensors = saved.tensors
+        if name == _GRAM:
+            tensors = {**self.accumulator.state_dict()["tensors"], **tensors}
+        self.accumulator.load_state_dict({"tensors": tensors, "description": saved.described})
+        self.reader.skipped.update({one.position: one for one in saved.skipped})
+
+    def _share_sums(self) -> None:
+        """Give every process the sums of all, added in the order of their ranks so that all have the same bits."""
+        state = self.accumulator.state_dict()
+        own = {name: tensor.cpu() for name, tensor in state["tensors"].items()}
+        gathered = self.processes.gathered(({**state, "tensors": own}, self.reader.skipped))
+        states = [one for one, _ in gathered if one["tensors"]]
+        if not states:
+            raise none_left([one for _, skipped in gathered for one in skipped.values()])
+        if self.processes.count == 1:
+            return
+        self.accumulator.load_state_dict(states[0])
+        for state in states[1:]:
+            shard = BasisAccumulator(self.accumulator.config, self.accumulator.max_width, device="cpu")
+            shard.load_state_dict(state)
+            self.accumulator.merge(shard)

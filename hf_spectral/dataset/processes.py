@@ -1,0 +1,136 @@
+"""The processes that share a dataset, as `accelerate launch` or `torchrun` started them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from hf_spectral.errors import NotConvergedError, SpectralError
+
+
+class Processes:
+    """All processes of a run; one, where nobody started more.
+
+    Args:
+        device: Where this process computes: accelerate has to know a CPU before it looks for other devices.
+
+    Raises:
+        SpectralError: If several processes were started, but accelerate was set up in each as if it were alone.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self.count, self.rank = 1, 0
+        if started > 1 or is_distributed or PartialState._shared_state:
+            state = PartialState(cpu=device.type == "cpu")
+            self.count, self.rank = state.num_processes, state.process_index
+        if started > 1 and self.count == 1:
+            raise SpectralError(
+                "accelerate",
+                expected=f"{started} processes that know each other",
+                got="a state that knows one",
+                fix="On CPUs, begin your script with accelerate.PartialState(cpu=True), before any other use of it",
+            )
+
+    @property
+    def is_main(self) -> bool:
+        """True for the first process."""
+        return self.rank == 0
+
+    def block(self, length: int) -> range:
+        """Return this process's contiguous share of a dataset.
+
+        Args:
+            length: Images in all.
+
+        Returns:
+            Positions; shares differ in size by one at most.
+        """
+        return range(length * self.rank // self.count, length * (self.rank + 1) // self.count)
+
+    def gathered(self, value: Any) -> list[Any]:
+        """Return what every process brings, in the order of their ranks, to all of them.
+
+        Args:
+            value: Something that can be pickled.
+
+        Returns:
+            One value a process.
+        """
+        return list(gather_object([value])) if self.count > 1 else [value]
+
+    def from_main(self, value: Any) -> Any:
+        """Return what the first process brings, to all of them.
+
+        Args:
+            value: Counts on the first process only.
+
+        Returns:
+            Its value.
+        """
+        if self.count == 1:
+            return value
+        box = [value if self.is_main else None]
+        torch.distributed.broadcast_object_list(box, src=0)
+        return box[0]
+
+    @contextlib.contextmanager
+    def agreed(self) -> Iterator[None]:
+        """Let an error of one process end the block in all of them, so that none waits for one that has stopped.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            SpectralError: The first of the others', if this process has none.
+            NotConvergedError: This process's own, as well as a SpectralError.
+        """
+        error: SpectralError | NotConvergedError | None = None
+        try:
+            yield
+        except (SpectralError, NotConvergedError) as raised:
+            error = raised
+        errors = [one for one in self.gathered(None if error is None else str(error)) if one is not None]
+        if error is not None:
+            raise error
+        if errors:
+            raise SpectralError(errors[0])
+
+    def add_up(self, tensors: Mapping[str, Tensor]) -> None:
+        """Replace tensors by their sums over all processes, in place.
+
+        Args:
+            tensors: The same names and shapes in each.
+        """
+        if self.count == 1:
+            return
+        is_gloo = torch.distributed.get_backend() == "gloo"
+        for name in sorted(tensors):
+            tensor = tensors[name]
+            moved = tensor.cpu().contiguous() if is_gloo else tensor.contiguous()
+            torch.distributed.all_reduce(moved)
+            tensor.copy_(moved)
+
+
+def announced_device(device: str | None) -> str | None:
+    """Set accelerate up in a process that `torchrun` or `accelerate launch` started, before anything else does.
+
+    Args:
+        device: The user's choice, or None.
+
+    Returns:
+        The device of this process: the choice, or, in one of several processes, the one that is its own.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return device
+    on_cpu = device == "cpu" or (device is None and not torch.accelerator.is_available())
+    state = PartialState(cpu=on_cpu)
+    return "cpu" if on_cpu else str(state.device) if device in (None, state.device.type) else device

@@ -1,0 +1,196 @@
+"""Rows on disk as they are made: a folder that `datasets.load_from_disk` reads at any moment, also after a crash.
+
+Each part is an Arrow file that appears whole or not at all; `state.json` lists those that are there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_spectral.errors import SpectralError
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow as pa
+
+PART_ROWS = 64
+_PART_BYTES = 64 << 20
+
+
+class RowWriter:
+    """Writes the rows of one process, part by part.
+
+    Args:
+        folder: Where; it exists.
+        features: Types of all columns.
+        rank: This process.
+    """
+
+    def __init__(self, folder: Path, features: datasets.Features, rank: int) -> None:
+        self.folder = folder
+        self.positions: list[int] = []
+        self.sizes: list[tuple[int, int]] = []
+        self.parts: list[Path] = []
+        self.features = features
+        self._rank = rank
+        self._waiting: list[Mapping[str, Any]] = []
+        self._bytes = 0
+
+    def add(self, row: Mapping[str, Any], position: int, size: tuple[int, int]) -> None:
+        """Add a row.
+
+        Args:
+            row: All columns.
+            position: Place of its image in the dataset.
+            size: Height and width of the image in pixels.
+
+        Raises:
+            SpectralError: If the disk is full or cannot be written.
+        """
+        self._waiting.append({name: _embedded(value) for name, value in row.items()})
+        self.positions.append(position)
+        self.sizes.append(size)
+        self._bytes += sum(len(value["bytes"] or b"") for value in self._waiting[-1].values() if _is_image(value))
+        if len(self._waiting) >= PART_ROWS or self._bytes > _PART_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the rows that wait as one part.
+
+        Raises:
+            SpectralError: If the disk is full or cannot be written.
+        """
+        import datasets
+
+        if not self._waiting:
+            return
+        columns = {name: [row[name] for row in self._waiting] for name in self.features}
+        table = datasets.Dataset.from_dict(columns, features=self.features).data.table
+        path = self.folder / f"data-{self._rank:05d}-{len(self.parts):05d}.arrow"
+        with writing(self.folder):
+            write_part(table, path)
+            self.parts.append(path)
+            list_parts(self.folder)
+        self._waiting, self._bytes = [], 0
+
+    def rewrite(self, change: Callable[[pa.Table, Sequence[tuple[int, int]]], pa.Table]) -> Iterator[int]:
+        """Replace every part by a changed one of the same rows.
+
+        Args:
+            change: Takes a part and the sizes of its images, returns the new part.
+
+        Yields:
+            The rows of each part, once it is replaced.
+
+        Raises:
+            SpectralError: If the disk is full or cannot be written; parts not yet replaced stay as they were.
+        """
+        start = 0
+        for path in self.parts:
+            table = read_parts([path]).data.table
+            changed = change(table, self.sizes[start : start + table.num_rows])
+            with writing(self.folder):
+                write_part(changed, path)
+            start += table.num_rows
+            yield table.num_rows
+
+
+def read_parts(parts: Sequence[Path]) -> datasets.Dataset:
+    """Map parts into memory.
+
+    Args:
+        parts: At least one.
+
+    Returns:
+        Their rows, one part after the other.
+    """
+    import datasets
+
+    return datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in parts])
+
+
+def write_part(table: pa.Table, path: Path) -> None:
+    """Write a table as an Arrow stream, under another name first.
+
+    Args:
+        table: Rows, their types in its schema as `datasets` writes them.
+        path: Where.
+
+    Raises:
+        OSError: If it cannot be written; nothing is left behind then.
+    """
+    import pyarrow as pa
+
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_table(table)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def list_parts(folder: Path) -> None:
+    """Write down which parts there are, as `datasets.load_from_disk` expects it.
+
+    Args:
+        folder: Of the parts.
+    """
+    names = sorted(path.name for path in folder.glob("data-*.arrow"))
+    state: dict[str, Any] = {
+        "_data_files": [{"filename": name} for name in names],
+        "_fingerprint": f"hf-spectral-{len(names)}",
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": None,
+    }
+    partial = folder / f".state.json.{os.getpid()}.partial"
+    partial.write_text(json.dumps(state, indent=2), encoding="utf-8")
+    partial.replace(folder / "state.json")
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Say what a full disk means for what was written before.
+
+    Args:
+        folder: Where is being written.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        SpectralError: In place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise SpectralError(
+            "output_dir",
+            expected="a folder that can be written",
+            got=f"{folder} ({error.strerror or error})",
+            fix="Make room and begin anew in another folder; datasets.load_from_disk reads what was written so far",
+        ) from error
+
+
+def _is_image(value: Any) -> bool:
+    return isinstance(value, Mapping) and set(value) == {"bytes", "path"}
+
+
+def _embedded(value: Any) -> Any:
+    """Return an encoded image with its bytes inside and without the path of this machine; other values as they are."""
+    if not _is_image(value):
+        return value
+    path = value["path"]
+    content = value["bytes"]
+    if content is None and path is not None and Path(path).is_file():
+        content = Path(path).read_bytes()
+    return {"bytes": content, "path": path if content is None else path and Path(path).name}

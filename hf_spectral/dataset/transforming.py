@@ -1,0 +1,298 @@
+"""Write every image's dataset-level eigenvectors, and what they segment, as rows of a new dataset."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import dataclasses
+import functools
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from hf_spectral.basis import SpectralBasis
+from hf_spectral.config import require_positive_int
+from hf_spectral.dataset.clusters import find_centroids, label_images
+from hf_spectral.dataset.processes import Processes
+from hf_spectral.dataset.reading import Add, Backbone, OnError, Read, Reader, in_batches, progress_bar
+from hf_spectral.dataset.report import FitReport, Skipped, log_skipped
+from hf_spectral.dataset.rows import RowWriter, list_parts, read_parts, writing
+from hf_spectral.dataset.source import Item, Source, none_left, open_source
+from hf_spectral.errors import SpectralError
+from hf_spectral.result import SpectralResult
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow as pa
+
+_Projected = tuple[Item, tuple[int, int], SpectralResult]
+
+
+def transform(
+    pipe: Backbone,
+    dataset: Any,
+    basis: SpectralBasis | str | os.PathLike[str],
+    num_segments: int | None = None,
+    diffusion: float | None = None,
+    output_dir: str | os.PathLike[str] | None = None,
+    image_column: str | None = None,
+    batch_size: int = 1,
+    on_error: OnError = "raise",
+    dtype: Literal["float16", "float32"] = "float16",
+    progress: bool = True,
+    report: FitReport | None = None,
+) -> datasets.Dataset:
+    """Add the dataset-level eigenvectors of every image as columns; the backbone runs once over the data.
+
+    Rows are written as they are made, so that memory does not grow with the dataset, and what was written can be read
+    by `datasets.load_from_disk(output_dir)` also after a crash. Under `accelerate launch` or `torchrun` each process
+    writes the rows of its share into the same folder, and all return the whole in the order of the dataset (on disk the
+    rows of a stream lie process by process). New columns:
+
+    - `image_id`: place of the image in the dataset, from 0, unless there is a column of that name already
+    - `eigenvectors`: flat list, to be reshaped to `shape`; times sqrt(basis.num_nodes), so that over the dataset
+      fitted on their mean square is 1 however large it was, as float16 needs it
+    - `shape`: eigenvectors, height, width
+    - `segmentation`: PNG picture of the image's size, value = cluster, the same in every image. K-means over unit
+      rows of a random sample of all tokens, the trivial eigenvector dropped; clusters numbered by size. Distances to
+      the centroids are interpolated between tokens.
+
+    Images are stored inside the rows, encoded as they were; a folder's rows have `image` and `file_name`.
+
+    Args:
+        pipe: The pipeline of the backbone that the basis was fitted on.
+        dataset: A `datasets.Dataset`, an `IterableDataset`, or a folder of pictures, subfolders included.
+        basis: The basis, or its folder.
+        num_segments: Clusters over all images, at most 65,536; None writes no segmentation.
+        diffusion: See `SpectralBasis.project`.
+        output_dir: A new or empty folder; None takes a temporary one, which is deleted when the program ends.
+        image_column: Column of the pictures; None finds the only image column.
+        batch_size: Images that are read together.
+        on_error: "raise" names the image that fails; "skip" writes no row for it and lists it in `report`.
+        dtype: Of the eigenvectors' numbers.
+        progress: True shows bars with images per second.
+        report: Filled with what was skipped and with the figures of the run.
+
+    Returns:
+        The rows, in the order of the dataset.
+
+    Raises:
+        SpectralError: If an argument is out of range, the basis belongs to another backbone, `datasets` is not
+            installed, the dataset is empty or has no column of pictures, an image fails and `on_error` is "raise", or
+            the folder holds something or cannot be written.
+    """
+    begun = time.perf_counter()
+    _require_datasets()
+    basis = basis if isinstance(basis, SpectralBasis) else SpectralBasis.from_pretrained(basis)
+    _check_settings(basis, num_segments, batch_size, dtype)
+    resolution = basis.backbone.get("resolution")
+    basis.check_backbone(pipe.describe_backbone(resolution))
+    basis.projector(diffusion)  # A wrong strength is refused here.
+    reader = Reader(pipe, resolution, on_error)
+    source = open_source(dataset, image_column, pipe.image_column, whole_rows=True)
+    features = _features(source, dtype, num_segments)
+    processes = Processes(pipe.device)
+    folder = _open_folder(output_dir, features, processes)
+    run = _Run(basis, diffusion, reader, source, processes, RowWriter(folder, features, processes.rank), progress)
+    rows, skipped = run.rows(batch_size, num_segments)
+    if processes.is_main:
+        log_skipped(skipped)
+    if report is not None:
+        report.num_images, report.skipped = len(rows), skipped
+        report.num_processes, report.seconds = processes.count, time.perf_counter() - begun
+    return rows
+
+
+@dataclasses.dataclass
+class _Run:
+    """What one process writes, and what it does together with the others."""
+
+    basis: SpectralBasis
+    diffusion: float | None
+    reader: Reader
+    source: Source
+    processes: Processes
+    writer: RowWriter
+    progress: bool
+
+    def rows(self, batch_size: int, num_segments: int | None) -> tuple[datasets.Dataset, tuple[Skipped, ...]]:
+        with self.processes.agreed():
+            self._project(batch_size)
+        gathered = self.processes.gathered((self.writer.parts, self.writer.positions, self.reader.skipped))
+        parts = [path for share, _, _ in gathered for path in share]
+        skipped = {position: one for _, _, share in gathered for position, one in share.items()}
+        in_order = tuple(skipped[position] for position in sorted(skipped))
+        if not parts:
+            raise none_left(in_order)
+        order = np.argsort([position for _, share, _ in gathered for position in share], kind="stable")
+        if num_segments is not None:
+            self._segment(parts, order, num_segments)
+        if self.processes.is_main:
+            list_parts(self.writer.folder)
+        self.processes.gathered(None)
+        rows = read_parts(parts)
+        # A stream is shared out in turns; put its rows back in their order.
+        is_sorted = bool((np.diff(order) == 1).all())
+        return (rows if is_sorted else rows.select(order.tolist())), in_order
+
+    def _project(self, batch_size: int) -> None:
+        layers = [layer.index for layer in self.basis.layers]
+        total, shown = self.source.share_length(self.processes), self.progress and self.processes.is_main
+        with progress_bar("transform", total, 0, shown) as bar, _flushed(self.writer):
+            for batch in in_batches(self.source.share(self.processes), batch_size):
+                found: dict[int, _Projected] = {}
+                self.reader.read(batch, functools.partial(self._projected, found), layers)
+                for position in sorted(found):
+                    item, size, result = found[position]
+                    self.writer.add(self._row(item, result), position, size)
+                bar.update(len(batch))
+
+    @contextlib.contextmanager
+    def _projected(self, found: dict[int, _Projected], group: Sequence[Read]) -> Iterator[Add]:
+        projector = self.basis.projector(self.diffusion)
+        yield projector.add
+        for read, result in zip(group, projector.results(), strict=True):
+            found[read.item.position] = (read.item, read.prepared["size"], result)
+
+    def _row(self, item: Item, result: SpectralResult) -> dict[str, Any]:
+        features = self.writer.features
+        maps = result.eigenvectors.numpy() * self.basis.num_nodes**0.5
+        made = {
+            "image_id": item.position,
+            "eigenvectors": maps.ravel().astype(features["eigenvectors"].feature.dtype),
+            "shape": list(maps.shape),
+            "segmentation": None,
+        }
+        return {name: item.row[name] if name in item.row else made[name] for name in features}
+
+    def _segment(self, parts: Sequence[Path], order: np.ndarray, num_segments: int) -> None:
+        import pyarrow as pa
+
+        centroids = None
+        with self.processes.agreed():
+            if self.processes.is_main:
+                rows = read_parts(parts).select_columns(["eigenvectors", "shape"]).with_format("arrow")
+                counts = np.array([shape[1] * shape[2] for shape in rows["shape"][:].to_pylist()])[order]
+                images = (_maps(rows[int(place)])[0] for place in order)
+                centroids = find_centroids(images, counts.tolist(), num_segments, self.basis.config.seed)
+        centroids = self.processes.from_main(centroids)
+
+        def change(table: pa.Table, sizes: Sequence[tuple[int, int]]) -> pa.Table:
+            pictures = label_images(_maps(table), sizes, centroids, num_segments)
+            place = table.schema.get_field_index("segmentation")
+            column = [{"bytes": picture, "path": None} for picture in pictures]
+            field = table.schema.field(place)
+            return table.set_column(place, field, pa.array(column, field.type)).cast(table.schema)
+
+        shown = self.progress and self.processes.is_main
+        with (
+            progress_bar("segment", len(self.writer.positions), 0, shown) as bar,
+            self.processes.agreed(),
+        ):
+            for count in self.writer.rewrite(change):
+                bar.update(count)
+
+
+def _maps(table: pa.Table) -> list[np.ndarray]:
+    columns = zip(table["eigenvectors"], table["shape"], strict=True)
+    return [values.values.to_numpy(zero_copy_only=False).reshape(shape.as_py()) for values, shape in columns]
+
+
+@contextlib.contextmanager
+def _flushed(writer: RowWriter) -> Iterator[None]:
+    """Write the rows that wait, also when an image has failed or the user has had enough.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        SpectralError: That of the block, or of the writing.
+    """
+    try:
+        yield
+    except BaseException:  # Ctrl-C too.
+        # What could not be written cannot be written now either: the first error tells more.
+        with contextlib.suppress(SpectralError):
+            writer.flush()
+        raise
+    writer.flush()
+
+
+def _features(source: Source, dtype: str, num_segments: int | None) -> datasets.Features:
+    import datasets
+
+    own = source.features or {"image": datasets.Image(), "file_name": datasets.Value("string")}
+    made = {
+        "eigenvectors": datasets.List(datasets.Value(dtype)),
+        "shape": datasets.List(datasets.Value("int32"), length=3),
+    }
+    if num_segments is not None:
+        made["segmentation"] = datasets.Image()
+    clashing = sorted(set(own) & set(made))
+    if clashing:
+        raise SpectralError(
+            "dataset",
+            expected=f"no columns named {', '.join(made)}, which transform adds",
+            got=", ".join(clashing),
+            fix="Rename or remove them",
+        )
+    return datasets.Features({"image_id": datasets.Value("int64"), **own, **made})
+
+
+def _open_folder(output_dir: str | os.PathLike[str] | None, features: datasets.Features, processes: Processes) -> Path:
+    import datasets
+
+    folder: Path | None = None
+    with processes.agreed():
+        if processes.is_main and output_dir is None:
+            folder = Path(tempfile.mkdtemp(prefix="hf-spectral-"))
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        elif processes.is_main and output_dir is not None:
+            folder = Path(output_dir)
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            if any(folder.iterdir()):
+                raise SpectralError(
+                    "output_dir",
+                    expected="a new or empty folder",
+                    got=f"{folder}, which holds files",
+                    fix="Empty it or give another one",
+                )
+        if folder is not None:
+            with writing(folder):
+                datasets.DatasetInfo(features=features).write_to_directory(str(folder))
+    return Path(processes.from_main(folder))
+
+
+def _check_settings(basis: SpectralBasis, num_segments: int | None, batch_size: int, dtype: str) -> None:
+    require_positive_int("batch_size", batch_size)
+    if dtype not in ("float16", "float32"):
+        raise SpectralError("dtype", expected="'float16' or 'float32'", got=repr(dtype), fix="Choose one of these")
+    if num_segments is None:
+        return
+    require_positive_int("num_segments", num_segments)
+    if num_segments > 2**16 or len(basis.eigenvalues) < 2:
+        raise SpectralError(
+            "num_segments",
+            expected="at most 65536, and a basis of at least 2 eigenvectors, since the one at index 0 is trivial",
+            got=f"{num_segments} and {len(basis.eigenvalues)} eigenvectors",
+            fix="Ask for fewer, or fit more eigenvectors",
+        )
+
+
+def _require_datasets() -> None:
+    try:
+        import datasets  # noqa: F401
+    except ImportError as error:
+        raise SpectralError(
+            "transform",
+            expected="the package `datasets`, which writes the rows",
+            got="none installed",
+            fix="Install it: pip install 'hf-spectral[datasets]'",
+        ) from error

@@ -1,0 +1,30 @@
+"""How well labels match labels, and how much of an eigenvector is position or identity. Arithmetic, no model."""
+
+from hf_spectral.metrics.identity import surrounding_clusters, surroundings
+from hf_spectral.metrics.partitions import (
+    adjusted_rand_index,
+    covering,
+    majority_miou,
+    matched_miou,
+    normalized_mutual_information,
+    purity,
+    variation_of_information,
+)
+from hf_spectral.metrics.pathways import image_score, what_score, where_score
+from hf_spectral.metrics.variance import VarianceShares
+
+__all__ = [
+    "VarianceShares",
+    "adjusted_rand_index",
+    "covering",
+    "image_score",
+    "majority_miou",
+    "matched_miou",
+    "normalized_mutual_information",
+    "purity",
+    "surrounding_clusters",
+    "surroundings",
+    "variation_of_information",
+    "what_score",
+    "where_score",
+]

@@ -1,0 +1,6 @@
+"""How the two pathways run through the depth of a backbone: every layer on its own beside all together."""
+
+from hf_spectral.report.layers import ImageSource, layer_report
+from hf_spectral.report.table import LayerReport, ReportRow
+
+__all__ = ["ImageSource", "LayerReport", "ReportRow", "layer_report"]

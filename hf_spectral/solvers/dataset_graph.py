@@ -1,0 +1,182 @@
+"""The nearest-neighbor graph of a minibatch of images: the edges inside each image, and those between images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from hf_spectral.config import Pathway
+from hf_spectral.errors import SpectralError
+from hf_spectral.grid import TokenGrid, area_pooling, finest
+from hf_spectral.operators import SparseOperator, inverse_root_degree
+from hf_spectral.records import AttentionRecord
+
+Pools = tuple[Float[Tensor, "_rows _fine_rows"], Float[Tensor, "_columns _fine_columns"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class NeighborSettings:
+    """Which pairs of tokens become edges.
+
+    Args:
+        pathway: `what` compares values, `where` queries with keys, both ways.
+        num_intra: Neighbors that a token keeps inside its image.
+        num_inter: Neighbors that it keeps among the other images of the batch.
+        threshold: Cosines at or below it are cut.
+        block_size: Tokens whose neighbors are sought at once: bounds the memory, changes nothing else.
+    """
+
+    pathway: Pathway
+    num_intra: int
+    num_inter: int
+    threshold: float
+    block_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class GridGraph:
+    """The layers of a batch that share the grids of its images.
+
+    Args:
+        affinity: Sum over these layers of the normalized graphs, one node a token of any image.
+        num_layers: Layers in the sum.
+        weight: Of each, relative to a layer of the common grids.
+        pools: Rows and columns of the pooling from the common grid of each image; None where there is nothing to pool.
+    """
+
+    affinity: SparseOperator
+    num_layers: int
+    weight: float
+    pools: tuple[Pools | None, ...]
+
+
+def common_grid(records: Sequence[AttentionRecord], pathway: Pathway) -> TokenGrid:
+    """Return the grid that an image's eigenvectors lie on.
+
+    Args:
+        records: Its layers.
+        pathway: Layers that cannot serve it do not count.
+
+    Returns:
+        The finest grid.
+
+    Raises:
+        SpectralError: If no layer is left, or the records hold several images.
+    """
+    grids = [record.grid for record in _serving(records, pathway)]
+    if not grids or any(record.num_images != 1 for record in records):
+        raise SpectralError(
+            "images",
+            expected=f"the records of one image each, with a layer that can serve {pathway!r}",
+            got=f"{len(grids)} such layers with {max((one.num_images for one in records), default=0)} images",
+            fix="Use record.image(position) for the images of a batch",
+        )
+    return finest(grids)
+
+
+def batch_graphs(batch: Sequence[Sequence[AttentionRecord]], settings: NeighborSettings) -> list[GridGraph]:
+    """Build the graphs of all layers of a batch of images.
+
+    Args:
+        batch: The layers of each image.
+        settings: Which edges to take.
+
+    Returns:
+        One entry for all layers of equal grids: layers of one resolution are added up.
+
+    Raises:
+        SpectralError: If the images have different layers.
+    """
+    served = [_serving(records, settings.pathway) for records in batch]
+    names = [[record.name for record in records] for records in served]
+    if any(one != names[0] for one in names):
+        raise SpectralError(
+            "images", expected="the same layers in every image", got="others", fix="Capture all with one backbone"
+        )
+    commons = [common_grid(records, settings.pathway) for records in batch]
+    sums: dict[tuple[tuple[int, int], ...], tuple[Tensor, int]] = {}
+    for layer in zip(*served, strict=True):
+        grids = tuple((record.grid.height, record.grid.width) for record in layer)
+        matrix = _normalized(_edges(layer, settings))
+        if grids in sums:
+            matrix = (sums[grids][0] + matrix).coalesce()
+        sums[grids] = (matrix, 1 + (sums[grids][1] if grids in sums else 0))
+    nodes = sum(one.num_nodes for one in commons)
+    return [
+        GridGraph(
+            SparseOperator(matrix),
+            count,
+            # Ratio of the sides: a layer of half the resolution weighs twice as much.
+            (nodes / matrix.shape[0]) ** 0.5,
+            tuple(_pools(common, grid, matrix.device) for common, grid in zip(commons, grids, strict=True)),
+        )
+        for grids, (matrix, count) in sums.items()
+    ]
+
+
+def _serving(records: Sequence[AttentionRecord], pathway: Pathway) -> list[AttentionRecord]:
+    """Return the layers that compare what the pathway needs: no queries with keys of other windows."""
+    return [record for record in records if pathway == "what" or not record.windowed]
+
+
+def _pools(common: TokenGrid, grid: tuple[int, int], device: torch.device) -> Pools | None:
+    if (common.height, common.width) == grid:
+        return None
+    rows, columns = area_pooling(common.height, grid[0]), area_pooling(common.width, grid[1])
+    return rows.to(device, torch.float32), columns.to(device, torch.float32)
+
+
+def _edges(layer: Sequence[AttentionRecord], settings: NeighborSettings) -> Tensor:
+    """Return the symmetric sparse graph of one layer over all tokens of the batch.
+
+    A pair that chose each other keeps its cosine, one that only one side chose half of it.
+    """
+    queries, keys = _unit_tokens(layer, settings.pathway)
+    sizes = [record.grid.num_nodes for record in layer]
+    device, num_nodes = queries.device, sum(sizes)
+    owner = torch.repeat_interleave(torch.arange(len(sizes), device=device), torch.tensor(sizes, device=device))
+    rows, columns, weights = [], [], []
+    for start in range(0, num_nodes, settings.block_size):
+        block = slice(start, start + settings.block_size)
+        cosines = queries[block] @ keys.T
+        if settings.pathway == "where":
+            cosines = cosines.add_(keys[block] @ queries.T).div_(2)
+        cosines.diagonal(start).fill_(-torch.inf)
+        own = owner[block, None] == owner
+        for count, mask in ((settings.num_intra, ~own), (settings.num_inter, own)):
+            count = min(count, num_nodes)
+            values, neighbors = cosines.masked_fill(mask, -torch.inf).topk(count, dim=1)
+            kept = values > settings.threshold
+            here = torch.arange(start, start + len(values), device=device)[:, None].expand_as(values)
+            rows.append(here[kept])
+            columns.append(neighbors[kept])
+            weights.append(values[kept] / 2)
+    indices = torch.stack([torch.cat(rows), torch.cat(columns)])
+    both = torch.cat([indices, indices.flip(0)], dim=1)
+    shape = (num_nodes, num_nodes)
+    return torch.sparse_coo_tensor(both, torch.cat(weights).repeat(2), shape, check_invariants=False).coalesce()
+
+
+def _unit_tokens(layer: Sequence[AttentionRecord], pathway: Pathway) -> tuple[Tensor, Tensor]:
+    """Return the vectors of both sides of the comparison, heads merged, all images in one."""
+
+    def unit(tokens: list[Tensor]) -> Tensor:
+        return normalize(torch.cat([one[0].float().transpose(0, 1).flatten(1) for one in tokens]), dim=1)
+
+    if pathway == "what":
+        values = unit([record.value for record in layer])
+        return values, values
+    return unit([record.query for record in layer]), unit([record.key for record in layer])
+
+
+def _normalized(graph: Tensor) -> Tensor:
+    """Return D^-1/2 W D^-1/2; a node without edges keeps an empty row."""
+    scale = inverse_root_degree(torch.sparse.sum(graph, dim=1).to_dense())
+    rows, columns = graph.indices()
+    values = graph.values() * scale[rows] * scale[columns]
+    return torch.sparse_coo_tensor(graph.indices(), values, graph.shape, is_coalesced=True, check_invariants=False)

@@ -1,0 +1,88 @@
+"""Colors that look as far apart as what they stand for, by the perceptual space OKLab."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+
+BACKGROUND = (255, 255, 255)
+INK = (40, 44, 52)
+FAINT = (226, 229, 234)
+MUTED = (120, 126, 138)
+_GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
+
+# Negative, zero, positive: the lightness falls evenly to both sides, so that equal magnitudes look equally strong.
+_DIVERGING_STOPS = ("#0a2348", "#1c4e8c", "#4a8fc4", "#a3cbe3", "#f6f3ee", "#f2b892", "#d9694a", "#a32639", "#4d0a2b")
+_SEQUENTIAL_STOPS = ("#f7f8fa", "#cfdcee", "#97b6dc", "#5a86bf", "#2c5697", "#142f63")
+
+# OKLab (Ottosson 2020): cone responses from linear sRGB, then lightness and two opponent axes from their cube roots.
+_CONES = np.array(
+    [[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566],
+     [0.0883024619, 0.2817188376, 0.6299787005]]
+)  # fmt: skip
+_OPPONENTS = np.array(
+    [[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099],
+     [0.0259040371, 0.7827717662, -0.8086757660]]
+)  # fmt: skip
+
+
+def segment_colors(count: int) -> np.ndarray:
+    """Choose colors that stay apart: hues a golden angle apart, lightness in turns, in the perceptual space OKLCH.
+
+    Args:
+        count: How many, at least 1. Color i does not depend on `count`.
+
+    Returns:
+        uint8 array of shape (count, 3).
+    """
+    index = np.arange(count)
+    hue = 0.45 + _GOLDEN_ANGLE * index
+    lightness = np.array([0.72, 0.60, 0.82])[index % 3]
+    chroma = np.array([0.155, 0.165, 0.135])[index % 3]
+    lab = np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], axis=1)
+    return bytes_from_oklab(lab)
+
+
+@functools.cache
+def diverging_table() -> np.ndarray:
+    """Return 256 colors from blue over white to red.
+
+    Returns:
+        uint8 array of shape (256, 3).
+    """
+    return _table(_DIVERGING_STOPS)
+
+
+@functools.cache
+def sequential_table() -> np.ndarray:
+    """Return 256 colors from nearly white to dark blue, the lightness falling evenly.
+
+    Returns:
+        uint8 array of shape (256, 3).
+    """
+    return _table(_SEQUENTIAL_STOPS)
+
+
+def _table(names: tuple[str, ...]) -> np.ndarray:
+    stops = np.array([[int(stop[i : i + 2], 16) for i in (1, 3, 5)] for stop in names]) / 255
+    linear = np.where(stops <= 0.04045, stops / 12.92, ((stops + 0.055) / 1.055) ** 2.4)
+    lab = np.cbrt(linear @ _CONES.T) @ _OPPONENTS.T
+    position = np.linspace(0, len(lab) - 1, 256)
+    table = np.stack([np.interp(position, np.arange(len(lab)), lab[:, c]) for c in range(3)], axis=1)
+    return bytes_from_oklab(table)
+
+
+def bytes_from_oklab(lab: np.ndarray) -> np.ndarray:
+    """Convert colors; those that a screen cannot show are clipped.
+
+    Args:
+        lab: Lightness from 0 to 1 and two opponent axes, last dimension 3.
+
+    Returns:
+        sRGB, uint8, of the same shape.
+    """
+    linear = ((lab @ np.linalg.inv(_OPPONENTS).T) ** 3 @ np.linalg.inv(_CONES).T).clip(0, 1)
+    encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return np.rint(encoded * 255).astype(np.uint8)

@@ -1,0 +1,251 @@
+"""A whole dataset: time and memory against plain forward passes, quality against human labels and against peers.
+
+    python -m tests.benchmarks.dataset --coco DIR --msrc DIR [--parts PART ...] [--images N] [--json FILE]
+
+The folder of `--coco` holds pictures without labels; that of `--msrc` holds `images/ID.*` and `labels/ID.png` (class of
+each pixel, 0 for void). `--images N` takes N of each, for a trial. Every method is read out alike: k-means of unit rows
+with the true number of classes, soft upsampling to the pixels of the label maps, void left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from hf_spectral import BasisAccumulator, SpectralConfig
+from hf_spectral.metrics import majority_miou, matched_miou, normalized_mutual_information, purity, where_score
+from hf_spectral.pipelines import SpectralPathwaysPipeline
+from hf_spectral.pipelines.images import read_image
+from hf_spectral.records import AttentionRecord
+from hf_spectral.report import layer_report
+from hf_spectral.segmentation import semantic_segmentation
+from hf_spectral.solvers import DatasetGradientSolver
+from tests.benchmarks.common import (
+    Labeled,
+    default_pipe,
+    load_labeled,
+    machine,
+    print_table,
+)
+from tests.benchmarks.dataset_cost import Rows, memory, pictures, probe, processes, speed
+from tests.benchmarks.single_image import records_and_tokens
+
+NUM_EIGENVECTORS = 64
+SEEDS = range(3)
+VOID = 0
+
+
+def main() -> None:
+    """Run the parts asked for and print their tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--coco", type=Path)
+    parser.add_argument("--msrc", type=Path)
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--images", type=int, help="default: all")
+    parser.add_argument("--resolution", type=int, default=392)
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--gradient-images", type=int, default=40)
+    parser.add_argument("--gradient-resolution", type=int, default=224)
+    parser.add_argument("--gradient-rounds", type=int, default=60)
+    parser.add_argument("--memory-images", type=int, nargs="+", default=[50, 100, 400])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--probe", nargs=3, metavar=("PATHWAY", "COUNT", "OUTPUT"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.probe:
+        probe(options)
+        return
+    pipe = default_pipe(options.threads)
+    report: dict[str, Any] = {"machine": machine(), "options": {k: str(v) for k, v in vars(options).items()}}
+    for part in options.parts:
+        folder = PARTS[part][1]
+        if getattr(options, folder) is None:
+            print(f"\n## {part}: skipped, give --{folder} DIR", flush=True)
+            continue
+        print(f"\n## {part}\n", flush=True)
+        report[part] = PARTS[part][0](pipe, options)
+        print_table(report[part])
+    print(f"\n{json.dumps(report['machine'])}")
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1))
+
+
+def scores(pipe: SpectralPathwaysPipeline, options: argparse.Namespace) -> Rows:
+    """Where-, what- and image-score of all layers and of each alone, means of eigenvectors 1 to 12."""
+    paths = pictures(options.coco)[: options.images]
+
+    def images() -> Iterator[Sequence[AttentionRecord]]:
+        return (records_and_tokens(pipe, read_image(path), options.resolution)[0] for path in paths)
+
+    report = layer_report(images, progress=sys.stderr.isatty())
+    if options.json:
+        report.chart().save(options.json.with_suffix(".layers.png"))
+    rows = [
+        {
+            "pathway": row.pathway,
+            "layer": "all" if row.layer is None else row.layer,
+            "where-score": row.where_score,
+            "what-score": row.what_score,
+            "image-score": row.image_score,
+            "images": row.num_images,
+        }
+        for row in report.rows
+    ]
+    bases = {name: accumulated(images, name).solve(13) for name in ("where", "what")}
+    maps = {
+        name: [basis.project(one, diffusion=0).eigenvectors[1:] for one in images()] for name, basis in bases.items()
+    }
+    print(
+        {f"{name}: metrics.where_score": round(float(where_score(maps[name]).mean()), 3) for name in maps}, flush=True
+    )
+    return rows
+
+
+def quality(pipe: SpectralPathwaysPipeline, options: argparse.Namespace) -> Rows:
+    """Agreement with the labels of all layers, of single layers, and of peers on the last hidden state."""
+    labeled = load_labeled(options.msrc, options.images)
+    room = accumulated(lambda: records_over(pipe, labeled, options.resolution), "what")
+    bases = {"hf_spectral, what, all layers": room.solve(NUM_EIGENVECTORS)}
+    for layer in room.layers:
+        alone = room.solve(NUM_EIGENVECTORS, layer_weights={layer.index: 1})
+        bases[f"hf_spectral, what, layer {layer.index} alone"] = alone
+    first = next(iter(bases))
+    maps: dict[str, list[Tensor]] = {name: [] for name in (first, f"{first}, no diffusion", *bases)}
+    hidden: list[Tensor] = []
+    for one in tqdm(labeled, disable=None):
+        records, tokens, grid = records_and_tokens(pipe, one.image, options.resolution)
+        hidden.append(tokens.T.reshape(-1, *grid))
+        for name, basis in bases.items():
+            maps[name].append(basis.project(records).eigenvectors)
+        maps[f"{first}, no diffusion"].append(bases[first].project(records, diffusion=0).eigenvectors)
+    # The read-out leaves channel 0 out, as the trivial one.
+    maps["k-means, last hidden state"] = [padded(one) for one in hidden]
+    maps["ncut-pytorch, last hidden state"] = [padded(one) for one in ncut_maps(hidden)]
+    return [{"method": name, **agreement(found, labeled)} for name, found in maps.items()]
+
+
+def unseen(pipe: SpectralPathwaysPipeline, options: argparse.Namespace) -> Rows:
+    """A basis fitted on every second image: agreement on those, and on the others."""
+    labeled = load_labeled(options.msrc, options.images)
+    halves = {"fitted half": labeled[::2], "unseen half": labeled[1::2]}
+    source = halves["fitted half"]
+    basis = accumulated(lambda: records_over(pipe, source, options.resolution), "what").solve(NUM_EIGENVECTORS)
+    rows = []
+    for name, half in halves.items():
+        maps = [basis.project(records).eigenvectors for records in records_over(pipe, half, options.resolution)]
+        rows.append({"images of": name, "number": len(half), **agreement(maps, half)})
+    return rows
+
+
+def gradient(pipe: SpectralPathwaysPipeline, options: argparse.Namespace) -> Rows:
+    """The paper's graph and optimization against the streamed basis, on a few images held in memory."""
+    labeled = load_labeled(options.msrc, min(options.gradient_images, options.images or options.gradient_images))
+    images = list(records_over(pipe, labeled, options.gradient_resolution))
+
+    def streamed(count: int) -> list[Tensor]:
+        basis = accumulated(lambda: iter(images), "what").solve(count)
+        return [basis.project(records).eigenvectors for records in images]
+
+    def descended(count: int) -> list[Tensor]:
+        config = SpectralConfig("what", "knn", num_eigenvectors=count)
+        results = DatasetGradientSolver(rounds=options.gradient_rounds, progress=sys.stderr.isatty()).fit(
+            images, config
+        )
+        print({"mean Rayleigh quotient": round(float(1 - results[0].eigenvalues.mean()), 3)}, flush=True)
+        return [result.eigenvectors for result in results]
+
+    rows: Rows = []
+    for name, method in (("hf_spectral, what, default", streamed), ("the paper's gradient mode", descended)):
+        start = time.perf_counter()
+        maps = method(NUM_EIGENVECTORS)
+        seconds = time.perf_counter() - start
+        ratio = seconds / rows[0]["seconds"] if rows else 1.0
+        # The first singular direction of the table is no trivial eigenvector: nothing is left out of it.
+        found = maps if not rows else [padded(one) for one in maps]
+        rows.append(
+            {
+                "method": name,
+                "images": len(images),
+                "seconds": seconds,
+                "times slower": ratio,
+                **agreement(found, labeled),
+            }
+        )
+    return rows
+
+
+def accumulated(images: Callable[[], Iterator[Sequence[AttentionRecord]]], pathway: str) -> BasisAccumulator:
+    """Both passes over records."""
+    room = BasisAccumulator(SpectralConfig(pathway, "cosine"))
+    for records in images():
+        room.add_sums(records)
+    for records in images():
+        room.add_gram(records)
+    return room
+
+
+def records_over(
+    pipe: SpectralPathwaysPipeline, labeled: Sequence[Labeled], resolution: int
+) -> Iterator[Sequence[AttentionRecord]]:
+    """Run the backbone over the pictures."""
+    for one in tqdm(labeled, disable=None):
+        yield records_and_tokens(pipe, one.image, resolution)[0]
+
+
+def agreement(maps: list[Tensor], labeled: Sequence[Labeled]) -> dict[str, str]:
+    """Cluster the rows with the true number of classes and compare with the labels: mean and spread over seeds."""
+    truth = np.concatenate([one.truths[0].ravel() for one in labeled])
+    sizes = [one.truths[0].shape for one in labeled]
+    classes = len(np.unique(truth[truth != VOID]))
+    found: dict[str, list[float]] = {"NMI": [], "matched mIoU": [], "majority mIoU": [], "purity": []}
+    measures = (normalized_mutual_information, matched_miou, majority_miou, purity)
+    for seed in SEEDS:
+        labels = semantic_segmentation(maps, classes, sizes, seed)
+        prediction = np.concatenate([one.numpy().ravel() for one in labels])
+        for values, measure in zip(found.values(), measures, strict=True):
+            values.append(measure(prediction, truth, VOID))
+    return {"clusters": str(classes)} | {
+        name: f"{statistics.mean(values):.3f} ({min(values):.3f}-{max(values):.3f})" for name, values in found.items()
+    }
+
+
+def padded(maps: Tensor) -> Tensor:
+    """Put a channel before the others that the read-out leaves out."""
+    return torch.cat([torch.ones_like(maps[:1]), maps])
+
+
+def ncut_maps(hidden: list[Tensor]) -> list[Tensor]:
+    """Eigenvectors by ncut-pytorch with its defaults, all images in one."""
+    from ncut_pytorch import Ncut
+
+    torch.manual_seed(0)
+    rows = torch.cat([one.flatten(1).T for one in hidden])
+    vectors = Ncut(n_eig=NUM_EIGENVECTORS, device="cpu").fit_transform(rows).float()
+    parts = vectors.split([one[0].numel() for one in hidden])
+    return [part.T.reshape(-1, *one.shape[1:]) for part, one in zip(parts, hidden, strict=True)]
+
+
+PARTS: dict[str, tuple[Callable[[SpectralPathwaysPipeline, argparse.Namespace], Rows], str]] = {
+    "speed": (speed, "coco"),
+    "memory": (memory, "coco"),
+    "processes": (processes, "coco"),
+    "scores": (scores, "coco"),
+    "quality": (quality, "msrc"),
+    "unseen": (unseen, "msrc"),
+    "gradient": (gradient, "msrc"),
+}
+
+if __name__ == "__main__":
+    main()

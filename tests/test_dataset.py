@@ -1,0 +1,452 @@
+"""A whole dataset: every kind of it, every mistake, and rows that hold what they promise."""
+
+import errno
+import json
+import sys
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import hf_spectral
+from hf_spectral import BasisAccumulator, FitReport, SpectralBasis, SpectralConfig, SpectralError, fit, transform
+from hf_spectral.capture import capture_attention
+from hf_spectral.dataset import clusters, rows
+from tests.test_pipeline import PROCESSOR, photo
+from tests.tiny_backbones import BACKBONES, build_dinov2
+
+NUM_IMAGES = 7
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quiet_and_small():
+    datasets.disable_progress_bars()
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    model = BACKBONES["dinov2"].model()
+    return transformers.pipeline("spectral-pathways", model=model, image_processor=PROCESSOR)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return [photo(60 + 16 * (seed % 2), 90, seed) for seed in range(NUM_IMAGES)]
+
+
+@pytest.fixture(scope="module")
+def folder(images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "below").mkdir()
+    for number, image in enumerate(images):
+        image.save(folder / ("below" if number < 2 else "") / f"{number}.png")
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def table(images):
+    values = {"picture": images, "label": list(range(NUM_IMAGES))}
+    return datasets.Dataset.from_dict(values).cast_column("picture", datasets.Image())
+
+
+@pytest.fixture(scope="module")
+def basis(pipe, table):
+    return fit(pipe, table, num_eigenvectors=5, progress=False)
+
+
+def same(one: SpectralBasis, other: SpectralBasis, tolerance=1e-5):
+    torch.testing.assert_close(one.eigenvalues, other.eigenvalues, atol=tolerance, rtol=0)
+    for mine, theirs in zip(one.projections, other.projections, strict=True):
+        torch.testing.assert_close(mine.abs(), theirs.abs(), atol=tolerance, rtol=0)
+
+
+def nothing(features):
+    return datasets.IterableDataset.from_generator(lambda: iter(()), features=features)
+
+
+@pytest.mark.parametrize("pathway", ["what", "where"])
+def test_fit_is_the_two_passes_of_the_accumulator(pipe, table, images, pathway):
+    found = fit(pipe, table, pathway=pathway, num_eigenvectors=4, progress=False)
+    accumulator = BasisAccumulator(SpectralConfig(pathway, "cosine"))
+    captures = []
+    for image in images:
+        with capture_attention(pipe.model) as capture:
+            pipe.model(**pipe.preprocess(image)["inputs"])
+        captures.append(capture.records)
+    for records in captures:
+        accumulator.add_sums(records)
+    for records in captures:
+        accumulator.add_gram(records)
+    same(found, accumulator.solve(4))
+    assert found.num_images == NUM_IMAGES
+
+
+def test_every_kind_of_dataset_and_batch_gives_the_same(pipe, table, images, folder, basis):
+    def stream():
+        yield from ({"picture": image, "label": 0} for image in images)
+
+    unknown = datasets.IterableDataset.from_generator(stream)
+    assert unknown.features is None
+    for dataset in (table.to_iterable_dataset(), unknown, folder, str(folder), table.with_format("torch")):
+        same(fit(pipe, dataset, num_eigenvectors=5, batch_size=3, progress=False), basis)
+    named = datasets.Dataset.from_dict({"path": [str(path) for path in sorted(folder.rglob("*.png"))]})
+    same(fit(pipe, named, num_eigenvectors=5, image_column="path", progress=False), basis)
+
+
+def test_layers_width_and_resolution_arrive(pipe, table):
+    found = fit(pipe, table, num_eigenvectors=3, layers=[-2, 2], resolution=128, max_width=40, progress=False)
+    assert [layer.index for layer in found.layers] == [1, 2]
+    assert sum(layer.kept + 1 for layer in found.layers) <= 40
+    assert found.backbone["resolution"] == 128
+    assert found.num_nodes == sum(16 * (11 if seed % 2 == 0 else 14) for seed in range(NUM_IMAGES))
+
+
+def test_one_image_and_identical_images(pipe, table):
+    alone = fit(pipe, table.select([0]), num_eigenvectors=3, progress=False)
+    copies = fit(pipe, table.select([0] * 4), num_eigenvectors=3, progress=False)
+    torch.testing.assert_close(alone.eigenvalues, copies.eigenvalues, atol=1e-5, rtol=0)
+    found = transform(pipe, table.select([0] * 3), copies, num_segments=4, progress=False)
+    assert found[0]["segmentation"].tobytes() == found[2]["segmentation"].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "message"),
+    [
+        (lambda table: table.select([]), {}, "`dataset`: expected at least one image, got none"),
+        (lambda table: nothing(table.features), {}, "`dataset`: expected at least one image, got none"),
+        (lambda table: nothing(None), {}, "`dataset`: expected at least one image, got none"),
+        (lambda table: table.remove_columns("picture"), {}, "among the columns label. Pass image_column"),
+        (lambda table: table, {"image_column": "photo"}, "got 'photo', among the columns picture, label"),
+        (
+            lambda table: datasets.DatasetDict(train=table),
+            {},
+            r"one split, got the splits train. Pass dataset\['train'\]",
+        ),
+        (lambda table: [1, 2], {}, "a folder of pictures, got a list"),
+        (lambda table: "nowhere", {}, "got 'nowhere'. Check that the folder exists"),
+        (lambda table: table, {"num_eigenvectors": 90}, "`num_eigenvectors`: expected at most the"),
+        (lambda table: table, {"num_eigenvectors": 0}, "`num_eigenvectors`: expected an integer of at least 1"),
+        (lambda table: table, {"batch_size": 0}, "`batch_size`"),
+        (lambda table: table, {"checkpoint_every": 0}, "`checkpoint_every`"),
+        (lambda table: table, {"on_error": "ignore"}, "`on_error`: expected 'raise' or 'skip'"),
+        (lambda table: table, {"pathway": "both"}, "`pathway`: expected one of 'where', 'what'"),
+        (lambda table: table, {"layers": [9], "on_error": "skip"}, "`layers`: expected indices from -3 to 2"),
+        (lambda table: table, {"resolution": -1, "on_error": "skip"}, "`resolution`"),
+        (lambda table: table, {"max_width": 2}, "`max_width`: expected room"),
+    ],
+)
+def test_mistakes_of_fit_are_named(pipe, table, change, arguments, message):
+    with pytest.raises(SpectralError, match=message):
+        fit(pipe, change(table), **arguments, progress=False)
+
+
+def test_an_empty_folder_says_so(pipe, tmp_path):
+    with pytest.raises(SpectralError, match="a folder that holds pictures"):
+        fit(pipe, tmp_path)
+
+
+@pytest.fixture
+def damaged(folder, tmp_path):
+    for path in folder.rglob("*.png"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "3b.png").write_bytes((tmp_path / "3.png").read_bytes()[:500])
+    (tmp_path / "5b.jpg").write_text("text")
+    return tmp_path
+
+
+def test_a_corrupt_image_is_named_or_skipped_in_both_passes(pipe, damaged, basis):
+    with pytest.raises(SpectralError, match="3b.png: .*Mend or remove it, or pass on_error='skip'"):
+        fit(pipe, damaged, progress=False)
+    report = FitReport()
+    found = fit(pipe, damaged, num_eigenvectors=5, batch_size=4, on_error="skip", progress=False, report=report)
+    same(found, basis)
+    assert [(one.position, one.name) for one in report.skipped] == [(4, "3b.png"), (7, "5b.jpg")]
+    assert "not a picture" in report.skipped[1].reason
+    assert str(damaged) not in json.dumps(report.to_dict())
+    assert report.num_images == NUM_IMAGES
+
+
+def test_corrupt_rows_of_a_table_are_named_by_position(pipe, table, basis):
+    encoded = table.cast_column("picture", datasets.Image(decode=False))
+    broken = encoded.map(lambda row, index: {"picture": {"bytes": b"no", "path": "a.jpg"}} if index == 2 else row,
+                         with_indices=True, features=encoded.features)  # fmt: skip
+    broken = broken.cast_column("picture", datasets.Image())
+    with pytest.raises(SpectralError, match=r"image 2 \(a.jpg\)"):
+        fit(pipe, broken, progress=False)
+    report = FitReport()
+    found = transform(pipe, broken, basis, on_error="skip", progress=False, report=report)
+    assert found["image_id"][:] == [0, 1, 3, 4, 5, 6]
+    assert [one.position for one in report.skipped] == [2]
+    with pytest.raises(SpectralError, match="at least one image that can be analyzed, got none of 1: image 0"):
+        fit(pipe, broken.select([2]), on_error="skip", progress=False)
+
+
+def test_a_group_with_one_bad_member_loses_only_that_one(pipe, table, basis, monkeypatch):
+    original = pipe.records
+    bad = torch.as_tensor(pipe.preprocess(table[1]["picture"])["inputs"]["pixel_values"])
+
+    def records(group, on_record, layers=None):
+        if any(torch.equal(one["inputs"]["pixel_values"], bad) for one in group):
+            raise SpectralError("model", expected="finite numbers", got="NaN", fix="Leave it out")
+        original(group, on_record, layers)
+
+    monkeypatch.setattr(pipe, "records", records)
+    report = FitReport()
+    found = fit(pipe, table, num_eigenvectors=5, batch_size=7, on_error="skip", progress=False, report=report)
+    monkeypatch.undo()
+    assert [one.position for one in report.skipped] == [1]
+    rest = table.select([0, 2, 3, 4, 5, 6])
+    same(found, fit(pipe, rest, num_eigenvectors=5, progress=False))
+
+
+def test_the_basis_knows_its_backbone(pipe, table, basis):
+    assert basis.backbone["model_type"] == "dinov2"
+    assert basis.backbone["num_layers"] == 3
+    other = transformers.pipeline("spectral-pathways", model=build_dinov2(num_channels=3), image_processor=PROCESSOR)
+    other.model.config.name_or_path = "somebody/else"
+    with pytest.raises(SpectralError, match="the backbone it was fitted on, id=''"):
+        transform(other, table, basis)
+    with pytest.raises(SpectralError, match="the backbone it was fitted on"):
+        transformers.pipeline("spectral-pathways", model=other.model, image_processor=PROCESSOR, basis=basis)
+
+
+def test_a_backbone_from_a_folder_is_described_without_its_path(tmp_path):
+    target = tmp_path / "secret" / "tiny"
+    BACKBONES["dinov2"].model().save_pretrained(target)
+    PROCESSOR.save_pretrained(target)
+    described = hf_spectral.pipeline(str(target)).describe_backbone(64)
+    assert described["id"] == "tiny"
+    assert "secret" not in json.dumps(described)
+
+
+# --------------------------------------------------------------------------------------------------- transform
+
+
+def test_rows_hold_what_they_promise(pipe, table, images, basis, tmp_path):
+    found = transform(pipe, table, basis, num_segments=3, batch_size=4, output_dir=tmp_path / "rows", progress=False)
+    assert found.column_names == ["image_id", "picture", "label", "eigenvectors", "shape", "segmentation"]
+    assert found.features["eigenvectors"].feature.dtype == "float16"
+    assert found["image_id"][:] == found["label"][:] == list(range(NUM_IMAGES))
+    for row, image in zip(found, images, strict=True):
+        assert row["picture"].tobytes() == image.tobytes()
+        assert row["segmentation"].size == image.size
+        assert row["segmentation"].mode == "L"
+        maps = np.asarray(row["eigenvectors"], dtype=np.float32).reshape(row["shape"])
+        expected = pipe(image, basis=basis, num_segments=None)["eigenvectors"].numpy() * basis.num_nodes**0.5
+        np.testing.assert_allclose(maps, expected, atol=2e-3)
+    values = np.concatenate([np.asarray(row["segmentation"]).ravel() for row in found])
+    assert set(np.unique(values)) <= {0, 1, 2}
+    again = datasets.load_from_disk(tmp_path / "rows")
+    assert again.features == found.features
+    assert again[:]["eigenvectors"] == found[:]["eigenvectors"]
+
+
+def test_the_same_number_means_the_same_thing_in_every_image(pipe, table, basis):
+    found = transform(pipe, table, basis, num_segments=3, dtype="float32", progress=False)
+    again = transform(pipe, table, basis, num_segments=3, dtype="float32", batch_size=5, progress=False)
+    maps = [np.asarray(row["eigenvectors"], np.float32).reshape(row["shape"]) for row in found]
+    centroids = clusters.find_centroids(maps, [one[0].size for one in maps], 3, 0)
+    for one, row, other in zip(maps, found, again, strict=True):
+        nearest = ((clusters.unit_rows(one)[:, None] - centroids) ** 2).sum(-1).argmin(1).reshape(one.shape[1:])
+        labels = np.asarray(row["segmentation"])
+        height, width = labels.shape
+        # At the centers of tokens the interpolated label is the token's own, but for rounding to whole pixels.
+        rows_at = ((np.arange(one.shape[1]) + 0.5) * height / one.shape[1]).astype(int)
+        columns_at = ((np.arange(one.shape[2]) + 0.5) * width / one.shape[2]).astype(int)
+        assert (labels[np.ix_(rows_at, columns_at)] == nearest).mean() > 0.8
+        assert np.mean(labels == np.asarray(other["segmentation"])) > 0.99
+
+
+def test_a_folder_becomes_rows_with_the_pictures_inside(pipe, folder, basis, tmp_path):
+    found = transform(pipe, folder, basis, output_dir=tmp_path, progress=False)
+    assert found["file_name"][:] == ["2.png", "3.png", "4.png", "5.png", "6.png", "below/0.png", "below/1.png"]
+    assert "segmentation" not in found.column_names
+    encoded = found.cast_column("image", datasets.Image(decode=False))[5]["image"]
+    assert encoded == {"bytes": (folder / "below" / "0.png").read_bytes(), "path": "0.png"}
+    assert all(str(folder).encode() not in path.read_bytes() for path in tmp_path.glob("*.arrow"))
+
+
+def test_streams_keep_columns_and_a_column_image_id_stays(pipe, table, basis):
+    named = table.rename_column("label", "image_id").to_iterable_dataset()
+    found = transform(pipe, named, basis, progress=False)
+    assert found["image_id"][:] == list(range(NUM_IMAGES))
+    assert found.features["image_id"] == datasets.Value("int64")
+
+
+def test_strength_of_the_diffusion_arrives(pipe, table, basis):
+    off = transform(pipe, table, basis, diffusion=0, dtype="float32", progress=False)
+    expected = basis.num_nodes**0.5 * pipe(table[0]["picture"], basis=basis, diffusion=0)["eigenvectors"]
+    np.testing.assert_allclose(off[0]["eigenvectors"], expected.flatten().numpy(), atol=1e-4)
+
+
+def test_float16_holds_a_basis_of_any_number_of_images(pipe, table, basis):
+    # Over a million images a unit eigenvector's entries fall below the normal numbers of float16.
+    found = np.asarray(transform(pipe, table, basis, progress=False)[0]["eigenvectors"])
+    assert 0.1 < np.abs(found).max() < 100
+
+
+def test_many_parts_and_many_segments(pipe, table, basis, monkeypatch, tmp_path):
+    monkeypatch.setattr(rows, "PART_ROWS", 2)
+    monkeypatch.setattr(clusters, "SAMPLE_TOKENS", 200)
+    found = transform(pipe, table, basis, num_segments=300, output_dir=tmp_path, progress=False)
+    assert len(list(tmp_path.glob("data-*.arrow"))) == 4
+    assert found[0]["segmentation"].mode == "I;16"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_samples_of_tokens_do_not_depend_on_how_images_are_shared(monkeypatch):
+    monkeypatch.setattr(clusters, "SAMPLE_TOKENS", 30)
+    counts = [50, 7, 0, 100, 3]
+    chosen = clusters.sample_tokens(counts, seed=0)
+    assert len(chosen) == len(counts)
+    assert 20 <= sum(map(len, chosen)) <= 30
+    assert all((one < count).all() and (np.diff(one) > 0).all() for one, count in zip(chosen, counts, strict=True))
+    assert all(np.array_equal(one, two) for one, two in zip(chosen, clusters.sample_tokens(counts, 0), strict=True))
+
+
+@pytest.mark.parametrize("failing_call", [3, 6])
+def test_a_full_disk_leaves_what_was_written_readable(pipe, table, basis, monkeypatch, tmp_path, failing_call):
+    original, calls = rows.write_part, []
+
+    def write_part(table, path):
+        calls.append(path)
+        if len(calls) >= failing_call:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(table, path)
+
+    monkeypatch.setattr(rows, "PART_ROWS", 2)
+    monkeypatch.setattr(rows, "write_part", write_part)
+    with pytest.raises(SpectralError, match=r"`output_dir`: .*No space left on device.*load_from_disk"):
+        transform(pipe, table, basis, num_segments=3, output_dir=tmp_path, progress=False)
+    left = datasets.load_from_disk(tmp_path)
+    assert len(left) == (4 if failing_call == 3 else NUM_IMAGES)
+    assert left[3]["image_id"] == 3
+    assert left[3]["picture"].size == (90, 76)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_an_error_leaves_the_rows_before_it_readable(pipe, damaged, basis, tmp_path):
+    with pytest.raises(SpectralError, match="3b.png"):
+        transform(pipe, damaged, basis, output_dir=tmp_path / "rows", progress=False)
+    assert datasets.load_from_disk(tmp_path / "rows")["file_name"][:] == ["0.png", "1.png", "2.png", "3.png"]
+
+
+def test_an_impatient_user_keeps_the_rows(pipe, table, basis, monkeypatch, tmp_path):
+    original, calls = pipe.records, []
+
+    def records(*arguments):
+        calls.append(None)
+        if len(calls) > 3:
+            raise KeyboardInterrupt
+        original(*arguments)
+
+    monkeypatch.setattr(pipe, "records", records)
+    with pytest.raises(KeyboardInterrupt):
+        transform(pipe, table, basis, output_dir=tmp_path, progress=False)
+    assert len(datasets.load_from_disk(tmp_path)) == 3
+
+
+def test_an_image_that_only_the_second_pass_cannot_read_ends_the_fit(pipe, table, monkeypatch):
+    original, calls = pipe.preprocess, []
+
+    def preprocess(*arguments, **settings):
+        calls.append(None)
+        if len(calls) > NUM_IMAGES + 2:
+            raise SpectralError("image", expected="a share within reach", got="none", fix="Connect it")
+        return original(*arguments, **settings)
+
+    monkeypatch.setattr(pipe, "preprocess", preprocess)
+    with pytest.raises(SpectralError, match="image 2: .*The first pass could read it"):
+        fit(pipe, table, on_error="skip", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "message"),
+    [
+        (lambda table: table.select([]), {}, "at least one image, got none"),
+        (lambda table: table.rename_column("label", "shape"), {}, "no columns named eigenvectors, shape.*got shape"),
+        (lambda table: table, {"dtype": "int8"}, "`dtype`: expected 'float16' or 'float32'"),
+        (lambda table: table, {"num_segments": 0}, "`num_segments`"),
+        (lambda table: table, {"num_segments": 60_000}, "at most the number of tokens of all images"),
+        (lambda table: table, {"diffusion": 2}, "`diffusion`"),
+        (lambda table: table, {"basis": "nowhere"}, "`basis`: expected a folder"),
+    ],
+)
+def test_mistakes_of_transform_are_named(pipe, table, basis, change, arguments, message):
+    with pytest.raises(SpectralError, match=message):
+        transform(pipe, change(table), **({"basis": basis} | arguments), progress=False)
+
+
+def test_a_folder_that_holds_files_is_refused(pipe, table, basis, tmp_path):
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(SpectralError, match="a new or empty folder"):
+        transform(pipe, table, basis, output_dir=tmp_path)
+
+
+def test_without_datasets_the_extra_is_named_and_folders_can_still_be_fitted(pipe, folder, basis, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(SpectralError, match=r"pip install 'hf-spectral\[datasets\]'"):
+        transform(pipe, folder, basis)
+    same(fit(pipe, folder, num_eigenvectors=5, progress=False), basis)
+
+
+def test_bars_show_images_per_second(pipe, table, capsys):
+    transform(pipe, table, fit(pipe, table, num_eigenvectors=2), num_segments=2)
+    shown = capsys.readouterr().err
+    for title in ("fit, pass 1 of 2", "fit, pass 2 of 2", "transform", "segment"):
+        assert f"{title}: 100%" in shown
+    assert "image/s" in shown
+
+
+# ------------------------------------------------------------------------------------------ the pipeline with a basis
+
+
+def test_the_pipeline_with_a_basis(pipe, table, basis, tmp_path):
+    basis.save_pretrained(tmp_path)
+    with_folder = transformers.pipeline(
+        "spectral-pathways", model=pipe.model, image_processor=PROCESSOR, basis=str(tmp_path), num_segments=3
+    )
+    images = [row["picture"] for row in table]
+    outputs = with_folder(images, batch_size=3)
+    for output, image in zip(outputs, images, strict=True):
+        assert torch.equal(output["eigenvalues"], basis.eigenvalues)
+        assert torch.equal(output["residuals"], basis.residuals)
+        assert output["segmentation"].size == image.size
+        assert output["result"].solver["name"] == "SpectralBasis"
+    together = torch.cat([pipe(image, basis=basis, diffusion=0)["eigenvectors"].flatten(1) for image in images], 1)
+    torch.testing.assert_close(together @ together.T, torch.eye(5), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"pathway": "where"}, "`pathway`: expected none beside a basis, which was fitted for 'what', got where"),
+        ({"pathway": "both"}, "`pathway`: expected none beside a basis"),
+        ({"num_eigenvectors": 3}, "`num_eigenvectors`: expected none beside a basis"),
+        ({"solver": "eigen"}, "`solver`: expected none beside a basis"),
+        ({"diffusion": 1}, "`diffusion`: expected a number from 0"),
+    ],
+)
+def test_settings_of_another_problem_are_refused_beside_a_basis(pipe, basis, arguments, message):
+    with pytest.raises(SpectralError, match=message):
+        pipe(photo(), basis=basis, **arguments)
+
+
+def test_diffusion_without_a_basis_is_refused(pipe):
+    with pytest.raises(SpectralError, match="`diffusion`: expected a basis beside it"):
+        pipe(photo(), diffusion=0.5)
+
+
+def test_a_basis_brings_its_resolution(pipe, table):
+    basis = fit(pipe, table, num_eigenvectors=3, resolution=128, progress=False)
+    assert pipe(photo(60, 90), basis=basis, num_segments=None)["grid"] == (11, 16)
+    assert pipe(photo(60, 90), basis=basis, num_segments=None, resolution=64)["grid"] == (5, 8)
+    found = transform(pipe, table, basis, progress=False)
+    assert found[0]["shape"] == [3, 11, 16]

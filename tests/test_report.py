@@ -1,0 +1,194 @@
+"""Reports of planted backbones: one layer that knows positions, one that knows identity, one of noise."""
+
+import csv
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hf_spectral.errors import SpectralError
+from hf_spectral.grid import TokenGrid
+from hf_spectral.records import AttentionRecord
+from hf_spectral.report import LayerReport, ReportRow, layer_report
+from hf_spectral.visualization import heat_maps, layer_chart
+from tests.synthetic import random_record
+
+SETTINGS = {"num_eigenvectors": 4, "num_clusters": 16, "num_reference": 7}
+SIZE = 12
+
+
+def directions(count, seed):
+    return torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(seed)))[0][:count]
+
+
+def layer(labels, index, generator, **fields):
+    """Tokens of one label point the same way, in query, key and value alike."""
+    tokens = 2 * directions(int(labels.max()) + 1, index)[labels.flatten()]
+    tokens = tokens + 0.3 * torch.randn(tokens.shape, generator=generator)
+    tokens = tokens.view(1, -1, 2, 6).transpose(1, 2).contiguous()
+    return AttentionRecord(f"layer.{index}", index, tokens, tokens, tokens, 1.0, TokenGrid(*labels.shape), **fields)
+
+
+def photos(count=12, batch=1, coarse=False):
+    """Three layers: positions (the quarter of the picture), identity (objects in other places each time), noise."""
+    generator = torch.Generator().manual_seed(0)
+    quarters = torch.arange(4).view(2, 2).repeat_interleave(SIZE // 2, 0).repeat_interleave(SIZE // 2, 1)
+    images = []
+    for _ in range(count):
+        objects = torch.randperm(4, generator=generator).view(2, 2)
+        objects = objects.repeat_interleave(SIZE // 2, 0).repeat_interleave(SIZE // 2, 1)
+        objects = objects.roll(torch.randint(SIZE, (2,), generator=generator).tolist(), (0, 1))
+        if coarse:
+            quarters = torch.arange(4).view(2, 2).repeat_interleave(3, 0).repeat_interleave(3, 1)
+        noise = random_record(SIZE, SIZE, heads=2, dim=6, seed=len(images), index=2)
+        images.append([layer(quarters, 0, generator), layer(objects, 1, generator), noise])
+    return [joined(images[start : start + batch]) for start in range(0, count, batch)]
+
+
+def joined(images):
+    parts = [
+        {name: torch.cat([getattr(one[i], name) for one in images]) for name in ("query", "key", "value")}
+        for i in range(3)
+    ]
+    return [dataclasses.replace(record, **part) for record, part in zip(images[0], parts, strict=True)]
+
+
+def by_layer(report, pathway):
+    return {row.layer: row for row in report.rows if row.pathway == pathway}
+
+
+@pytest.fixture(scope="module")
+def report():
+    images = photos()
+    return layer_report(lambda: iter(images), **SETTINGS)
+
+
+@pytest.mark.parametrize("pathway", ["where", "what"])
+def test_each_layer_scores_what_was_planted_in_it(report, pathway):
+    rows = by_layer(report, pathway)
+    assert list(rows) == [0, 1, 2, None]
+    assert rows[0].where_score > 0.8 > 0.2 > rows[0].what_score
+    assert rows[1].what_score > 0.6 > 0.3 > rows[1].where_score
+    assert max(rows[2].what_score, rows[2].where_score) < 0.2
+    assert rows[0].where_score > rows[None].where_score > rows[1].where_score
+    assert (rows[1].name, rows[None].name) == ("layer.1", "all")
+    assert {(row.num_images, row.num_eigenvectors) for row in rows.values()} == {(12, 3)}
+
+
+def test_batches_and_max_images_change_only_what_is_seen(report):
+    images = photos(batch=3)
+    batched = layer_report(lambda: iter(images), **SETTINGS)
+    for one, two in zip(report.rows, batched.rows, strict=True):
+        for name in ("where_score", "what_score", "image_score"):
+            assert getattr(one, name) == pytest.approx(getattr(two, name), abs=1e-3)
+    first = photos(count=6)
+    fewer, expected = (
+        layer_report(lambda source=source: iter(source), **SETTINGS, max_images=6)
+        for source in (photos(), photos()[:6])
+    )
+    assert fewer == expected
+    assert fewer.rows[0].num_images == len(first)
+
+
+def test_layers_of_different_resolution_are_reported_as_well():
+    images = photos(coarse=True)
+    rows = by_layer(layer_report(lambda: iter(images), ["what"], **SETTINGS), "what")
+    assert rows[0].where_score > 0.8
+    assert rows[1].what_score > 0.6
+    assert set(rows) == {0, 1, 2, None}
+
+
+def test_heads_are_layers_of_their_own():
+    images = photos()
+    generator = torch.Generator().manual_seed(1)
+    for records in images:  # The second head of the layer of positions sees them out of order.
+        records[0].value[:, 1] = records[0].value[:, 1, torch.randperm(SIZE * SIZE, generator=generator)]
+    report = layer_report(lambda: iter(images), ["what"], by_head=True, **SETTINGS)
+    assert [(row.layer, row.head) for row in report.rows] == [(i, j) for i in range(3) for j in range(2)] + [
+        (None, None)
+    ]
+    assert report.rows[0].where_score > 0.6 > 0.3 > report.rows[1].where_score
+    assert report.chart(600).width == 600
+
+
+def test_windowed_layers_have_no_where():
+    images = [[records[0], dataclasses.replace(records[1], windowed=True), records[2]] for records in photos()]
+    report = layer_report(lambda: iter(images), **SETTINGS)
+    assert list(by_layer(report, "where")) == [0, 2, None]
+    assert list(by_layer(report, "what")) == [0, 1, 2, None]
+
+
+def test_deterministic(report):
+    images = photos()
+    assert layer_report(lambda: iter(images), **SETTINGS) == report
+
+
+def test_table_as_csv_and_dataset(report, tmp_path):
+    path = report.to_csv(tmp_path / "new" / "layers.csv")
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["layer"] for row in rows] == ["0", "1", "2", ""] * 2
+    assert [float(row["where_score"]) for row in rows] == [row.where_score for row in report.rows]
+    assert [one.name for one in path.parent.iterdir()] == ["layers.csv"]
+    assert report.to_dataset().to_list() == [dataclasses.asdict(row) for row in report.rows]
+
+
+def test_messages():
+    images = photos(count=4)
+    once = iter(images)
+    with pytest.raises(SpectralError, match="`images`: expected the same 4 images at every call, got 0 at a later one"):
+        layer_report(lambda: once, **SETTINGS)
+    with pytest.raises(SpectralError, match="`images`: expected at least 4, got 3"):
+        layer_report(lambda: iter(images[:3]), **SETTINGS)
+    with pytest.raises(SpectralError, match="`images`: expected at least 4, got 0"):
+        layer_report(lambda: iter([]), **SETTINGS)
+    with pytest.raises(SpectralError, match="`pathways`: expected 'where', 'what' or both"):
+        layer_report(lambda: iter(images), ["who"])
+    with pytest.raises(SpectralError, match="`num_eigenvectors`: expected at least 2"):
+        layer_report(lambda: iter(images), num_eigenvectors=1)
+
+
+def colored(picture, color):
+    return np.abs(np.asarray(picture).astype(int) - color).sum(-1) < 12
+
+
+def test_chart_draws_higher_scores_higher(report):
+    picture = report.chart(900)
+    assert (picture.mode, picture.width) == ("RGB", 900)
+    assert np.array_equal(np.asarray(picture), np.asarray(report.chart(900)))
+    rising = {"score": {"where": {0: 0.1, 1: 0.5, 2: 0.9, None: 0.5}}}
+    rows, columns = np.nonzero(colored(layer_chart(rising, 900), (24, 119, 161)))
+    chart = rows > 100  # Below the legend.
+    left, right = (rows[chart & near].mean() for near in (columns < 300, (columns > 450) & (columns < 700)))
+    assert left > right + 50
+
+
+def test_chart_tells_pathways_apart_and_leaves_missing_layers_out():
+    scores = {"score": {"where": {0: 0.1, 3: 0.2}, "what": {0: 0.3, None: 0.4}, "other": {1: 0.1}}}
+    picture = layer_chart(scores)
+    for color in ((24, 119, 161), (205, 92, 42), (104, 84, 168)):
+        assert colored(picture, color).sum() > 100
+    assert layer_chart({"score": {"what": {None: 0.0}}}).width == 1200
+
+
+def test_heat_map_is_darker_where_values_are_larger():
+    picture = heat_maps({"one": {(0, 0): 0.0, (0, 1): 0.5, (0, 2): 1.0}}, ("layer", "head"), columns=1, width=600)
+    gray = np.asarray(picture.convert("L")).astype(int)
+    middle = gray[round(0.065 * 600) + 2]
+    third = (600 - 60) / 3
+    first, second, last = (middle[int(30 + third * (i + 0.5))] for i in range(3))
+    assert first > second > last
+
+
+def test_chart_messages():
+    with pytest.raises(SpectralError, match="`panels`: expected at least one value, all finite, got none"):
+        layer_chart({})
+    with pytest.raises(SpectralError, match="`maps`: expected at least one value, all finite, got NaN"):
+        heat_maps({"a": {(0, 0): float("nan")}}, ("layer", "head"))
+
+
+def test_a_report_needs_no_images():
+    rows = tuple(ReportRow("what", one, None, "layer", 0.1, 0.2, 0.3, 12, 100) for one in (0, 1, None))
+    assert isinstance(LayerReport(rows).chart(), Image.Image)
