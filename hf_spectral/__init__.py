@@ -3,6 +3,8 @@
 Importing the package registers the task `spectral-pathways` with transformers: `pipeline("spectral-pathways")`.
 """
 
+from typing import Any
+
 from hf_spectral.basis import BasisAccumulator, SpectralBasis
 from hf_spectral.capture import capture_attention, vision_tower
 from hf_spectral.config import SpectralConfig
@@ -47,3 +49,12 @@ __all__ = [
 ]
 
 register()
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs diffusers when it is asked for, since importing diffusers takes seconds."""
+    if name == "SpectralDiffusionPipeline":
+        from hf_spectral.pipelines.diffusers import SpectralDiffusionPipeline
+
+        return SpectralDiffusionPipeline
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,132 @@
+"""Where on the way from data to noise a denoiser is looked at, and the noise it sees there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from hf_spectral.errors import SpectralError
+
+# Families that were trained to run from noise to data on straight lines; others may be, as their scheduler says.
+_FLOW_FAMILIES = frozenset(
+    {"SD3Transformer2DModel", "FluxTransformer2DModel", "Lumina2Transformer2DModel", "SanaTransformer2DModel"}
+)
+_DEFAULT_NUM_TIMESTEPS = 1000
+# The paper draws timesteps from the low-noise quarter of the schedule: there the picture is still all in the latents.
+_DEFAULT_SHARES = (0.05, 0.15, 0.25)
+
+
+def num_timesteps(scheduler: Any) -> int:
+    """Return how many timesteps the denoiser was trained with.
+
+    Args:
+        scheduler: The pipeline's scheduler, or None.
+
+    Returns:
+        A number, mostly 1000.
+    """
+    return _DEFAULT_NUM_TIMESTEPS if scheduler is None else scheduler.config.num_train_timesteps
+
+
+def is_flow(family: str, scheduler: Any) -> bool:
+    """Tell whether the denoiser goes from noise to data on straight lines.
+
+    Args:
+        family: Name of its class.
+        scheduler: The pipeline's scheduler, or None.
+
+    Returns:
+        True for flow matching, False for diffusion.
+    """
+    if family in _FLOW_FAMILIES:
+        return True
+    name = type(scheduler).__name__
+    return name.startswith("FlowMatch") or getattr(scheduler, "config", {}).get("prediction_type") == "flow_prediction"
+
+
+def checked_timesteps(timesteps: Sequence[float] | float | None, family: str, scheduler: Any) -> tuple[float, ...]:
+    """Return the timesteps, once they are known to lie in the schedule.
+
+    Args:
+        timesteps: One, several, or None for the default.
+        family: Name of the denoiser's class.
+        scheduler: The pipeline's scheduler, or None.
+
+    Returns:
+        At least one.
+
+    Raises:
+        SpectralError: If one lies outside the schedule.
+    """
+    total = num_timesteps(scheduler)
+    if timesteps is None:
+        return tuple(round(share * total) for share in _DEFAULT_SHARES)
+    steps = (timesteps,) if isinstance(timesteps, (int, float)) else tuple(timesteps)
+    flows = is_flow(family, scheduler)
+    # Diffusion looks its noise up in a table.
+    kinds: tuple[type, ...] = (int, float) if flows else (int,)
+    if not steps or not all(type(step) in kinds and 0 <= step < total for step in steps):
+        raise SpectralError(
+            "timesteps",
+            expected=f"{'numbers' if flows else 'integers'} from 0 to {total - 1}, at least one",
+            got=list(steps),
+            fix=f"Give e.g. timesteps=[{round(total / 20)}, {round(total / 4)}]",
+        )
+    return steps
+
+
+def generators(
+    generator: torch.Generator | list[torch.Generator] | None, seed: int, num_images: int
+) -> list[torch.Generator]:
+    """Return a source of noise for each picture, so that results do not depend on how pictures are batched.
+
+    Args:
+        generator: One, or one a picture; None seeds one a picture.
+        seed: For that.
+        num_images: Pictures.
+
+    Returns:
+        One a picture.
+
+    Raises:
+        SpectralError: If there are more or fewer than pictures.
+    """
+    if generator is None:
+        return [torch.Generator().manual_seed(seed) for _ in range(num_images)]
+    if isinstance(generator, torch.Generator):
+        return [generator] * num_images
+    if len(generator) != num_images:
+        raise SpectralError(
+            "generator",
+            expected=f"one generator, or one for each of {num_images} pictures",
+            got=f"{len(generator)}",
+            fix="Leave it out and give a seed",
+        )
+    return generator
+
+
+def noised(latents: Tensor, timestep: float, family: str, scheduler: Any, generator: torch.Generator) -> Tensor:
+    """Return latents with the noise of one timestep.
+
+    Args:
+        latents: Clean ones.
+        timestep: From 0 (clean) to `num_timesteps`.
+        family: Name of the denoiser's class.
+        scheduler: The pipeline's scheduler; diffusion needs its table of noise.
+        generator: Source of the noise.
+
+    Returns:
+        (1 - s) z + s n with s the share of the timesteps for flow matching, else a z + b n as DDPM defines a and b:
+        samplers with other conventions scale their input back to this before the denoiser sees it.
+    """
+    noise = randn_tensor(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
+    if is_flow(family, scheduler):
+        share = timestep / num_timesteps(scheduler)
+        return (1 - share) * latents + share * noise
+    ddpm: Any = DDPMScheduler.from_config(scheduler.config)
+    return ddpm.add_noise(latents, noise, torch.tensor([int(timestep)], device=latents.device))

@@ -1,0 +1,72 @@
+"""What the diffusers pipeline hands back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from diffusers.utils import BaseOutput
+from PIL import Image
+from torch import Tensor
+
+from hf_spectral.pipelines.outputs import image_output
+from hf_spectral.result import SpectralResult
+
+
+@dataclasses.dataclass
+class SpectralDiffusionOutput(BaseOutput):
+    """What was found on one picture, for one pathway.
+
+    Args:
+        eigenvectors: Float32 tensor (num_eigenvectors, height, width) on the finest token grid, each of unit norm, its
+            entry of largest magnitude positive; the trivial one at index 0.
+        eigenvalues: Float32 tensor (num_eigenvectors,), of the normalized Laplacian, from 0 to 2, ascending.
+        residuals: Float32 tensor (num_eigenvectors,), at least 0: how far each is from an eigenvector.
+        grid: (height, width) of the token grid.
+        size: (height, width) in pixels at which the picture was read.
+        layers: Names of the layers that took part, in call order, once for each timestep and noise sample.
+        timesteps: The timesteps, from 0 (clean) to the number that the model was trained with.
+        result: The `SpectralResult`, which can be saved.
+        segmentation: PIL image of the picture's size, mode "L" ("I;16" beyond 256 segments), value = segment; None if
+            none was asked for.
+        segments: List of {"label", "score" (0 to 1), "mask" (PIL image, 0 or 255)}, or None.
+    """
+
+    eigenvectors: Tensor
+    eigenvalues: Tensor
+    residuals: Tensor
+    grid: tuple[int, int]
+    size: tuple[int, int]
+    layers: tuple[str, ...]
+    timesteps: tuple[float, ...]
+    result: SpectralResult
+    segmentation: Image.Image | None = None
+    segments: list[dict[str, Any]] | None = None
+
+
+def outputs_of(
+    results: list[SpectralResult],
+    prepared: Mapping[str, Any],
+    timesteps: tuple[float, ...],
+    num_segments: int | Literal["auto"] | None,
+    return_dict: bool,
+) -> Any:
+    """Segment what was found on one picture, as far as asked for.
+
+    Args:
+        results: One a pathway.
+        prepared: What `preprocess` gave.
+        timesteps: Where the denoiser was looked at.
+        num_segments: A number, "auto", or None for no segmentation.
+        return_dict: False gives tuples.
+
+    Returns:
+        An output, or a dict of them by pathway where there are two.
+    """
+    found = {}
+    for result in results:
+        fields = image_output(result, prepared["size"], num_segments, "ward", False)
+        output = SpectralDiffusionOutput(**fields, size=prepared["read_size"], timesteps=timesteps)
+        found[result.config.pathway] = output if return_dict else output.to_tuple()
+    return found if len(found) > 1 else next(iter(found.values()))
