@@ -81,11 +81,13 @@ class SymmetricProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, vectors, operator):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
+        """Multiply a block of vectors."""
         ctx.operator = operator
         return operator.matmul(vectors)
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
+        """Multiply the gradient."""
         return ctx.operator.matmul(gradient), None
 
 
