@@ -29,7 +29,8 @@ class SpectralConfig:
             full width); `"separate"` builds one a head and averages the normalized affinities.
         num_eigenvectors: Eigenvectors to return, the trivial one at index 0 among them; at least 1.
         layers: Indices of the layers to use, in call order, negative ones counted from the end; `None` means all.
-        temperature: tau of the `exponential` affinity exp((cos - 1) / tau), above 0.
+        temperature: tau of the `exponential` affinity exp((cos - 1) / tau), above 0. None takes 0.35 times the standard
+            deviation of the layer's own cosines, so that every layer is equally selective.
         num_neighbors: Neighbors a token keeps in the `knn` affinity.
         threshold: Cosines at or below it are cut from the `knn` affinity.
         seed: Seed of every random start.
@@ -43,7 +44,7 @@ class SpectralConfig:
     heads: Heads = "merged"
     num_eigenvectors: int = 16
     layers: tuple[int, ...] | None = None
-    temperature: float = 0.1
+    temperature: float | None = None
     num_neighbors: int = 50
     threshold: float = 0.1
     seed: int = 0
@@ -64,8 +65,10 @@ class SpectralConfig:
             )
         require_positive_int("num_eigenvectors", self.num_eigenvectors)
         require_positive_int("num_neighbors", self.num_neighbors)
-        if not self.temperature > 0:
-            raise SpectralError("temperature", expected="a number above 0", got=self.temperature, fix="Try 0.1")
+        if self.temperature is not None and not self.temperature > 0:
+            raise SpectralError(
+                "temperature", expected="a number above 0, or None", got=self.temperature, fix="Leave it out"
+            )
         if self.layers is not None:
             object.__setattr__(self, "layers", _as_layer_indices(self.layers))
 

@@ -48,7 +48,7 @@ def dense_normalized_affinity(record, config):
 
 def _kernel(cosine, config):
     if config.affinity == "exponential":
-        return np.exp((cosine - 1) / config.temperature)
+        return np.exp((cosine - 1) / (config.temperature or 0.35 * cosine.std()))
     if config.affinity == "cosine":
         return (1 + cosine) / 2
     graph = np.zeros_like(cosine)
@@ -64,11 +64,12 @@ def _normalized(affinity):
     return root[:, None] * affinity * root
 
 
+@pytest.mark.parametrize("temperature", [None, 0.1])
 @pytest.mark.parametrize("heads", ["merged", "separate"])
 @pytest.mark.parametrize(("pathway", "affinity"), AFFINITIES)
 @pytest.mark.parametrize("max_dense_bytes", [0, 1 << 30], ids=["matrix_free", "dense"])
-def test_problem_and_solvers_agree_with_a_dense_reference(pathway, affinity, heads, max_dense_bytes):
-    config = SpectralConfig(pathway, affinity, heads, num_eigenvectors=6, num_neighbors=7)
+def test_problem_and_solvers_agree_with_a_dense_reference(pathway, affinity, heads, max_dense_bytes, temperature):
+    config = SpectralConfig(pathway, affinity, heads, 6, temperature=temperature, num_neighbors=7)
     records = [random_record(9, 10, seed=seed, index=seed) for seed in range(3)]
     builder = ProblemBuilder(config, max_dense_bytes)
     for record in records:
