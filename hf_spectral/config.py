@@ -30,7 +30,7 @@ class SpectralConfig:
         num_eigenvectors: Eigenvectors to return, the trivial one at index 0 among them; at least 1.
         layers: Indices of the layers to use, in call order, negative ones counted from the end; `None` means all.
         temperature: tau of the `exponential` affinity exp((cos - 1) / tau), above 0. None takes 0.35 times the standard
-            deviation of the layer's own cosines, so that every layer is equally selective.
+            deviation of the layer's own cosines (at least 0.08), so that every layer is equally selective.
         num_neighbors: Neighbors a token keeps in the `knn` affinity.
         threshold: Cosines at or below it are cut from the `knn` affinity.
         seed: Seed of every random start.

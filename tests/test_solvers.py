@@ -48,7 +48,7 @@ def dense_normalized_affinity(record, config):
 
 def _kernel(cosine, config):
     if config.affinity == "exponential":
-        return np.exp((cosine - 1) / (config.temperature or 0.35 * cosine.std()))
+        return np.exp((cosine - 1) / (config.temperature or 0.35 * max(cosine.std(), 0.08)))
     if config.affinity == "cosine":
         return (1 + cosine) / 2
     graph = np.zeros_like(cosine)

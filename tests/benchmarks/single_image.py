@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--parts", nargs="+", default=["quality", "gradient", "speed", "memory"])
+    parser.add_argument("--methods", nargs="+", metavar="PART", help="only methods whose name holds one of these")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--memory-probe", choices=["forward", "spectral"], help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -88,6 +89,8 @@ def quality(pipe: SpectralPathwaysPipeline, options: argparse.Namespace) -> list
         records, tokens, grid = records_and_tokens(pipe, labeled.image, options.resolution)
         forward = time.perf_counter() - start
         for name, method in methods(records, tokens, grid, labeled).items():
+            if options.methods and not any(part in name for part in options.methods):
+                continue
             start = time.perf_counter()
             labels, quotient = method()
             seconds[name].append((time.perf_counter() - start) / forward)
