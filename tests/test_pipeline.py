@@ -62,7 +62,7 @@ def test_instances_on_request(pipe):
     assert all(found["mask"].size == (90, 60) and 0 <= found["score"] <= 1 for found in output["instances"])
 
 
-def _same(one, other):
+def assert_same(one, other):
     torch.testing.assert_close(one["eigenvectors"], other["eigenvectors"], atol=1e-4, rtol=0)
     assert one["segmentation"].size == other["segmentation"].size
 
@@ -73,7 +73,7 @@ def test_every_kind_of_input_gives_the_same(pipe, tmp_path):
     image.save(path)
     expected = pipe(image)
     for source in (str(path), np.asarray(image), path.read_bytes(), {"bytes": path.read_bytes(), "path": None}, path):
-        _same(pipe(source), expected)
+        assert_same(pipe(source), expected)
 
 
 def test_lists_batches_and_mixed_sizes_give_the_same_as_one_by_one(pipe):
@@ -83,8 +83,8 @@ def test_lists_batches_and_mixed_sizes_give_the_same_as_one_by_one(pipe):
         found = pipe(images, pathway="both", batch_size=batch_size)
         assert len(found) == 5
         for one, other in zip(found, expected, strict=True):
-            _same(one["where"], other["where"])
-            _same(one["what"], other["what"])
+            assert_same(one["where"], other["where"])
+            assert_same(one["what"], other["what"])
 
 
 def test_an_empty_list_gives_an_empty_list(pipe):
@@ -103,7 +103,7 @@ def test_generators_stream(pipe):
     first = next(iter(outputs))
     assert drawn[0] == 0
     assert len(drawn) < 3
-    _same(first, pipe(photo(seed=0)))
+    assert_same(first, pipe(photo(seed=0)))
 
 
 def test_datasets_in_memory_streaming_and_columns(pipe):
@@ -114,7 +114,7 @@ def test_datasets_in_memory_streaming_and_columns(pipe):
         found = list(pipe(inputs))
         assert len(found) == 3
         for one, other in zip(found, expected, strict=True):
-            _same(one, other)
+            assert_same(one, other)
 
 
 def test_a_dataset_without_an_image_column_lists_its_columns(pipe):
@@ -131,7 +131,7 @@ def test_the_short_door_is_the_same_pipeline(tmp_path):
     idiom = transformers.pipeline("spectral-pathways", model=str(tmp_path), num_eigenvectors=3)
     loaded = hf_spectral.pipeline(transformers.AutoModel.from_pretrained(tmp_path), num_eigenvectors=3)
     for other in (idiom, loaded):
-        _same(short(photo()), other(photo()))
+        assert_same(short(photo()), other(photo()))
 
 
 def test_device_map_and_half_precision(tmp_path):
