@@ -131,7 +131,8 @@ class ExponentialOperator(KernelOperator):
         # (c - 1) / tau is one inner product of longer vectors: ([a, b] . [b, a] / 2 - 1) / tau. Their last entry makes
         # the -1, so that the rows of a product need only be exponentiated.
         ones = left.new_ones(left.shape[0], 1)
-        self.left = torch.cat([left, ones] if right is None else [left / 2, right / 2, ones], dim=1) / temperature
+        self.left = torch.cat([left, ones] if right is None else [left / 2, right / 2, ones], dim=1)
+        self.left /= temperature
         self.right = torch.cat([left, -ones] if right is None else [right, left, -ones], dim=1)
 
     def columns(self, block: slice) -> slice:
