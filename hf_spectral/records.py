@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from jaxtyping import Float
 from torch import Tensor
@@ -98,15 +98,3 @@ class Capture:
     def __iter__(self) -> Iterator[AttentionRecord]:
         """Iterate over the records in call order."""
         return iter(self.records)
-
-    def select(self, layers: Iterable[int]) -> list[AttentionRecord]:
-        """Return the records of the given layers.
-
-        Args:
-            layers: Layer indices in call order, from 0.
-
-        Returns:
-            The records, in call order.
-        """
-        wanted = set(layers)
-        return [record for record in self.records if record.index in wanted]

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from hf_spectral.atomic import replacing
 from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
 from hf_spectral.grid import TokenGrid
@@ -78,7 +79,6 @@ class SpectralResult:
             The path written.
         """
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {
             "eigenvalues": self.eigenvalues.contiguous(),
             "eigenvectors": self.eigenvectors.contiguous(),
@@ -93,9 +93,8 @@ class SpectralResult:
             "config": self.config.to_dict(),
             "solver": self.solver,
         }
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_bytes(save(tensors, metadata={"hf_spectral": json.dumps(described)}))
-        partial.replace(path)
+        with replacing(path) as partial:
+            partial.write_bytes(save(tensors, metadata={"hf_spectral": json.dumps(described)}))
         return path
 
     @classmethod

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from hf_spectral.atomic import replacing
 from hf_spectral.basis.layers import BasisLayer
 from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
@@ -47,11 +48,9 @@ def write(folder: Path, described: dict[str, Any], tensors: dict[str, Tensor]) -
     described = {"format": FORMAT, "sha256": hashlib.sha256(content).hexdigest(), **described}
     text = json.dumps(described, indent=2, allow_nan=False, sort_keys=True)
     contents = {TENSORS_NAME: content, CONFIG_NAME: text.encode()}
-    folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
-        partial = folder / f".{name}.partial"
-        partial.write_bytes(content)
-        partial.replace(folder / name)
+        with replacing(folder / name) as partial:
+            partial.write_bytes(content)
     return folder
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 import hf_spectral
+from hf_spectral.atomic import replacing
 from hf_spectral.cli.common import DONE, MISTAKE, SOME_FAILED, add_output, complain, load
 from hf_spectral.config import AFFINITIES, PATHWAYS
 from hf_spectral.dataset.source import SUFFIXES
@@ -230,7 +231,5 @@ def _write_summary(
         "images": done,
         "failed": failed,
     }
-    options.output.mkdir(parents=True, exist_ok=True)
-    partial = options.output / ".summary.json.partial"
-    partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    partial.replace(options.output / "summary.json")
+    with replacing(options.output / "summary.json") as partial:
+        partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from hf_spectral.atomic import replacing
 from hf_spectral.config import PATHWAYS, Pathway
 from hf_spectral.errors import SpectralError
 from hf_spectral.visualization import heat_maps, layer_chart
@@ -66,13 +67,10 @@ class LayerReport:
             The path written.
         """
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        with partial.open("w", newline="", encoding="utf-8") as file:
+        with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(ReportRow)])
             writer.writeheader()
             writer.writerows(dataclasses.asdict(row) for row in self.rows)
-        partial.replace(path)
         return path
 
     def to_dataset(self) -> datasets.Dataset:
