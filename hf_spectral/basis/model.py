@@ -50,6 +50,7 @@ class SpectralBasis:
         max_width: Bound on the sum of the factors' columns, or None.
         backbone: What the caller says about the backbone: names with JSON values.
         versions: Of the packages that made it.
+        skipped: Images of the dataset that were left out, each as its name and the reason.
     """
 
     eigenvalues: Float[Tensor, " eigenvectors"]
@@ -65,6 +66,7 @@ class SpectralBasis:
     max_width: int | None = None
     backbone: dict[str, Any] = dataclasses.field(default_factory=dict)
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
 
     @functools.cached_property
     def columns(self) -> tuple[Float[Tensor, "_width _kept"] | None, ...]:
@@ -146,6 +148,7 @@ class SpectralBasis:
             "max_width": self.max_width,
             "backbone": self.backbone,
             "versions": self.versions,
+            "skipped": list(self.skipped),
         }
         return files.write(Path(folder), described, tensors)
 
