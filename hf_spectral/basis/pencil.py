@@ -94,7 +94,8 @@ def leading_eigenpairs(pencil: Pencil, count: int, seed: int, tolerance: float =
     else:
         values, vectors, steps = _krylov(pencil, count, seed, tolerance)
     values, vectors, residuals = _refined(pencil, vectors[:, values > _ZERO])
-    kept = values > _ZERO
+    # Within its residual of mu lies an eigenvalue: where that may be zero, the pair is rounding of float32 products.
+    kept = values > residuals.clamp_min(_ZERO)
     values, vectors, residuals = values[kept], vectors[:, kept], residuals[kept]
     largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True)) if kept.any() else vectors[:1]
     return Eigenpairs(values, torch.where(largest < 0, -vectors, vectors), residuals, steps)
