@@ -32,7 +32,7 @@ from hf_spectral.pipelines.settings import (
     configs_of,
     require_no_rival,
 )
-from hf_spectral.records import AttentionRecord
+from hf_spectral.records import AttentionRecord, SkippedLayer
 from hf_spectral.result import SpectralResult
 from hf_spectral.solvers import Solver, solve
 
@@ -189,7 +189,7 @@ class SpectralPathwaysPipeline(Pipeline):
         group: Sequence[Mapping[str, Any]],
         on_record: Callable[[AttentionRecord], object],
         layers: Iterable[int] | None = None,
-    ) -> None:
+    ) -> list[SkippedLayer]:
         """Run the backbone once, and hand on each attention layer as it arrives: memory holds one.
 
         Args:
@@ -197,13 +197,17 @@ class SpectralPathwaysPipeline(Pipeline):
             on_record: Receives the records of all pictures of the group, in call order.
             layers: Indices of the layers to record; None means all.
 
+        Returns:
+            Layers that attend but gave no record, with reasons.
+
         Raises:
             SpectralError: If a layer holds NaN, or there is no such layer.
         """
         tensors = {name: torch.cat([prepared["inputs"][name] for prepared in group]) for name in group[0]["inputs"]}
-        with self.device_placement(), torch.no_grad(), capture_attention(self.model, on_record, layers):
+        with self.device_placement(), torch.no_grad(), capture_attention(self.model, on_record, layers) as capture:
             placed = self._ensure_tensor_on_device(tensors, self.device)
             vision_tower(self.model)(**placed, **self._geometry.forward_arguments)
+        return capture.skipped
 
     def _forward(
         self,
