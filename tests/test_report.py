@@ -194,7 +194,7 @@ def test_chart_messages():
 
 
 def test_a_report_needs_no_images():
-    rows = tuple(ReportRow("what", one, None, "layer", 0.1, 0.2, 0.3, 12, 100) for one in (0, 1, None))
+    rows = tuple(ReportRow("what", one, None, None, "layer", 0.1, 0.2, 0.3, 12, 100) for one in (0, 1, None))
     assert isinstance(LayerReport(rows).chart(), Image.Image)
 
 

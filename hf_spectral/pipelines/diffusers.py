@@ -204,7 +204,7 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         return outputs if is_many else outputs[0]
 
     def at(
-        self, timesteps: Sequence[float] | float | None = None, prompt: str = "", seed: int = 0
+        self, timesteps: Sequence[float] | float | None = None, prompt: str | None = None, seed: int | None = None
     ) -> SpectralDiffusionPipeline:
         """Return the pipeline with other defaults, for `hf_spectral.fit`, `transform` and calls.
 
@@ -212,9 +212,9 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
             >>> basis = hf_spectral.fit(pipe.at([50, 150, 250]), "photos/", pathway="what")
 
         Args:
-            timesteps: As in a call; all enter one problem over the dataset.
-            prompt: As in a call; encoded now.
-            seed: Of the noise; every picture's own depends on its pixels too, and on nothing else.
+            timesteps: As in a call; all enter one problem over the dataset. None keeps those of this pipeline.
+            prompt: As in a call; encoded now. None keeps that of this pipeline.
+            seed: Of the noise; every picture's own depends on its pixels too, and on nothing else. None keeps it.
 
         Returns:
             A pipeline that shares everything else with this one, which stays as it is.
@@ -222,7 +222,7 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         Raises:
             SpectralError: If a timestep lies outside the schedule or is there twice, or the prompt cannot be read.
         """
-        reading = self._reading_at(timesteps, prompt, seed)
+        reading = self._reading_at(timesteps, prompt, self._seed if seed is None else seed)
         reading.require_each_timestep_once()
         found = copy.copy(self)
         found._reading = reading
