@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from hf_spectral.errors import SpectralError
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 Host = Literal["transformers", "diffusers"]
 
 _DIFFUSERS_INDEX, _CONFIG = "model_index.json", "config.json"
-_HUB_TIMEOUT_SECONDS = 10.0
 
 
 def host_of(
@@ -29,7 +28,7 @@ def host_of(
     """Return the library that a model is loaded by.
 
     A folder is looked into; of a repository, the cache is asked first and then the Hub, whether it has a
-    `model_index.json`, as every diffusers pipeline does.
+    `model_index.json`, a file of a few hundred bytes that every diffusers pipeline has.
 
     Args:
         model: Repository id, folder, model or pipeline; None is the default backbone.
@@ -122,15 +121,16 @@ def _host_of_repository(
             return "diffusers"
         if isinstance(config, str):
             return _host_of_config(Path(config), model)
-        if constants.HF_HUB_OFFLINE:
-            raise LocalEntryNotFoundError("the Hub is switched off by HF_HUB_OFFLINE, and the cache holds no copy")
-        url = hf_hub_url(model, _DIFFUSERS_INDEX, revision=revision)
-        get_hf_file_metadata(url, token=token, timeout=_HUB_TIMEOUT_SECONDS)
+        if (
+            index is None
+        ):  # Neither there nor known to be missing; the answer is kept.
+            hf_hub_download(model, _DIFFUSERS_INDEX, revision=revision, token=token, cache_dir=cache_dir)
+            return "diffusers"
     except RemoteEntryNotFoundError:
         return "transformers"
     except (OSError, ValueError) as error:  # No such repository, no Hub, or no name of a repository at all.
         raise _not_found(model, str(error).strip().partition("\n")[0]) from error
-    return "diffusers"
+    return "transformers"
 
 
 def _as_device(device: Any) -> torch.device:
