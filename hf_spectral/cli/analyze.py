@@ -90,9 +90,10 @@ def analyze(options: argparse.Namespace) -> int:
     sources = _expand(options.images)
     settings = _settings(options)
     # A wrong setting is refused here, before any picture is read.
-    configs_of({name: value for name, value in settings.items() if name in SPECTRAL_NAMES})
+    configs = configs_of({name: value for name, value in settings.items() if name in SPECTRAL_NAMES})
     pipe = load(options.model, options.device, options.timesteps, options.prompt, options.seed)
-    pipe.check_reading(settings.get("resolution"), settings.get("layers"))
+    pathways = [config.pathway for config in configs]
+    pipe.check_reading(settings.get("resolution"), settings.get("layers"), pathways)
     done: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
     names = _unique_names(sources)

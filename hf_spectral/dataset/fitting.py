@@ -91,7 +91,7 @@ def fit(
         layers=None if layers is None else tuple(layers),
         seed=seed,
     )
-    pipe.check_reading(resolution, config.layers)
+    pipe.check_reading(resolution, config.layers, [pathway])
     reader = Reader(pipe, resolution, on_error)
     source = open_source(dataset, image_column, pipe.image_column, whole_rows=False)
     processes = Processes(pipe.device)

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 import torch
 from tqdm.auto import tqdm
 
+from hf_spectral.config import Pathway
 from hf_spectral.dataset.report import Skipped
 from hf_spectral.dataset.source import Item
 from hf_spectral.errors import SpectralError, UnsupportedBackboneError
@@ -38,8 +39,13 @@ class Backbone(Protocol):
     ) -> list[SkippedLayer]:
         """Run the backbone, handing on each layer at each timestep once; return the layers that give no record."""
 
-    def check_reading(self, resolution: int | None = None, layers: Iterable[int] | None = None) -> None:
-        """Refuse settings that no picture could be read with."""
+    def check_reading(
+        self,
+        resolution: int | None = None,
+        layers: Iterable[int] | None = None,
+        pathways: Sequence[Pathway] = (),
+    ) -> None:
+        """Refuse settings that no picture could be read with, as far as that is known before one is."""
 
     def describe_backbone(self, resolution: int | None = None) -> dict[str, Any]:
         """Describe the backbone."""

@@ -11,7 +11,7 @@ import torch
 
 from hf_spectral.capture import capture_attention, check_supported
 from hf_spectral.capture.diffusers_layouts import FAMILIES
-from hf_spectral.config import require_positive_int
+from hf_spectral.config import Pathway, require_positive_int
 from hf_spectral.errors import SpectralError
 from hf_spectral.graph import ProblemBuilder
 from hf_spectral.pipelines.images import read_image
@@ -302,16 +302,24 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         """
         return self._record(group, [None] * len(group), self._defaults, on_record, layers)
 
-    def check_reading(self, resolution: int | None = None, layers: Iterable[int] | None = None) -> None:
+    def check_reading(
+        self,
+        resolution: int | None = None,
+        layers: Iterable[int] | None = None,
+        pathways: Sequence[Pathway] = (),
+    ) -> None:
         """Refuse settings that no picture could be read with, before any is.
 
         Args:
             resolution: Longer side in pixels, or None.
             layers: Indices of layers, or None.
+            pathways: Those asked for.
 
         Raises:
-            SpectralError: If the denoiser reads no such size or has no such layer, or the prompt cannot be read.
+            SpectralError: If the denoiser reads no such size, has no such layer or serves no such pathway, or the
+                prompt cannot be read.
         """
+        check_pathways(self._family, pathways)
         size_for(self._family, self.denoiser, self.vae, (1, 1), resolution)
         with capture_attention(self.denoiser, layers=layers):
             pass

@@ -121,9 +121,7 @@ def _host_of_repository(
             return "diffusers"
         if isinstance(config, str):
             return _host_of_config(Path(config), model)
-        if (
-            index is None
-        ):  # Neither there nor known to be missing; the answer is kept.
+        if index is None:  # Neither there nor known to be missing; the answer is kept.
             hf_hub_download(model, _DIFFUSERS_INDEX, revision=revision, token=token, cache_dir=cache_dir)
             return "diffusers"
     except RemoteEntryNotFoundError:

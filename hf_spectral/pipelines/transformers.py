@@ -15,7 +15,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_spectral.basis import SpectralBasis
 from hf_spectral.capture import capture_attention, check_supported, vision_tower
-from hf_spectral.config import SpectralConfig
+from hf_spectral.config import Pathway, SpectralConfig
 from hf_spectral.errors import SpectralError
 from hf_spectral.graph import ProblemBuilder
 from hf_spectral.pipelines.backbone import describe_backbone
@@ -155,12 +155,18 @@ class SpectralPathwaysPipeline(Pipeline):
         """Describe the backbone as a basis stores it: see `backbone.describe_backbone`."""
         return describe_backbone(self.model, self.image_processor, resolution)
 
-    def check_reading(self, resolution: int | None = None, layers: Iterable[int] | None = None) -> None:
+    def check_reading(
+        self,
+        resolution: int | None = None,
+        layers: Iterable[int] | None = None,
+        pathways: Sequence[Pathway] = (),
+    ) -> None:
         """Refuse settings that no picture could be read with, before any is.
 
         Args:
             resolution: Longer side in pixels, or None.
             layers: Indices of layers, or None.
+            pathways: Not looked at: which layers serve them is known once a picture has been read.
 
         Raises:
             SpectralError: If the backbone reads no such size or has no such layer.
