@@ -78,10 +78,17 @@ class AttentionRecord:
 
 @dataclasses.dataclass(frozen=True)
 class SkippedLayer:
-    """A layer that attends but gave no record, and why."""
+    """A layer that attends but gave no record, or takes no part, and why.
+
+    Args:
+        name: Qualified module name.
+        reason: A sentence without a full stop.
+        index: Position of the layer in call order, from 0, where that is known.
+    """
 
     name: str
     reason: str
+    index: int | None = None
 
 
 @dataclasses.dataclass

@@ -14,7 +14,7 @@ from hf_spectral.capture.sdpa import AttentionTap
 from hf_spectral.capture.view import LayerView
 from hf_spectral.capture.windows import unwindow
 from hf_spectral.errors import SpectralError, UnsupportedBackboneError
-from hf_spectral.records import AttentionRecord
+from hf_spectral.records import AttentionRecord, SkippedLayer
 from tests.tiny_backbones import BACKBONES, Tiny, build_dinov2, build_siglip2_vision, build_vit_mae, naflex_inputs
 
 torch.set_num_threads(1)
@@ -393,9 +393,9 @@ def test_the_tap_reads_arguments_by_position_and_by_name():
 
 def test_a_recorder_notes_a_skipped_layer_once():
     recorder = Recorder("Backbone", None, None)
-    recorder.skip("layer", "reason")
-    recorder.skip("layer", "reason")
-    assert len(recorder.capture.skipped) == 1
+    recorder.skip("layer", "reason", 3)
+    recorder.skip("layer", "reason", 3)
+    assert recorder.capture.skipped == [SkippedLayer("layer", "reason", 3)]
 
 
 def test_records_are_plain_records():

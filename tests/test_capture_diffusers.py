@@ -74,7 +74,8 @@ def test_a_denoiser_loaded_from_disk_gives_the_same_records(family, tmp_path):
 
     _, expected = captured(model, tiny.arguments())
     _, capture = captured(loaded, tiny.arguments())
-    same_records(capture, expected, atol=0, rtol=0)
+    # Weights mapped from a file lie at other addresses, and kernels of the CPU round by alignment.
+    same_records(capture, expected, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", DENOISERS)

@@ -117,6 +117,40 @@ def test_heads_are_layers_of_their_own():
     assert report.chart(600).width == 600
 
 
+def test_timesteps_are_told_apart():
+    images = []
+    for records in photos():  # At the second timestep the layers of positions and of identity change places.
+        early = [dataclasses.replace(record, timestep=50.0) for record in records]
+        places = (records[1], records[0], records[2])
+        late = [dataclasses.replace(place, index=index, timestep=150.0) for index, place in enumerate(places)]
+        images.append([*early, *late])
+    report = score_layers(lambda: iter(images), ["what"], **SETTINGS)
+    rows = {(row.layer, row.timestep): row for row in report.rows}
+    assert list(rows) == [(i, step) for step in (50.0, 150.0) for i in range(3)] + [(None, None)]
+    for early, late in ((0, 1), (1, 0), (2, 2)):
+        one, other = rows[early, 50.0], rows[late, 150.0]
+        assert one.where_score == pytest.approx(other.where_score, abs=0.01)
+        assert one.what_score == pytest.approx(other.what_score, abs=0.01)
+    assert rows[0, 50.0].where_score > 0.8 > 0.2 > rows[0, 150.0].where_score
+    assert rows[0, 150.0].what_score > 0.6
+    picture = report.chart(900)
+    blue = np.asarray(picture).astype(int)[:, :, 2] - np.asarray(picture).astype(int)[:, :, 0]
+    left = blue[round(0.065 * 900) + 2, round(0.05 * 900) : round(0.5 * 900)]
+    assert left[len(left) // 4] > 60 > 30 > left[3 * len(left) // 4]  # Layer 0 finds positions at timestep 50 only.
+
+
+def test_heads_and_timesteps_give_one_heat_map_a_timestep():
+    rows = [
+        ReportRow("what", layer, head, step, "layer", 0.1 * head, 0.2, 0.3, 12, 100)
+        for step in (50.0, 150.0)
+        for layer in range(3)
+        for head in range(2)
+    ]
+    both = LayerReport(tuple(rows)).chart(600)
+    one = LayerReport(tuple(rows[:6])).chart(600)
+    assert both.height > 1.8 * one.height
+
+
 def test_windowed_layers_have_no_where():
     images = [[records[0], dataclasses.replace(records[1], windowed=True), records[2]] for records in photos()]
     report = score_layers(lambda: iter(images), **SETTINGS)
@@ -186,6 +220,17 @@ def test_heat_map_is_darker_where_values_are_larger():
     assert first > second > last
 
 
+def test_names_of_columns_stand_below_a_heat_map():
+    cells = {"one": {(0, 0): 0.0, (0, 1): 0.5, (0, 2): 1.0}}
+    plain, named = (
+        np.asarray(heat_maps(cells, ("layer", "timestep"), 1, 600, names)) for names in ((), ("50", "150", "250"))
+    )
+    rows, columns = np.nonzero((plain != named).any(-1))
+    assert rows.min() > 0.065 * 600
+    middles = [30 + 540 / 3 * (i + 0.5) for i in range(3)]
+    assert all(np.abs(columns - middle).min() < 15 for middle in middles)
+
+
 def test_chart_messages():
     with pytest.raises(SpectralError, match="`panels`: expected at least one value, all finite, got none"):
         layer_chart({})
@@ -194,7 +239,7 @@ def test_chart_messages():
 
 
 def test_a_report_needs_no_images():
-    rows = tuple(ReportRow("what", one, None, "layer", 0.1, 0.2, 0.3, 12, 100) for one in (0, 1, None))
+    rows = tuple(ReportRow("what", one, None, None, "layer", 0.1, 0.2, 0.3, 12, 100) for one in (0, 1, None))
     assert isinstance(LayerReport(rows).chart(), Image.Image)
 
 

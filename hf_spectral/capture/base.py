@@ -103,14 +103,15 @@ class Recorder:
         self._next_index += 1
         return index if self._wanted is None or index in self._wanted else None
 
-    def skip(self, name: str, reason: str) -> None:
+    def skip(self, name: str, reason: str, index: int) -> None:
         """Note a layer that attends but gives no record, once however often it runs.
 
         Args:
             name: Qualified module name.
             reason: A sentence without a full stop.
+            index: Position in call order.
         """
-        skipped = SkippedLayer(name, reason)
+        skipped = SkippedLayer(name, reason, index)
         if skipped not in self.capture.skipped:
             self.capture.skipped.append(skipped)
 

@@ -17,13 +17,12 @@ from tqdm.auto import tqdm
 
 import hf_spectral
 from hf_spectral.atomic import replacing
-from hf_spectral.cli.common import DONE, MISTAKE, SOME_FAILED, add_output, complain, load
+from hf_spectral.cli.common import DONE, MISTAKE, SOME_FAILED, add_noising, add_output, complain, load
 from hf_spectral.config import AFFINITIES, PATHWAYS
 from hf_spectral.dataset.source import SUFFIXES
 from hf_spectral.errors import NotConvergedError, SpectralError
-from hf_spectral.pipelines import SpectralPathwaysPipeline
 from hf_spectral.pipelines.images import read_image
-from hf_spectral.pipelines.settings import SOLVERS
+from hf_spectral.pipelines.settings import SOLVERS, SPECTRAL_NAMES, configs_of
 from hf_spectral.visualization import (
     eigenvector_sheet,
     eigenvectors_to_rgb,
@@ -56,6 +55,7 @@ def add_parsers(commands: Any) -> None:
     many.add_argument("--layers", type=int, nargs="+", metavar="INDEX", help="default: all")
     many.add_argument("--solver", choices=sorted(SOLVERS), default="eigen", help="default: eigen")
     many.add_argument("--seed", type=int, default=0, help="default: 0")
+    add_noising(many)
     add_output(many)
 
 
@@ -89,7 +89,11 @@ def analyze(options: argparse.Namespace) -> int:
     """
     sources = _expand(options.images)
     settings = _settings(options)
-    pipe = load(options.model, options.device, settings)
+    # A wrong setting is refused here, before any picture is read.
+    configs = configs_of({name: value for name, value in settings.items() if name in SPECTRAL_NAMES})
+    pipe = load(options.model, options.device, options.timesteps, options.prompt, options.seed)
+    pathways = [config.pathway for config in configs]
+    pipe.check_reading(settings.get("resolution"), settings.get("layers"), pathways)
     done: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
     names = _unique_names(sources)
@@ -165,7 +169,7 @@ def _unique_names(sources: Sequence[str]) -> list[str]:
 
 
 def _write_image(
-    pipe: SpectralPathwaysPipeline, source: str | Image.Image, name: str, folder: Path, settings: dict[str, Any]
+    pipe: Any, source: str | Image.Image, name: str, folder: Path, settings: dict[str, Any]
 ) -> dict[str, Any]:
     """Analyze one picture and write its files.
 
@@ -214,7 +218,7 @@ def _write_pathway(image: Image.Image, found: dict[str, Any], folder: Path, pref
 def _write_summary(
     options: argparse.Namespace,
     settings: dict[str, Any],
-    pipe: SpectralPathwaysPipeline,
+    pipe: Any,
     done: list[dict[str, Any]],
     failed: list[dict[str, str]],
 ) -> None:
@@ -225,7 +229,7 @@ def _write_summary(
     }
     summary = {
         "model": options.model or hf_spectral.pipelines.DEFAULT_BACKBONE,
-        "model_type": pipe.model.config.model_type,
+        "backbone": pipe.describe_backbone(settings.get("resolution")),
         "settings": settings,
         "versions": versions,
         "images": done,

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
 from hf_spectral.errors import SpectralError
 from hf_spectral.pipelines import SpectralPathwaysPipeline, pipeline
+
+if TYPE_CHECKING:
+    from hf_spectral.pipelines.diffusers import SpectralDiffusionPipeline
 
 DONE, SOME_FAILED, MISTAKE = 0, 1, 2
 
@@ -32,6 +36,15 @@ def add_output(parser: argparse.ArgumentParser, default: str = "spectral-output"
         default: Folder to write to.
     """
     parser.add_argument("--output", type=Path, default=Path(default), metavar="DIR", help=f"default: {default}")
+    add_device(parser)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add `--device`.
+
+    Args:
+        parser: Of a command.
+    """
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: the first accelerator, else cpu")
 
 
@@ -47,22 +60,46 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--on-error", choices=("raise", "skip"), default="raise", help="default: raise")
 
 
-def load(model: str | None, device: str | None, settings: dict[str, Any] | None = None) -> SpectralPathwaysPipeline:
+def add_noising(parser: argparse.ArgumentParser) -> None:
+    """Add `--timesteps` and `--prompt`, which diffusion models are looked at with.
+
+    Args:
+        parser: Of a command.
+    """
+    parser.add_argument(
+        "--timesteps",
+        type=_number,
+        nargs="+",
+        metavar="T",
+        help="of a diffusion model, from 0 (data) to noise; default: 5, 15 and 25 percent of its schedule",
+    )
+    parser.add_argument("--prompt", metavar="TEXT", help="what a diffusion model is told; default: nothing")
+
+
+def load(
+    model: str | None,
+    device: str | None,
+    timesteps: Sequence[float] | None = None,
+    prompt: str | None = None,
+    noise_seed: int = 0,
+) -> SpectralPathwaysPipeline | SpectralDiffusionPipeline:
     """Load the backbone; what cannot be loaded is the user's to mend.
 
     Args:
         model: Repository id or folder, or None for the default.
         device: The user's choice, or None.
-        settings: Defaults of the pipeline's call.
+        timesteps: Of a diffusion model; None takes its defaults.
+        prompt: Of a diffusion model, or None.
+        noise_seed: Of a diffusion model.
 
     Returns:
-        The pipeline, its settings checked.
+        The pipeline.
 
     Raises:
-        SpectralError: If a setting is wrong, or the backbone or the device cannot be loaded.
+        SpectralError: If the backbone or the device cannot be loaded, or is no diffusion model where one is needed.
     """
     try:
-        return pipeline(model, device=device, **(settings or {}))
+        pipe = pipeline(model, device=device)
     except SpectralError:
         raise
     except (OSError, ValueError, RuntimeError) as error:
@@ -73,3 +110,16 @@ def load(model: str | None, device: str | None, settings: dict[str, Any] | None 
             got=f"{model or 'the default'} ({reason})",
             fix="Check the names; without the Hub, give a folder or install hf-spectral[offline]",
         ) from error
+    if not isinstance(pipe, SpectralPathwaysPipeline):
+        pipe.set_progress_bar_config(leave=False)
+        return pipe.at(timesteps, prompt, noise_seed)
+    for name, value in (("--timesteps", timesteps), ("--prompt", prompt)):
+        if value is not None:
+            raise SpectralError(
+                name, expected="a diffusion model beside it", got=type(pipe.model).__name__, fix="Leave it out"
+            )
+    return pipe
+
+
+def _number(text: str) -> float | int:
+    return int(text) if text.isdigit() else float(text)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_spectral.basis import SpectralBasis
-from hf_spectral.cli.common import DONE, SOME_FAILED, add_output, add_reading, load
+from hf_spectral.cli.common import DONE, SOME_FAILED, add_noising, add_output, add_reading, load
 from hf_spectral.config import PATHWAYS
 from hf_spectral.dataset import FitReport, fit, transform
 from hf_spectral.dataset.processes import Processes, announced_device
@@ -22,6 +22,7 @@ def add_parsers(commands: Any) -> None:
     fitting = commands.add_parser("fit", help="one basis for all pictures of a folder")
     fitting.set_defaults(command=run_fit)
     add_reading(fitting)
+    add_noising(fitting)
     fitting.add_argument("--pathway", choices=PATHWAYS, default="what", help="default: what")
     fitting.add_argument("--num-eigenvectors", type=int, default=32, metavar="N", help="default: 32")
     fitting.add_argument("--resolution", type=int, metavar="PIXELS", help="longer side; default: the backbone's")
@@ -51,7 +52,8 @@ def run_fit(options: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
-    pipe = load(options.model, announced_device(options.device))
+    device = announced_device(options.device)
+    pipe = load(options.model, device, options.timesteps, options.prompt, options.seed)
     names = ("pathway", "num_eigenvectors", "resolution", "layers", "max_width", "checkpoint_dir", "checkpoint_every")
     settings = {name: getattr(options, name) for name in (*names, "batch_size", "on_error", "seed")}
     report = FitReport()
@@ -73,7 +75,9 @@ def run_transform(options: argparse.Namespace) -> int:
         The exit code.
     """
     basis = SpectralBasis.from_pretrained(options.basis)
-    pipe = load(options.model, announced_device(options.device))
+    looked_at = basis.backbone  # Timesteps and prompt of a diffusion model are those of the fit.
+    told = looked_at.get("timesteps"), looked_at.get("prompt"), looked_at.get("noise_seed", 0)
+    pipe = load(options.model, announced_device(options.device), *told)
     names = ("num_segments", "diffusion", "batch_size", "on_error", "dtype")
     settings = {name: getattr(options, name) for name in names}
     report = FitReport()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from hf_spectral.cli.common import DONE, SOME_FAILED, add_output, add_reading, load
+from hf_spectral.cli.common import DONE, SOME_FAILED, add_noising, add_output, add_reading, load
 from hf_spectral.config import PATHWAYS
 from hf_spectral.report import LayerReport, layer_report
 
@@ -19,6 +19,7 @@ def add_parsers(commands: Any) -> None:
     parser = commands.add_parser("report", help="where-score and what-score of every layer, as a table and a chart")
     parser.set_defaults(command=run_report)
     add_reading(parser)
+    add_noising(parser)
     parser.add_argument("--pathway", choices=[*PATHWAYS, "both"], default="both", help="default: both")
     parser.add_argument("--num-eigenvectors", type=int, default=13, metavar="N", help="default: 13")
     parser.add_argument("--resolution", type=int, metavar="PIXELS", help="longer side; default: the backbone's")
@@ -38,7 +39,7 @@ def run_report(options: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
-    pipe = load(options.model, options.device)
+    pipe = load(options.model, options.device, options.timesteps, options.prompt, options.seed)
     names = ("num_eigenvectors", "batch_size", "resolution", "by_head", "max_images", "max_width", "on_error", "seed")
     settings = {name: getattr(options, name) for name in names}
     pathways = PATHWAYS if options.pathway == "both" else (options.pathway,)
@@ -51,10 +52,23 @@ def run_report(options: argparse.Namespace) -> int:
 
 
 def _as_text(report: LayerReport) -> str:
-    lines = [f"{'pathway':8} {'layer':>5} {'head':>4} {'where-score':>11} {'what-score':>10} {'image-score':>11}"]
+    has_heads, has_timesteps = (
+        any(getattr(row, name) is not None for row in report.rows) for name in ("head", "timestep")
+    )
+    titles = ["pathway", "layer", *["head"] * has_heads, *["timestep"] * has_timesteps]
+    lines = [[*titles, "where-score", "what-score", "image-score", "name"]]
     for row in report.rows:
-        layer = "all" if row.layer is None else str(row.layer)
-        head = "" if row.head is None else str(row.head)
-        scores = f"{row.where_score:11.3f} {row.what_score:10.3f} {row.image_score:11.3f}"
-        lines.append(f"{row.pathway:8} {layer:>5} {head:>4} {scores}  {row.name}".rstrip())
-    return "\n".join(lines)
+        cells = [row.pathway, "all" if row.layer is None else str(row.layer)]
+        cells += ["" if row.head is None else str(row.head)] * has_heads
+        cells += ["" if row.timestep is None else f"{row.timestep:g}"] * has_timesteps
+        scores = (row.where_score, row.what_score, row.image_score)
+        lines.append([*cells, *(f"{score:.3f}" for score in scores), row.name])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    numbers = range(1, len(titles) + 3)
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if column in numbers else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )

@@ -53,7 +53,8 @@ def fit(
     `num_eigenvectors`. A fit that failed at a bad image may be continued with `on_error="skip"`.
 
     Args:
-        pipe: The pipeline of the backbone.
+        pipe: The pipeline of the backbone; of a diffusion model, `pipe.at(...)` tells timesteps and prompt, and
+            all layers at all timesteps enter the one problem.
         dataset: A `datasets.Dataset`, an `IterableDataset` (read twice, in the same order both times), or a folder of
             pictures, subfolders included.
         pathway: "where" (queries with keys) or "what" (values with values).
@@ -90,11 +91,12 @@ def fit(
         layers=None if layers is None else tuple(layers),
         seed=seed,
     )
-    pipe.check_reading(resolution, config.layers)
+    pipe.check_reading(resolution, config.layers, [pathway])
     reader = Reader(pipe, resolution, on_error)
     source = open_source(dataset, image_column, pipe.image_column, whole_rows=False)
     processes = Processes(pipe.device)
-    device = pipe.device if pipe.device.type != "mps" else "cpu"  # Sums need float64.
+    # Sums need float64, and memory: a denoiser that is offloaded layer by layer lies on the device "meta".
+    device = pipe.device if pipe.device.type not in ("mps", "meta") else "cpu"
     run = _Run(
         source=source,
         reader=reader,

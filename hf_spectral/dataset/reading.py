@@ -11,31 +11,41 @@ from typing import Any, Literal, Protocol
 import torch
 from tqdm.auto import tqdm
 
+from hf_spectral.config import Pathway
 from hf_spectral.dataset.report import Skipped
 from hf_spectral.dataset.source import Item
 from hf_spectral.errors import SpectralError, UnsupportedBackboneError
-from hf_spectral.records import AttentionRecord
+from hf_spectral.records import AttentionRecord, SkippedLayer
 
 OnError = Literal["raise", "skip"]
 Add = Callable[[AttentionRecord], None]
 
 
 class Backbone(Protocol):
-    """What a host's pipeline offers to a dataset: `SpectralPathwaysPipeline` does."""
+    """What a host's pipeline offers to a dataset: `SpectralPathwaysPipeline` and `SpectralDiffusionPipeline` do."""
 
-    device: torch.device
+    @property
+    def device(self) -> torch.device:
+        """Where the backbone is."""
 
     def preprocess(self, image: Any, *, resolution: int | None = None) -> dict[str, Any]:
-        """Read one picture; the result holds `inputs`, tensors, and `size`, its height and width."""
+        """Read one picture; the result holds what the backbone is shown, and `size`, the picture's height and width."""
 
     def grouped(self, batch: Sequence[Mapping[str, Any]]) -> list[list[int]]:
         """Group what can be read at once."""
 
-    def records(self, group: Sequence[Mapping[str, Any]], on_record: Add, layers: Iterable[int] | None = None) -> None:
-        """Run the backbone once, handing on each layer."""
+    def records(
+        self, group: Sequence[Mapping[str, Any]], on_record: Add, layers: Iterable[int] | None = None
+    ) -> list[SkippedLayer]:
+        """Run the backbone, handing on each layer at each timestep once; return the layers that give no record."""
 
-    def check_reading(self, resolution: int | None = None, layers: Iterable[int] | None = None) -> None:
-        """Refuse settings that no picture could be read with."""
+    def check_reading(
+        self,
+        resolution: int | None = None,
+        layers: Iterable[int] | None = None,
+        pathways: Sequence[Pathway] = (),
+    ) -> None:
+        """Refuse settings that no picture could be read with, as far as that is known before one is."""
 
     def describe_backbone(self, resolution: int | None = None) -> dict[str, Any]:
         """Describe the backbone."""

@@ -23,7 +23,7 @@ def describe_backbone(model: Any, image_processor: Any, resolution: int | None =
     tower: Any = vision_tower(model)
     config = tower.config
     return {
-        "id": _public_name(str(getattr(model.config, "name_or_path", "") or "")),
+        "id": public_name(str(getattr(model.config, "name_or_path", "") or "")),
         "revision": getattr(model.config, "_commit_hash", None),
         "model_type": config.model_type,
         "hidden_size": _plain(getattr(config, "hidden_size", None)),
@@ -34,8 +34,15 @@ def describe_backbone(model: Any, image_processor: Any, resolution: int | None =
     }
 
 
-def _public_name(name: str) -> str:
-    """Return a repository id as it is and of a folder its own name only: where it lies is nobody's business."""
+def public_name(name: str) -> str:
+    """Return a repository id as it is and of a folder its own name only: where it lies is nobody's business.
+
+    Args:
+        name: Repository id or path.
+
+    Returns:
+        A name that may be published.
+    """
     is_local = Path(name).is_absolute() or Path(name).is_dir() or name.count("/") > 1 or "\\" in name
     return Path(name.replace("\\", "/")).name if is_local else name
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -10,13 +11,13 @@ import torch
 
 from hf_spectral.capture import capture_attention, check_supported
 from hf_spectral.capture.diffusers_layouts import FAMILIES
-from hf_spectral.config import SpectralConfig, require_positive_int
+from hf_spectral.config import Pathway, require_positive_int
 from hf_spectral.errors import SpectralError
 from hf_spectral.graph import ProblemBuilder
 from hf_spectral.pipelines.images import read_image
+from hf_spectral.pipelines.inputs import image_column
 from hf_spectral.pipelines.settings import as_solver, configs_of
-from hf_spectral.records import AttentionRecord
-from hf_spectral.result import SpectralResult
+from hf_spectral.records import AttentionRecord, SkippedLayer
 from hf_spectral.solvers import Solver, solve
 
 try:
@@ -37,6 +38,7 @@ from hf_spectral.pipelines.diffusers_latents import (
     to_pixels,
 )
 from hf_spectral.pipelines.diffusers_outputs import outputs_of
+from hf_spectral.pipelines.diffusers_reading import DenoiserRun, Reading, digest
 
 
 class SpectralDiffusionPipeline(DiffusionPipeline):
@@ -63,6 +65,7 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         tokenizer_3: That of `text_encoder_3`.
     """
 
+    _reading: Reading | None = None  # What `at` has set.
     model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->vae->unet->transformer"
     _optional_components = [  # noqa: RUF012 - the host's own form
         "unet",
@@ -142,14 +145,14 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         pathway: Literal["where", "what", "both"] = "what",
         timesteps: Sequence[float] | float | None = None,
         num_noise_samples: int = 1,
-        prompt: str = "",
+        prompt: str | None = None,
         num_eigenvectors: int = 16,
         num_segments: int | Literal["auto"] | None = "auto",
         layers: Sequence[int] | None = None,
         solver: str | Solver | None = None,
         affinity: str | None = None,
         resolution: int | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
     ) -> Any:
@@ -159,16 +162,16 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
             image: A path, URL, PIL image, numpy array or bytes; or a list of them.
             pathway: "where" (queries with keys), "what" (values with values), or "both".
             timesteps: Where on the way from data (0) to noise the denoiser is looked at; all enter one problem. None
-                takes 5, 15 and 25 percent of the schedule.
+                takes those of `at`, or 5, 15 and 25 percent of the schedule.
             num_noise_samples: How often to draw noise at each timestep.
-            prompt: What the denoiser is told; most look best at a picture without.
+            prompt: What the denoiser is told; None takes that of `at`, or none: most look best at a picture without.
             num_eigenvectors: Eigenvectors to return, the trivial one among them.
             num_segments: A number, "auto", or None for no segmentation.
             layers: Indices of the layers, in call order, negative ones counted from the end; None means all.
             solver: "eigen", "gradient" or a solver object.
             affinity: See `SpectralConfig`; None takes its default. Memory grows with timesteps for `cosine` and `knn`.
             resolution: Longer side in pixels at which the picture is read; None takes the denoiser's own.
-            seed: Of the solver's start and, without `generator`, of the noise: then the same for every picture.
+            seed: Of the solver's start and, with the picture's own pixels, of its noise; None takes that of `at`, or 0.
             generator: Source of the noise; in a list one a picture. One for many pictures is drawn from in turn.
             return_dict: False gives tuples in the place of outputs.
 
@@ -180,22 +183,50 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         """
         is_many = isinstance(image, (list, tuple))
         images = list(image) if is_many else [image]
+        seed = self._seed if seed is None else seed
         settings = {"pathway": pathway, "num_eigenvectors": num_eigenvectors, "affinity": affinity, "seed": seed}
         configs = configs_of(settings | {"layers": None if layers is None else tuple(layers)})
         check_pathways(self._family, [config.pathway for config in configs])
         solver = None if solver is None else as_solver(solver)
-        steps = noise_of.checked_timesteps(timesteps, self._family, self.scheduler)
         require_positive_int("num_noise_samples", num_noise_samples)
-        generators = noise_of.generators(generator, seed, len(images))
-        condition = self.encode_prompt(prompt) if images else None
-        run: dict[str, Any] = {"timesteps": steps, "num_noise_samples": num_noise_samples, "condition": condition}
+        given = noise_of.given_generators(generator, len(images))
+        if not images:
+            return []
+        reading = self._reading_at(timesteps, prompt, seed)
         outputs = []
-        for source, noise in zip(images, generators, strict=True):
+        for source, own in zip(images, given, strict=True):
             prepared = self.preprocess(source, resolution)
-            results = self._solved(prepared, configs, solver, generator=noise, **run)
-            outputs.append(outputs_of(results, prepared, steps, num_segments, return_dict))
+            builders = [ProblemBuilder(config) for config in configs]
+            self._record([prepared], [own], reading, _all_of(builders), configs[0].layers, num_noise_samples, True)
+            results = [solve(builder.build(), solver) for builder in builders]
+            outputs.append(outputs_of(results, prepared, reading.timesteps, num_segments, return_dict))
         self.maybe_free_model_hooks()
         return outputs if is_many else outputs[0]
+
+    def at(
+        self, timesteps: Sequence[float] | float | None = None, prompt: str | None = None, seed: int | None = None
+    ) -> SpectralDiffusionPipeline:
+        """Return the pipeline with other defaults, for `hf_spectral.fit`, `transform` and calls.
+
+        Example:
+            >>> basis = hf_spectral.fit(pipe.at([50, 150, 250]), "photos/", pathway="what")
+
+        Args:
+            timesteps: As in a call; all enter one problem over the dataset. None keeps those of this pipeline.
+            prompt: As in a call; encoded now. None keeps that of this pipeline.
+            seed: Of the noise; every picture's own depends on its pixels too, and on nothing else. None keeps it.
+
+        Returns:
+            A pipeline that shares everything else with this one, which stays as it is.
+
+        Raises:
+            SpectralError: If a timestep lies outside the schedule or is there twice, or the prompt cannot be read.
+        """
+        reading = self._reading_at(timesteps, prompt, self._seed if seed is None else seed)
+        reading.require_each_timestep_once()
+        found = copy.copy(self)
+        found._reading = reading
+        return found
 
     def preprocess(self, image: Any, resolution: int | None = None, timeout: float | None = None) -> dict[str, Any]:
         """Read one picture and encode it.
@@ -206,7 +237,8 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
             timeout: Seconds to wait for a URL, or None.
 
         Returns:
-            `latents`, float32; `read_size`, at which it was read, and `size`, its own, (height, width) in pixels.
+            `latents`, float32; `read_size`, at which it was read, and `size`, its own, (height, width) in pixels;
+            `digest`, which tells it from other pictures.
 
         Raises:
             SpectralError: If the picture cannot be read, or its latents are not finite.
@@ -214,10 +246,10 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         picture = read_image(image, timeout)
         size = (picture.height, picture.width)
         read_size = size_for(self._family, self.denoiser, self.vae, size, resolution)
-        pixels = to_pixels(picture, read_size).to(self._execution_device)
+        pixels = to_pixels(picture, read_size)
         with half_precision_explained():
-            latents = encode_image(self.vae, pixels, self.denoiser, self._family)
-        return {"latents": latents, "read_size": read_size, "size": size}
+            latents = encode_image(self.vae, pixels.to(self._execution_device), self.denoiser, self._family)
+        return {"latents": latents, "read_size": read_size, "size": size, "digest": digest(pixels)}
 
     def encode_prompt(self, prompt: str = "") -> conditions.Condition:
         """Encode a prompt.
@@ -233,65 +265,119 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         """
         return conditions.encode_prompt(self._family, self.components, self.denoiser, prompt, self._execution_device)
 
-    @torch.no_grad()
-    def records(
-        self,
-        prepared: Mapping[str, Any],
-        on_record: Callable[[AttentionRecord], object],
-        layers: Iterable[int] | None = None,
-        timesteps: Sequence[float] | float | None = None,
-        num_noise_samples: int = 1,
-        condition: conditions.Condition | None = None,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        """Run the denoiser once a timestep and noise sample, and hand on each attention layer as it arrives.
+    @staticmethod
+    def grouped(batch: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+        """Group pictures that the denoiser can read at once, those of equal size.
 
         Args:
-            prepared: What `preprocess` gave.
-            on_record: Receives the records; one is held at a time.
+            batch: What `preprocess` gave.
+
+        Returns:
+            Positions in the batch, group by group.
+        """
+        groups: dict[Any, list[int]] = {}
+        for position, prepared in enumerate(batch):
+            groups.setdefault((prepared["latents"].shape, prepared["read_size"]), []).append(position)
+        return list(groups.values())
+
+    def records(
+        self,
+        group: Sequence[Mapping[str, Any]],
+        on_record: Callable[[AttentionRecord], object],
+        layers: Iterable[int] | None = None,
+    ) -> list[SkippedLayer]:
+        """Run the denoiser once a timestep (see `at`), and hand on each attention layer as it arrives.
+
+        Args:
+            group: What `preprocess` gave, for pictures of one size.
+            on_record: Receives the records of all pictures of the group, one at a time; their `timestep` is one of
+                `at`, whatever units the denoiser counts in.
             layers: Indices of the layers to record; None means all.
-            timesteps: As in a call.
-            num_noise_samples: As in a call.
-            condition: What `encode_prompt` gave; None stands for the empty prompt.
-            generator: Source of the noise; None seeds one with 0.
+
+        Returns:
+            Layers that attend but gave no record, with reasons.
 
         Raises:
-            SpectralError: If a layer holds NaN, there is no such layer, or a timestep lies outside the schedule.
+            SpectralError: If a layer holds NaN, or there is no such layer.
         """
-        steps = noise_of.checked_timesteps(timesteps, self._family, self.scheduler)
-        condition = self.encode_prompt() if condition is None else condition
-        generator = torch.Generator().manual_seed(0) if generator is None else generator
-        with (
-            half_precision_explained(),
-            self.progress_bar(total=len(steps) * num_noise_samples) as bar,
-            capture_attention(self.denoiser, on_record, layers),
-        ):
-            for step in steps * num_noise_samples:
-                self._run(prepared, step, condition, generator)
-                bar.update()
+        return self._record(group, [None] * len(group), self._defaults, on_record, layers)
 
-    def _solved(
-        self, prepared: Mapping[str, Any], configs: list[SpectralConfig], solver: Solver | None, **run: Any
-    ) -> list[SpectralResult]:
-        builders = [ProblemBuilder(config) for config in configs]
-
-        def consume(record: AttentionRecord) -> None:
-            for builder in builders:
-                builder.add(record)
-
-        self.records(prepared, consume, configs[0].layers, **run)
-        return [solve(builder.build(), solver) for builder in builders]
-
-    def _run(
-        self, prepared: Mapping[str, Any], step: float, condition: conditions.Condition, generator: torch.Generator
+    def check_reading(
+        self,
+        resolution: int | None = None,
+        layers: Iterable[int] | None = None,
+        pathways: Sequence[Pathway] = (),
     ) -> None:
-        share = step / noise_of.num_timesteps(self.scheduler)
-        noised = noise_of.noised(prepared["latents"], step, self._family, self.scheduler, generator)
-        timestep = torch.tensor([step], device=noised.device)
-        size = prepared["read_size"]
-        arguments = (self._family, self.denoiser, noised, share, timestep, condition, size)
-        self.denoiser(**conditions.forward_arguments(*arguments), return_dict=False)
+        """Refuse settings that no picture could be read with, before any is.
+
+        Args:
+            resolution: Longer side in pixels, or None.
+            layers: Indices of layers, or None.
+            pathways: Those asked for.
+
+        Raises:
+            SpectralError: If the denoiser reads no such size, has no such layer or serves no such pathway, or the
+                prompt cannot be read.
+        """
+        check_pathways(self._family, pathways)
+        size_for(self._family, self.denoiser, self.vae, (1, 1), resolution)
+        with capture_attention(self.denoiser, layers=layers):
+            pass
+        self._defaults.require_each_timestep_once()
+
+    def describe_backbone(self, resolution: int | None = None) -> dict[str, Any]:
+        """Describe the models and what `at` has set, as a basis stores it: see `Reading.describe`."""
+        return self._defaults.describe(self, noise_of.is_flow(self._family, self.scheduler), resolution)
+
+    @staticmethod
+    def image_column(features: Mapping[str, Any], names: Iterable[str], given: str | None = None) -> str:
+        """Find the column of a dataset that holds the pictures: see `inputs.image_column`."""
+        return image_column(features, names, given)
+
+    def _record(
+        self,
+        group: Sequence[Mapping[str, Any]],
+        given: Sequence[torch.Generator | None],
+        reading: Reading,
+        on_record: Callable[[AttentionRecord], object],
+        layers: Iterable[int] | None,
+        num_noise_samples: int = 1,
+        progress: bool = False,
+    ) -> list[SkippedLayer]:
+        steps = reading.timesteps * num_noise_samples
+        shown = self.progress_bar(steps) if progress else steps
+        run = DenoiserRun(self._family, self.denoiser, self.scheduler, reading)
+        return run.record(group, given, shown, on_record, None if layers is None else tuple(layers))
+
+    def _reading_at(self, timesteps: Sequence[float] | float | None, prompt: str | None, seed: int) -> Reading:
+        """Return how pictures are read; what is None comes from `at`, or else from the defaults."""
+        kept = self._reading
+        if timesteps is None and kept is not None:
+            steps = kept.timesteps
+        else:
+            steps = noise_of.checked_timesteps(timesteps, self._family, self.scheduler)
+        if prompt is None and kept is not None:
+            return Reading(steps, kept.prompt, seed, kept.condition)
+        return Reading(steps, prompt or "", seed, self.encode_prompt("" if prompt is None else prompt))
+
+    @property
+    def _defaults(self) -> Reading:
+        if self._reading is None:  # Encoded once, not once a batch.
+            self._reading = self._reading_at(None, None, 0)
+        return self._reading
+
+    @property
+    def _seed(self) -> int:
+        return 0 if self._reading is None else self._reading.seed
 
     @property
     def _family(self) -> str:
         return next(one.__name__ for one in type(self.denoiser).__mro__ if one.__name__ in FAMILIES)
+
+
+def _all_of(builders: Sequence[ProblemBuilder]) -> Callable[[AttentionRecord], None]:
+    def add(record: AttentionRecord) -> None:
+        for builder in builders:
+            builder.add(record)
+
+    return add

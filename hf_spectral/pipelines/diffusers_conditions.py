@@ -188,62 +188,68 @@ def forward_arguments(
     Args:
         family: Name of its class.
         denoiser: The denoiser.
-        noised: Latents of one picture with noise.
+        noised: Latents of some pictures with noise.
         share: The timestep as a share of all.
-        timestep: The timestep, of shape (1,).
-        condition: Embeddings of the prompt.
-        size: Height and width of the picture in pixels, as it was read.
+        timestep: The timestep, once a picture.
+        condition: Embeddings of the prompt, the same for all.
+        size: Height and width of the pictures in pixels, as they were read.
 
     Returns:
         Arguments by name.
     """
     config, dtype = denoiser.config, denoiser.dtype
-    states = None if condition.states is None else condition.states.to(dtype)
-    pooled = None if condition.pooled is None else condition.pooled.to(dtype)
     latents, share_of_all = noised.to(dtype), torch.full_like(timestep, share, dtype=dtype)
+    states, pooled = (_for_each(latents, part) for part in (condition.states, condition.pooled))
+    mask = _for_each(latents, condition.mask)
     if family == "UNet2DConditionModel":
         arguments: dict[str, Any] = {"sample": latents, "timestep": timestep, "encoder_hidden_states": states}
         if _is_xl(denoiser):
-            time_ids = torch.tensor([[*size, 0, 0, *size]], device=latents.device, dtype=dtype)
+            time_ids = _for_each(latents, torch.tensor([[*size, 0, 0, *size]], dtype=dtype))
             arguments["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": time_ids}
         return arguments
     arguments = {"hidden_states": latents, "timestep": timestep}
     if family == "DiTTransformer2DModel":
         # The class that stands for none is the one after the last.
-        return arguments | {"class_labels": torch.full((1,), config.num_embeds_ada_norm, device=latents.device)}
+        labels = torch.full((len(latents),), config.num_embeds_ada_norm, device=latents.device)
+        return arguments | {"class_labels": labels}
     arguments["encoder_hidden_states"] = states
     if family == "PixArtTransformer2DModel":
         added: dict[str, Any] = {"resolution": None, "aspect_ratio": None}
         if denoiser.use_additional_conditions:
-            added["resolution"] = torch.tensor([size], device=latents.device, dtype=dtype)
-            added["aspect_ratio"] = torch.tensor([[size[0] / size[1]]], device=latents.device, dtype=dtype)
-        return arguments | {"added_cond_kwargs": added, "encoder_attention_mask": condition.mask}
+            added["resolution"] = _for_each(latents, torch.tensor([size], dtype=dtype))
+            added["aspect_ratio"] = _for_each(latents, torch.tensor([[size[0] / size[1]]], dtype=dtype))
+        return arguments | {"added_cond_kwargs": added, "encoder_attention_mask": mask}
     if family == "SD3Transformer2DModel":
         return arguments | {"pooled_projections": pooled}
     if family == "FluxTransformer2DModel":
-        return arguments | _flux_arguments(config, latents, share_of_all, pooled, condition)
-    arguments["encoder_attention_mask"] = condition.mask
+        assert states is not None  # encode_prompt gave them
+        flux = _flux_arguments(config, latents, share_of_all, states.shape[1])
+        return arguments | flux | {"pooled_projections": pooled}
+    arguments["encoder_attention_mask"] = mask
     if family == "Lumina2Transformer2DModel":  # Counts from noise to data.
         return arguments | {"timestep": 1 - share_of_all}
     return arguments | {"timestep": timestep * config.timestep_scale}
 
 
-def _flux_arguments(
-    config: Any, latents: Tensor, share: Tensor, pooled: Tensor | None, condition: Condition
-) -> dict[str, Any]:
-    assert condition.states is not None  # encode_prompt gave them
-    _, channels, height, width = latents.shape
-    rows, columns = height // 2, width // 2
+def _flux_arguments(config: Any, latents: Tensor, share: Tensor, num_text: int) -> dict[str, Any]:
+    count, channels, height, width = latents.shape
     host = diffusers.FluxPipeline
     placed: dict[str, Any] = {"device": latents.device, "dtype": latents.dtype}
     return {
-        "hidden_states": host._pack_latents(latents, 1, channels, height, width),
+        "hidden_states": host._pack_latents(latents, count, channels, height, width),
         "timestep": share,
-        "pooled_projections": pooled,
-        "img_ids": host._prepare_latent_image_ids(1, rows, columns, **placed),
-        "txt_ids": torch.zeros(condition.states.shape[1], 3, **placed),
+        "img_ids": host._prepare_latent_image_ids(count, height // 2, width // 2, **placed),
+        "txt_ids": torch.zeros(num_text, 3, **placed),
         "guidance": torch.full_like(share, _GUIDANCE) if config.guidance_embeds else None,
     }
+
+
+def _for_each(latents: Tensor, told: Tensor | None) -> Tensor | None:
+    """Return what one picture is told, `(1, ...)`, for every picture, where and in which precision the latents are."""
+    if told is None:
+        return None
+    placed = told.to(latents.device, latents.dtype if told.is_floating_point() else None)
+    return placed.expand(len(latents), *placed.shape[1:])
 
 
 def _zeros(reader: _Reader, denoiser: Any, prompt: str, missing: list[str], device: torch.device) -> Condition:

@@ -80,25 +80,22 @@ def checked_timesteps(timesteps: Sequence[float] | float | None, family: str, sc
     return steps
 
 
-def generators(
-    generator: torch.Generator | list[torch.Generator] | None, seed: int, num_images: int
-) -> list[torch.Generator]:
-    """Return a source of noise for each picture, so that results do not depend on how pictures are batched.
+def given_generators(
+    generator: torch.Generator | list[torch.Generator] | None, num_images: int
+) -> list[torch.Generator | None]:
+    """Return the source of noise that a user gives for each picture.
 
     Args:
-        generator: One, or one a picture; None seeds one a picture.
-        seed: For that.
+        generator: One, which all pictures draw from in turn, or one a picture; None gives none.
         num_images: Pictures.
 
     Returns:
-        One a picture.
+        One a picture, None where the picture's own is to be taken.
 
     Raises:
         SpectralError: If there are more or fewer than pictures.
     """
-    if generator is None:
-        return [torch.Generator().manual_seed(seed) for _ in range(num_images)]
-    if isinstance(generator, torch.Generator):
+    if generator is None or isinstance(generator, torch.Generator):
         return [generator] * num_images
     if len(generator) != num_images:
         raise SpectralError(
@@ -107,24 +104,24 @@ def generators(
             got=f"{len(generator)}",
             fix="Leave it out and give a seed",
         )
-    return generator
+    return list(generator)
 
 
-def noised(latents: Tensor, timestep: float, family: str, scheduler: Any, generator: torch.Generator) -> Tensor:
+def noised(latents: Tensor, timestep: float, family: str, scheduler: Any, generators: list[torch.Generator]) -> Tensor:
     """Return latents with the noise of one timestep.
 
     Args:
-        latents: Clean ones.
+        latents: Clean ones, of one or several pictures.
         timestep: From 0 (clean) to `num_timesteps`.
         family: Name of the denoiser's class.
         scheduler: The pipeline's scheduler; diffusion needs its table of noise.
-        generator: Source of the noise.
+        generators: Source of each picture's noise.
 
     Returns:
         (1 - s) z + s n with s the share of the timesteps for flow matching, else a z + b n as DDPM defines a and b:
         samplers with other conventions scale their input back to this before the denoiser sees it.
     """
-    noise = randn_tensor(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
+    noise = randn_tensor(latents.shape, generator=generators, device=latents.device, dtype=latents.dtype)
     if is_flow(family, scheduler):
         share = timestep / num_timesteps(scheduler)
         return (1 - share) * latents + share * noise

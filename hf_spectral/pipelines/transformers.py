@@ -15,7 +15,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_spectral.basis import SpectralBasis
 from hf_spectral.capture import capture_attention, check_supported, vision_tower
-from hf_spectral.config import SpectralConfig
+from hf_spectral.config import Pathway, SpectralConfig
 from hf_spectral.errors import SpectralError
 from hf_spectral.graph import ProblemBuilder
 from hf_spectral.pipelines.backbone import describe_backbone
@@ -32,7 +32,7 @@ from hf_spectral.pipelines.settings import (
     configs_of,
     require_no_rival,
 )
-from hf_spectral.records import AttentionRecord
+from hf_spectral.records import AttentionRecord, SkippedLayer
 from hf_spectral.result import SpectralResult
 from hf_spectral.solvers import Solver, solve
 
@@ -155,12 +155,18 @@ class SpectralPathwaysPipeline(Pipeline):
         """Describe the backbone as a basis stores it: see `backbone.describe_backbone`."""
         return describe_backbone(self.model, self.image_processor, resolution)
 
-    def check_reading(self, resolution: int | None = None, layers: Iterable[int] | None = None) -> None:
+    def check_reading(
+        self,
+        resolution: int | None = None,
+        layers: Iterable[int] | None = None,
+        pathways: Sequence[Pathway] = (),
+    ) -> None:
         """Refuse settings that no picture could be read with, before any is.
 
         Args:
             resolution: Longer side in pixels, or None.
             layers: Indices of layers, or None.
+            pathways: Not looked at: which layers serve them is known once a picture has been read.
 
         Raises:
             SpectralError: If the backbone reads no such size or has no such layer.
@@ -189,7 +195,7 @@ class SpectralPathwaysPipeline(Pipeline):
         group: Sequence[Mapping[str, Any]],
         on_record: Callable[[AttentionRecord], object],
         layers: Iterable[int] | None = None,
-    ) -> None:
+    ) -> list[SkippedLayer]:
         """Run the backbone once, and hand on each attention layer as it arrives: memory holds one.
 
         Args:
@@ -197,13 +203,17 @@ class SpectralPathwaysPipeline(Pipeline):
             on_record: Receives the records of all pictures of the group, in call order.
             layers: Indices of the layers to record; None means all.
 
+        Returns:
+            Layers that attend but gave no record, with reasons.
+
         Raises:
             SpectralError: If a layer holds NaN, or there is no such layer.
         """
         tensors = {name: torch.cat([prepared["inputs"][name] for prepared in group]) for name in group[0]["inputs"]}
-        with self.device_placement(), torch.no_grad(), capture_attention(self.model, on_record, layers):
+        with self.device_placement(), torch.no_grad(), capture_attention(self.model, on_record, layers) as capture:
             placed = self._ensure_tensor_on_device(tensors, self.device)
             vision_tower(self.model)(**placed, **self._geometry.forward_arguments)
+        return capture.skipped
 
     def _forward(
         self,

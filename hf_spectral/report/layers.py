@@ -1,11 +1,11 @@
-"""Score every layer, or head, on its own and all together, in four passes over the images."""
+"""Score every layer, head or timestep on its own and all together, in four passes over the images."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -25,8 +25,6 @@ from hf_spectral.segmentation import semantic_segmentation
 ImageSource: TypeAlias = Callable[[], Iterable[Sequence[AttentionRecord]]]
 
 _BINS = (16, 16)
-# A head is reported as a layer of its own; its index tells both.
-_MAX_HEADS = 1024
 # Two halves of at least two images each: see `metrics.what_score`.
 _LEAST_IMAGES = 4
 
@@ -46,6 +44,8 @@ def score_layers(
 ) -> LayerReport:
     """Score the dataset-level eigenvectors of every layer on its own and of all layers together.
 
+    Of a diffusion model, a layer is scored at every timestep on its own, and all together is over all timesteps too.
+
     `images` is called four times: for the sums, for the Gram matrices, which serve each layer and all together, for the
     yardstick of identity, and to score. The yardstick is one partition of all tokens, so that scores of layers, heads
     and pathways can be compared: the `what` eigenvectors of all layers, spread by the walk inside each image, averaged
@@ -59,7 +59,7 @@ def score_layers(
     added up image by image.
 
     Args:
-        images: Gives the images anew at every call, each as the records of one forward pass.
+        images: Gives the images anew at every call, each as the records of one forward pass, or of one a timestep.
         pathways: `"where"`, `"what"` or both.
         num_eigenvectors: Eigenvectors of each, the trivial one among them; scores are means over the others.
         by_head: Treat every head as a layer of its own; all together is then the mean over all heads.
@@ -85,7 +85,7 @@ def score_layers(
     for records in passes.run("2/4 Gram matrices"):
         for room in rooms:
             room.add_gram(records)
-    scored = [one for room in rooms for one in room.solve(num_eigenvectors, seed)]
+    scored = [one for room in rooms for one in room.solve(num_eigenvectors, seed, passes.parts)]
     reference = rooms[-1].whole.solve(num_reference, seed, exactly=False)
     maps = [_around(one) for records in passes.run("3/4 identity") for one in _projected(reference, records)]
     clusters = iter(semantic_segmentation(maps, num_clusters, seed=seed))
@@ -93,7 +93,15 @@ def score_layers(
         here = list(itertools.islice(clusters, records[0].num_images))
         for one in scored:
             one.add(records, here, num_clusters)
-    return LayerReport(tuple(one.row(by_head) for one in scored))
+    return LayerReport(tuple(one.row() for one in scored))
+
+
+class _Part(NamedTuple):
+    """What is scored on its own."""
+
+    layer: int | None = None
+    head: int | None = None
+    timestep: float | None = None
 
 
 class _Passes:
@@ -105,13 +113,14 @@ class _Passes:
         self._max_images = max_images
         self._progress = progress
         self._total: int | None = None
+        self.parts: list[_Part] = []
 
     def run(self, name: str) -> Iterator[list[AttentionRecord]]:
         """Yield the records of each forward pass."""
         count = 0
         with tqdm(total=self._total, desc=name, unit="image", disable=not self._progress) as bar:
             for batch in self._images():
-                records = [part for record in batch for part in (_heads(record) if self._by_head else [record])]
+                records = [part for record in batch for part in self._parts_of(record)]
                 if not records:
                     continue
                 yield records
@@ -131,6 +140,15 @@ class _Passes:
                 "images", expected=f"at least {_LEAST_IMAGES}", got=count, fix="Report on a data set, not on one image"
             )
         self._total = count
+
+    def _parts_of(self, record: AttentionRecord) -> Iterator[AttentionRecord]:
+        """Yield a record of each part, as of a layer of its own, whose index is the place among `parts`."""
+        for head in range(record.query.shape[1]) if self._by_head else (None,):
+            part = _Part(record.index, head, record.timestep)
+            if part not in self.parts:
+                self.parts.append(part)
+            own = record if head is None else _of_head(record, head)
+            yield dataclasses.replace(own, index=self.parts.index(part), timestep=None)
 
 
 class _Room:
@@ -158,20 +176,21 @@ class _Room:
         for index, room in self._alone.items():
             room.add_gram(_of_layer(records, index))
 
-    def solve(self, num_eigenvectors: int, seed: int) -> Iterator[_Scored]:
+    def solve(self, num_eigenvectors: int, seed: int, parts: Sequence[_Part]) -> Iterator[_Scored]:
         for index in sorted({layer.index for layer in self.whole.layers}):
             if self._alone:
-                yield _Scored(index, self._alone[index].solve(num_eigenvectors, seed))
+                basis = self._alone[index].solve(num_eigenvectors, seed)
             else:
-                yield _Scored(index, self.whole.solve(num_eigenvectors, seed, layer_weights={index: 1}))
-        yield _Scored(None, self.whole.solve(num_eigenvectors, seed))
+                basis = self.whole.solve(num_eigenvectors, seed, layer_weights={index: 1})
+            yield _Scored(parts[index], basis)
+        yield _Scored(_Part(), self.whole.solve(num_eigenvectors, seed))
 
 
 class _Scored:
-    """A basis of one layer, or of all, and what has been added up to score it."""
+    """A basis of one part, or of all, and what has been added up to score it."""
 
-    def __init__(self, index: int | None, basis: SpectralBasis) -> None:
-        self._index, self._basis = index, basis
+    def __init__(self, part: _Part, basis: SpectralBasis) -> None:
+        self._part, self._basis = part, basis
         self._shares: VarianceShares | None = None
 
     def add(self, records: list[AttentionRecord], clusters: list[Tensor], num_clusters: int) -> None:
@@ -180,17 +199,15 @@ class _Scored:
         for maps, partition in zip(_projected(self._basis, records, diffusion=0), clusters, strict=True):
             self._shares.add(maps[1:], _at(partition, maps.shape[1], maps.shape[2]))
 
-    def row(self, by_head: bool) -> ReportRow:
+    def row(self) -> ReportRow:
         """Return the scores."""
         shares = self._shares or VarianceShares(_BINS)
-        layer, head = self._index, None
-        if by_head and layer is not None:
-            layer, head = divmod(layer, _MAX_HEADS)
         return ReportRow(
             pathway=self._basis.config.pathway,
-            layer=layer,
-            head=head,
-            name="all" if layer is None else self._basis.layers[0].name,
+            layer=self._part.layer,
+            head=self._part.head,
+            timestep=self._part.timestep,
+            name="all" if self._part.layer is None else self._basis.layers[0].name,
             where_score=float(shares.where().mean()),
             what_score=float(shares.what().mean()),
             image_score=float(shares.image().mean()),
@@ -219,17 +236,10 @@ def _at(labels: Int[Tensor, "height width"], rows: int, columns: int) -> Int[Ten
     return labels[row[:, None], column]
 
 
-def _heads(record: AttentionRecord) -> Iterator[AttentionRecord]:
-    """Yield a record of each head, its index telling layer and head."""
-    for head in range(record.query.shape[1]):
-        part = slice(head, head + 1)
-        yield dataclasses.replace(
-            record,
-            index=record.index * _MAX_HEADS + head,
-            query=record.query[:, part],
-            key=record.key[:, part],
-            value=record.value[:, part],
-        )
+def _of_head(record: AttentionRecord, head: int) -> AttentionRecord:
+    part = slice(head, head + 1)
+    tensors = {name: getattr(record, name)[:, part] for name in ("query", "key", "value")}
+    return dataclasses.replace(record, **tensors)
 
 
 def _of_layer(records: Iterable[AttentionRecord], index: int) -> list[AttentionRecord]:

@@ -66,7 +66,7 @@ def layer_report(
     for name, count in (("batch_size", batch_size), ("max_images", max_images)):
         if count is not None:
             require_positive_int(name, count)
-    pipe.check_reading(resolution)
+    pipe.check_reading(resolution, pathways=pathways)
     source = open_source(dataset, image_column, pipe.image_column, whole_rows=False)
     passes = _Passes(source, Reader(pipe, resolution, on_error), _alone(pipe), batch_size)
     report = score_layers(

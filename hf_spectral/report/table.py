@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import importlib.util
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,14 +22,21 @@ if TYPE_CHECKING:
     import datasets
 
 
+_PANELS = {
+    "where-score: share that position explains": "where_score",
+    "what-score: share that identity explains": "what_score",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class ReportRow:
-    """Scores of one layer or head, or of all together; means over the eigenvectors, the trivial one left out.
+    """Scores of a layer, head or timestep, or of all together; means over the eigenvectors, the trivial one left out.
 
     Args:
         pathway: Whose eigenvectors.
         layer: Index of the layer in call order; None for all together.
         head: Index of the head; None for all heads together.
+        timestep: Of a diffusion model, from 0 (data) to noise; None for all together, and for other models.
         name: Qualified module name of the layer, or `all`.
         where_score: Share of the variance that position explains.
         what_score: Share that identity explains beyond position and image.
@@ -40,6 +48,7 @@ class ReportRow:
     pathway: Pathway
     layer: int | None
     head: int | None
+    timestep: float | None
     name: str
     where_score: float
     what_score: float
@@ -94,7 +103,10 @@ class LayerReport:
         return datasets.Dataset.from_list([dataclasses.asdict(row) for row in self.rows])
 
     def chart(self, width: int = 1200) -> Image.Image:
-        """Draw how the scores run through depth: lines over the layers, or heat maps where heads are told apart.
+        """Draw how the scores run through depth.
+
+        Lines over the layers; heat maps of layers by heads where heads are told apart (one a timestep where there are
+        several), and of layers by timesteps where these are.
 
         Args:
             width: Of the picture in pixels.
@@ -102,27 +114,31 @@ class LayerReport:
         Returns:
             RGB picture.
         """
-        panels = {"where-score: share that position explains": "where_score"}
-        panels["what-score: share that identity explains"] = "what_score"
         pathways = [pathway for pathway in PATHWAYS if any(row.pathway == pathway for row in self.rows)]
-        if any(row.head is not None for row in self.rows):
-            maps = {
-                f"{pathway} pathway, {score.replace('_', '-')}": self._by_head(pathway, score)
-                for pathway in pathways
-                for score in panels.values()
-            }
-            return heat_maps(maps, ("layer", "head"), len(panels), width)
+        if any(row.head is not None or row.timestep is not None for row in self.rows):
+            return self._heat_maps(pathways, width)
         lines: dict[str, dict[str, dict[int | None, float]]] = {
-            title: {pathway: self._by_layer(pathway, score) for pathway in pathways} for title, score in panels.items()
+            title: {pathway: self._by_layer(pathway, score) for pathway in pathways} for title, score in _PANELS.items()
         }
         return layer_chart(lines, width)
 
     def _by_layer(self, pathway: Pathway, score: str) -> dict[int | None, float]:
         return {row.layer: getattr(row, score) for row in self.rows if row.pathway == pathway}
 
-    def _by_head(self, pathway: Pathway, score: str) -> dict[tuple[int, int], float]:
-        return {
-            (row.layer, row.head): getattr(row, score)
-            for row in self.rows
-            if row.pathway == pathway and row.layer is not None and row.head is not None
-        }
+    def _heat_maps(self, pathways: Sequence[Pathway], width: int) -> Image.Image:
+        parts = [row for row in self.rows if row.layer is not None]
+        timesteps: list[float | None] = sorted({row.timestep for row in parts}, key=lambda one: one or 0)
+        heads = sorted({row.head for row in parts if row.head is not None})
+        axis = "head" if heads else "timestep"
+        across: list[float | None] = [*heads] if heads else timesteps
+        maps: dict[str, dict[tuple[int, int], float]] = {}
+        for timestep in timesteps if heads else [None]:
+            for pathway in pathways:
+                for score in _PANELS.values():
+                    title = f"{pathway} pathway, {score.replace('_', '-')}"
+                    maps[title if timestep is None else f"{title}, timestep {timestep:g}"] = {
+                        (row.layer, across.index(getattr(row, axis))): getattr(row, score)
+                        for row in parts
+                        if row.pathway == pathway and row.layer is not None and timestep in (None, row.timestep)
+                    }
+        return heat_maps(maps, ("layer", axis), len(_PANELS), width, [f"{one:g}" for one in across if one is not None])

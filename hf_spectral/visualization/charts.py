@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -61,7 +61,11 @@ def layer_chart(panels: Mapping[str, Mapping[str, Scores]], width: int = 1200) -
 
 
 def heat_maps(
-    maps: Mapping[str, Mapping[tuple[int, int], float]], axes: tuple[str, str], columns: int = 2, width: int = 1200
+    maps: Mapping[str, Mapping[tuple[int, int], float]],
+    axes: tuple[str, str],
+    columns: int = 2,
+    width: int = 1200,
+    names: Sequence[str] = (),
 ) -> Image.Image:
     """Draw tables of values as colored cells, from 0 (light) to the largest value of the column of tables (dark).
 
@@ -70,6 +74,7 @@ def heat_maps(
         axes: What rows and columns are.
         columns: Tables beside each other.
         width: Of the picture in pixels.
+        names: Of the columns of a table, from 0; none where their numbers say enough.
 
     Returns:
         RGB picture.
@@ -87,6 +92,7 @@ def heat_maps(
     down = max(cell[0] for cells in maps.values() for cell in cells) + 1
     side = min(table_width / across, width * 0.032)
     pitch = side * down + width * 0.085
+    thin = max(1, math.ceil(width * 0.009 * max(map(len, names), default=0) * across / table_width))
     canvas = _Canvas(width, round(width * 0.02 + pitch * -(-len(maps) // columns)))
     for number, (title, cells) in enumerate(maps.items()):
         left = margin + number % columns * (table_width + margin)
@@ -94,6 +100,9 @@ def heat_maps(
         canvas.text(left, above - width * 0.04, title, 0.0165, INK, "lm")
         canvas.text(left, above - width * 0.016, f"{axes[0]} down, {axes[1]} across", 0.0115, MUTED, "lm")
         _cells(canvas, cells, (left, above, side), table_width / across, tops[number % columns])
+        foot = above + side * down + width * 0.011
+        for column in range(0, len(names), thin):
+            canvas.text(left + (column + 0.49) * table_width / across, foot, names[column], 0.011, MUTED, "mm")
     return canvas.finish()
 
 

@@ -1,0 +1,210 @@
+"""What following a forward pass takes in any host: hooks of one thread, and the attention layer that runs now."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import dataclasses
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+
+from torch import Tensor, nn
+
+from hf_spectral.capture.base import Attention, Recorder, hooks_lock
+from hf_spectral.capture.view import LayerSkipped
+from hf_spectral.errors import SpectralError
+
+_captured = threading.local()
+
+
+@runtime_checkable
+class Layer(Protocol):
+    """An attention module, by the name that its records bear."""
+
+    @property
+    def name(self) -> str:
+        """Qualified module name."""
+
+    @property
+    def module(self) -> Any:
+        """The module."""
+
+
+AnyLayer = TypeVar("AnyLayer", bound=Layer)
+
+
+@dataclasses.dataclass
+class Call(Generic[AnyLayer]):
+    """One run of an attention layer, and what was seen of it so far.
+
+    Args:
+        layer: The layer.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        attended: What it attends with, once that has been seen.
+        projected: Outputs of its children, by name.
+    """
+
+    layer: AnyLayer
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    attended: Attention | None = None
+    projected: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+
+
+class Watch(abc.ABC, Generic[AnyLayer]):
+    """Follows the forward passes of one thread through a model; each host's leaf reads the layers of its models.
+
+    Args:
+        model: What is run: a vision tower or a denoiser.
+        layers: Its attention layers.
+        recorder: Receives what the leaf reads.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[AnyLayer], recorder: Recorder) -> None:
+        self.model: Any = model
+        self.layers = layers
+        self.recorder = recorder
+        self.inputs: dict[str, Any] = {}
+        self._thread = threading.get_ident()
+        self._calls: list[Call[AnyLayer]] = []
+
+    @abc.abstractmethod
+    def begin(self) -> None:
+        """Take from `inputs` what holds for a whole forward pass; called as one starts."""
+
+    @abc.abstractmethod
+    def children(self, layer: AnyLayer) -> Iterable[str]:
+        """Return the names of a layer's submodules whose outputs are to be noted."""
+
+    @abc.abstractmethod
+    def further_hooks(self) -> Iterable[Any]:
+        """Install what else the host needs to see, inside `mine`, and give the handles."""
+
+    @abc.abstractmethod
+    def read(self, call: Call[AnyLayer], index: int) -> None:
+        """Hand one wanted layer to the recorder.
+
+        Args:
+            call: What was seen of it.
+            index: Its position in call order.
+
+        Raises:
+            LayerSkipped: If no record can hold it, with the reason.
+        """
+
+    @contextlib.contextmanager
+    def hooks(self) -> Iterator[None]:
+        """Watch for the length of the block.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            SpectralError: If this thread captures the model already, or it has no such layers as are wanted.
+        """
+        models: list[nn.Module] = getattr(_captured, "models", [])
+        if any(self.model is other for other in models):
+            raise SpectralError(
+                "model",
+                expected="a model that this thread does not capture already",
+                got=f"{type(self.model).__name__} inside another capture_attention of it",
+                fix="Use the records of the outer block, or leave it first",
+            )
+        self.recorder.expect(len(self.layers))
+        _captured.models = [*models, self.model]
+        try:
+            with contextlib.ExitStack() as handles:
+                with hooks_lock:
+                    for handle in self._installed():
+                        handles.callback(handle.remove)
+                yield
+        finally:
+            _captured.models = models
+
+    def see_attention(self, attention: Attention, module: nn.Module | None = None) -> None:
+        """Note the first attention of the layer that runs; further ones (image prompts) are no self-attention.
+
+        Args:
+            attention: What is attended with.
+            module: The module that attends, where it is known: then no other layer's attention is noted.
+        """
+        call = self._calls[-1] if self._calls else None
+        if call is not None and call.attended is None and (module is None or module is call.layer.module):
+            call.attended = attention
+
+    def mine(self, hook: Callable[..., None]) -> Callable[..., None]:
+        """Return a hook that the recorded thread alone calls: hooks fire in every thread that runs the model.
+
+        Args:
+            hook: Of any signature.
+
+        Returns:
+            The hook to register.
+        """
+
+        def called(*arguments: Any) -> None:
+            # Another thread may meet a hook before its registration is complete, and then passes fewer arguments.
+            if threading.get_ident() == self._thread:
+                hook(*arguments)
+
+        return called
+
+    def _installed(self) -> Iterator[Any]:
+        yield self.model.register_forward_pre_hook(self.mine(self._start_forward), with_kwargs=True)
+        yield self.model.register_forward_hook(self.mine(self._end_forward))
+        yield from self.further_hooks()
+        for layer in self.layers:
+            start, end = (functools.partial(hook, layer) for hook in (self._start_layer, self._end_layer))
+            yield layer.module.register_forward_pre_hook(self.mine(start), with_kwargs=True)
+            yield layer.module.register_forward_hook(self.mine(end), always_call=True)
+            for name in self.children(layer):
+                see = functools.partial(self._see_child, layer, name)
+                yield layer.module.get_submodule(name).register_forward_hook(self.mine(see))
+
+    def _start_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._calls.clear()
+        self.inputs = {}
+        # A wrong call is left to the forward itself, which says more about it.
+        with contextlib.suppress(TypeError):
+            self.inputs = dict(inspect.signature(type(model).forward).bind(model, *args, **kwargs).arguments)
+        self.begin()
+        self.recorder.start_forward()
+
+    def _end_forward(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self.inputs = {}
+        self.recorder.end_forward()
+
+    def _start_layer(self, layer: AnyLayer, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._calls.append(Call(layer, args, kwargs))
+
+    def _end_layer(self, layer: AnyLayer, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not self._calls or self._calls[-1].layer is not layer:
+            return
+        call = self._calls.pop()
+        # torch calls this hook after an exception too, without an output.
+        if output is None or (index := self.recorder.next_layer()) is None:
+            return
+        try:
+            self.read(call, index)
+        except LayerSkipped as reason:
+            self.recorder.skip(layer.name, str(reason), index)
+
+    def _see_child(self, layer: AnyLayer, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._calls and self._calls[-1].layer is layer:
+            self._calls[-1].projected[name] = output
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Tell whether a part of a model was compiled in place: a graph compiled earlier sees no hooks that come later.
+
+    Args:
+        model: A model.
+
+    Returns:
+        True if `Module.compile()` was called on it or a part of it; torch has no public sign of that.
+    """
+    return any(module._compiled_call_impl is not None for module in model.modules())

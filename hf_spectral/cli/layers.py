@@ -1,0 +1,45 @@
+"""`hf-spectral layers`: what a backbone is made of, as far as attention goes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from hf_spectral.cli.common import DONE, add_device, load
+from hf_spectral.pipelines import SpectralPathwaysPipeline
+from hf_spectral.report import list_layers
+
+
+def add_parsers(commands: Any) -> None:
+    """Add the command.
+
+    Args:
+        commands: Subparsers of the program.
+    """
+    parser = commands.add_parser("layers", help="every self-attention layer: grid, heads, width, tokens, pathways")
+    parser.set_defaults(command=run_layers)
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="repository id or folder; default: dinov2-small")
+    parser.add_argument("--resolution", type=int, metavar="PIXELS", help="longer side; default: the backbone's")
+    parser.add_argument("--prompt", metavar="TEXT", help="what a diffusion model is told; default: nothing")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the table as CSV too")
+    add_device(parser)
+
+
+def run_layers(options: argparse.Namespace) -> int:
+    """Print the table of the layers, from one picture of noise.
+
+    Args:
+        options: What `layers --help` lists.
+
+    Returns:
+        The exit code.
+    """
+    pipe = load(options.model, options.device, prompt=options.prompt)
+    if not isinstance(pipe, SpectralPathwaysPipeline):  # One timestep shows all layers.
+        pipe = pipe.at(pipe.describe_backbone()["timesteps"][0])
+    listing = list_layers(pipe, options.resolution)
+    print(listing.to_text())
+    if options.output is not None:
+        print(f"Table written to {listing.to_csv(options.output)}")
+    return DONE

@@ -1,0 +1,171 @@
+"""How a denoiser looks at the pictures of a dataset: at which timesteps, told what, through which noise."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.utils.hub import extract_commit_hash
+
+from hf_spectral.capture import capture_attention
+from hf_spectral.errors import SpectralError
+from hf_spectral.pipelines.backbone import public_name
+from hf_spectral.pipelines.diffusers_conditions import Condition, forward_arguments
+from hf_spectral.pipelines.diffusers_latents import half_precision_explained
+from hf_spectral.pipelines.diffusers_noise import noised, num_timesteps
+from hf_spectral.records import AttentionRecord, SkippedLayer
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """The same for all pictures, so that what is found in them can be compared.
+
+    Args:
+        timesteps: Where on the way from data (0) to noise the denoiser is looked at.
+        prompt: What it is told.
+        seed: Of the noise, together with each picture's own pixels.
+        condition: Embeddings of the prompt.
+    """
+
+    timesteps: tuple[float, ...]
+    prompt: str
+    seed: int
+    condition: Condition
+
+    def require_each_timestep_once(self) -> None:
+        """Refuse repetitions: over a dataset a layer is known by its timestep.
+
+        Raises:
+            SpectralError: If a timestep is there twice.
+        """
+        if len(set(self.timesteps)) < len(self.timesteps):
+            raise SpectralError(
+                "timesteps",
+                expected="each one once over a dataset",
+                got=list(self.timesteps),
+                fix="Leave the repetitions out; num_noise_samples is for single pictures",
+            )
+
+    def generator(self, pixels_digest: int) -> torch.Generator:
+        """Return the source of one picture's noise.
+
+        It depends on the picture and the seed alone, not on its place in a batch, a shard or a process. Noise that all
+        pictures had in common would be a pattern of positions, which the `where` pathway would find.
+
+        Args:
+            pixels_digest: What `digest` gave.
+
+        Returns:
+            A generator on the CPU, so that every device sees the same noise.
+        """
+        return torch.Generator().manual_seed((self.seed ^ pixels_digest) % 2**63)
+
+    def describe(self, pipe: Any, is_flow: bool, resolution: int | None) -> dict[str, Any]:
+        """Describe a pipeline and how pictures are read by it, without a path of this machine.
+
+        Args:
+            pipe: The pipeline.
+            is_flow: True if its noise is that of flow matching.
+            resolution: Longer side of the pictures, in pixels; None stands for the denoiser's own.
+
+        Returns:
+            `id` (repository, or the last part of a folder's name), `revision` (commit, if it came from the Hub),
+            `model_type` (class of the denoiser), `vae`, `text_encoders` (classes), `noise`, `timesteps`, `prompt`,
+            `noise_seed`, `resolution`: JSON values.
+        """
+        encoders = [pipe.components.get(f"text_encoder{ending}") for ending in ("", "_2", "_3")]
+        return {
+            "id": public_name(str(pipe.config.get("_name_or_path") or "")),
+            "revision": extract_commit_hash(str(pipe.denoiser.config.get("_name_or_path") or ""), None),
+            "model_type": type(pipe.denoiser).__name__,
+            "vae": None if pipe.vae is None else type(pipe.vae).__name__,
+            "text_encoders": [type(one).__name__ for one in encoders if one is not None],
+            "noise": "flow" if is_flow else "diffusion",
+            "timesteps": list(self.timesteps),
+            "prompt": self.prompt,
+            "noise_seed": self.seed,
+            "resolution": resolution,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class DenoiserRun:
+    """A denoiser that is shown pictures.
+
+    Args:
+        family: Name of its class.
+        denoiser: The denoiser.
+        scheduler: The pipeline's scheduler, or None.
+        reading: How it looks at them.
+    """
+
+    family: str
+    denoiser: Any
+    scheduler: Any
+    reading: Reading
+
+    @torch.no_grad()
+    def record(
+        self,
+        group: Sequence[Mapping[str, Any]],
+        given: Sequence[torch.Generator | None],
+        steps: Iterable[float],
+        on_record: Callable[[AttentionRecord], object],
+        layers: Sequence[int] | None,
+    ) -> list[SkippedLayer]:
+        """Run the denoiser once a step, handing on one layer at a time.
+
+        Args:
+            group: What `preprocess` gave, for pictures of one size.
+            given: A source of noise for each picture; None takes the picture's own.
+            steps: The timesteps, as often as each is to be run.
+            on_record: Receives the records of all pictures of the group.
+            layers: Indices of the layers to record; None means all.
+
+        Returns:
+            Layers that gave no record, with reasons.
+        """
+        latents = torch.cat([prepared["latents"] for prepared in group])
+        generators = [
+            self.reading.generator(prepared["digest"]) if own is None else own
+            for own, prepared in zip(given, group, strict=True)
+        ]
+        skipped: list[SkippedLayer] = []
+        for step in steps:
+            share = step / num_timesteps(self.scheduler)
+            told = forward_arguments(
+                self.family,
+                self.denoiser,
+                noised(latents, step, self.family, self.scheduler, generators),
+                share,
+                torch.full((len(group),), step, device=latents.device),
+                self.reading.condition,
+                group[0]["read_size"],
+            )
+            hand_on = functools.partial(_hand_on, on_record, float(step))
+            with half_precision_explained(), capture_attention(self.denoiser, hand_on, layers) as capture:
+                self.denoiser(**told, return_dict=False)
+            skipped = capture.skipped
+        return skipped
+
+
+def digest(pixels: Tensor) -> int:
+    """Return a number that tells pictures apart by what the denoiser sees of them.
+
+    Args:
+        pixels: What `to_pixels` gave.
+
+    Returns:
+        63 bits.
+    """
+    return int.from_bytes(hashlib.sha256(pixels.contiguous().numpy().tobytes()).digest()[:8], "big") >> 1
+
+
+def _hand_on(on_record: Callable[[AttentionRecord], object], timestep: float, record: AttentionRecord) -> None:
+    """Hand a record on with the pipeline's timestep, which is the same in whatever units the denoiser counts."""
+    on_record(dataclasses.replace(record, timestep=timestep))

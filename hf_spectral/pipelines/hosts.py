@@ -1,0 +1,155 @@
+"""Which host a model belongs to, found out by one small question and without loading it."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import RemoteEntryNotFoundError
+
+from hf_spectral.errors import SpectralError
+
+if TYPE_CHECKING:
+    from hf_spectral.pipelines.diffusers import SpectralDiffusionPipeline
+
+Host = Literal["transformers", "diffusers"]
+
+_DIFFUSERS_INDEX, _CONFIG = "model_index.json", "config.json"
+
+
+def host_of(
+    model: Any, revision: str | None = None, token: str | bool | None = None, cache_dir: str | Path | None = None
+) -> Host:
+    """Return the library that a model is loaded by.
+
+    A folder is looked into; of a repository, the cache is asked first and then the Hub, whether it has a
+    `model_index.json`, a file of a few hundred bytes that every diffusers pipeline has.
+
+    Args:
+        model: Repository id, folder, model or pipeline; None is the default backbone.
+        revision: Of the repository.
+        token: For the Hub.
+        cache_dir: Of the Hub's files; None takes the usual one.
+
+    Returns:
+        "transformers" or "diffusers".
+
+    Raises:
+        SpectralError: If it is neither's, a part of a diffusers pipeline, or not to be found.
+    """
+    if model is None:
+        return "transformers"
+    if not isinstance(model, (str, os.PathLike)):
+        return _host_of_object(model)
+    if Path(model).is_dir():
+        folder = Path(model)
+        if (folder / _DIFFUSERS_INDEX).is_file():
+            return "diffusers"
+        if (folder / _CONFIG).is_file():
+            return _host_of_config(folder / _CONFIG, model)
+        refusal = _not_found(model, f"a folder with neither {_DIFFUSERS_INDEX} nor {_CONFIG}")
+        raise refusal
+    return _host_of_repository(str(model), revision, token, cache_dir)
+
+
+def diffusion_pipeline(model: Any, device: Any = None, **kwargs: Any) -> SpectralDiffusionPipeline:
+    """Load a diffusers pipeline, or build one around the components of another.
+
+    Args:
+        model: Repository id, folder, or a pipeline, which stays where and as it is.
+        device: As for `transformers.pipeline`; None takes the first accelerator, else the CPU, for what is loaded.
+        **kwargs: As for `DiffusionPipeline.from_pretrained`, e.g. `dtype`, `device_map`, `revision`.
+
+    Returns:
+        The pipeline.
+
+    Raises:
+        SpectralError: If diffusers is not installed, or an argument belongs to the call.
+    """
+    from hf_spectral.pipelines.diffusers import SpectralDiffusionPipeline
+
+    misplaced = sorted(set(kwargs) & set(inspect.signature(SpectralDiffusionPipeline.__call__).parameters))
+    if misplaced:
+        raise SpectralError(
+            misplaced[0],
+            expected="none while a diffusers pipeline is loaded",
+            got=kwargs[misplaced[0]],
+            fix=f"Give it in the call: pipe(image, {misplaced[0]}=...)",
+        )
+    if not isinstance(model, (str, os.PathLike)):
+        found = SpectralDiffusionPipeline.from_pipe(model, **kwargs)
+        return found if device is None else found.to(_as_device(device))
+    found = SpectralDiffusionPipeline.from_pretrained(model, **kwargs)
+    return found if "device_map" in kwargs else found.to(_as_device(device))
+
+
+def _host_of_object(model: Any) -> Host:
+    ancestors = [(one.__module__.partition(".")[0], one.__name__) for one in type(model).__mro__]
+    if ("diffusers", "DiffusionPipeline") in ancestors:
+        return "diffusers"
+    if any(package == "diffusers" for package, _ in ancestors):
+        raise _part_of_a_pipeline(type(model).__name__)
+    if any(package == "transformers" for package, _ in ancestors):
+        return "transformers"
+    raise _not_found(type(model).__name__, "an object of neither")
+
+
+def _host_of_config(path: Path, model: Any) -> Host:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _not_found(model, f"its {_CONFIG} cannot be read: {error}") from error
+    if isinstance(config, dict) and "_class_name" in config:
+        raise _part_of_a_pipeline(f"{str(model)!r}, which holds a {config['_class_name']} alone")
+    return "transformers"
+
+
+def _host_of_repository(
+    model: str, revision: str | None, token: str | bool | None, cache_dir: str | Path | None
+) -> Host:
+    try:
+        index, config = (
+            try_to_load_from_cache(model, name, cache_dir=cache_dir, revision=revision)
+            for name in (_DIFFUSERS_INDEX, _CONFIG)
+        )
+        if isinstance(index, str):
+            return "diffusers"
+        if isinstance(config, str):
+            return _host_of_config(Path(config), model)
+        if index is None:  # Neither there nor known to be missing; the answer is kept.
+            hf_hub_download(model, _DIFFUSERS_INDEX, revision=revision, token=token, cache_dir=cache_dir)
+            return "diffusers"
+    except RemoteEntryNotFoundError:
+        return "transformers"
+    except (OSError, ValueError) as error:  # No such repository, no Hub, or no name of a repository at all.
+        raise _not_found(model, str(error).strip().partition("\n")[0]) from error
+    return "transformers"
+
+
+def _as_device(device: Any) -> torch.device:
+    if device is None:
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
+    return torch.device("cpu" if device == -1 else device)
+
+
+def _not_found(model: Any, reason: str) -> SpectralError:
+    return SpectralError(
+        "model",
+        expected="a repository or folder of transformers or diffusers",
+        got=f"{str(model)!r} ({reason})",
+        fix="Check the name; without the Hub, give a folder, or call without `model` for the copy that is installed",
+    )
+
+
+def _part_of_a_pipeline(got: str) -> SpectralError:
+    return SpectralError(
+        "model",
+        expected="a whole diffusers pipeline, which knows noise and prompts too",
+        got=got,
+        fix=f"Give the pipeline, or the folder above that holds {_DIFFUSERS_INDEX}",
+    )

@@ -1,0 +1,183 @@
+"""`hf_spectral.pipeline` finds out whose a model is: folders, the cache, the Hub, objects, and neither."""
+
+import http.server
+import json
+import sys
+import threading
+import time
+
+import pytest
+import torch
+import transformers
+from huggingface_hub import constants
+
+import hf_spectral
+from hf_spectral import SpectralError, SpectralPathwaysPipeline
+from hf_spectral.pipelines import host_of
+from hf_spectral.pipelines.diffusers import SpectralDiffusionPipeline
+from tests.test_pipeline import PROCESSOR, photo
+from tests.tiny_backbones import build_dinov2
+from tests.tiny_denoisers import build_unet
+from tests.tiny_diffusion import PIPELINES, host_pipeline
+
+COMMIT = "0123456789" * 4
+
+
+@pytest.fixture(scope="module")
+def transformers_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("transformers")
+    build_dinov2().save_pretrained(folder)
+    PROCESSOR.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def diffusers_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("diffusers")
+    host_pipeline("dit").save_pretrained(folder)
+    return folder
+
+
+def use_hub(monkeypatch, endpoint):
+    template = endpoint + constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A server that knows a diffusers and a transformers repository, and counts what it is asked."""
+    asked = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            asked.append(self.path)
+            self.answer()
+
+        def do_GET(self):
+            self.answer()
+            self.wfile.write(b"{}")
+
+        def answer(self):
+            found = self.path.startswith("/someone/diffusion/")
+            self.send_response(200 if found else 404)
+            if found:
+                self.send_header("ETag", '"1"')
+                self.send_header("Content-Length", "2")
+            else:
+                missing = "EntryNotFound" if self.path.startswith("/someone/vision/") else "RepoNotFound"
+                self.send_header("X-Error-Code", missing)
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.end_headers()
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    use_hub(monkeypatch, f"http://127.0.0.1:{server.server_port}")
+    yield asked
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_folders_give_the_pipeline_of_their_host(transformers_folder, diffusers_folder):
+    vision = hf_spectral.pipeline(transformers_folder, num_eigenvectors=3, device="cpu")
+    assert isinstance(vision, SpectralPathwaysPipeline)
+    assert vision(photo())["eigenvectors"].shape[0] == 3
+    diffusion = hf_spectral.pipeline(str(diffusers_folder), device="cpu", dtype=torch.bfloat16)
+    assert isinstance(diffusion, SpectralDiffusionPipeline)
+    assert diffusion.dtype == torch.bfloat16
+    assert diffusion(photo(), num_eigenvectors=3).eigenvectors.shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("family", PIPELINES)
+def test_pipelines_and_models_are_taken_as_they_are(family):
+    host = host_pipeline(family)
+    found = hf_spectral.pipeline(host)
+    assert isinstance(found, SpectralDiffusionPipeline)
+    assert found.denoiser is (getattr(host, "unet", None) or host.transformer)
+    assert isinstance(hf_spectral.pipeline(found), SpectralDiffusionPipeline)
+
+
+def test_a_transformers_model_is_a_transformers_model():
+    assert isinstance(
+        hf_spectral.pipeline(build_dinov2(), image_processor=PROCESSOR, device="cpu"), SpectralPathwaysPipeline
+    )
+
+
+def test_the_hub_is_asked_one_small_question_and_not_again(hub, tmp_path):
+    for _ in range(2):
+        assert host_of("someone/diffusion", cache_dir=tmp_path) == "diffusers"
+        assert host_of("someone/vision", revision="v2", cache_dir=tmp_path) == "transformers"
+        assert hub == [
+            "/someone/diffusion/resolve/main/model_index.json",
+            "/someone/vision/resolve/v2/model_index.json",
+        ]
+    with pytest.raises(SpectralError, match="`model`: expected a repository or folder of transformers or diffusers"):
+        host_of("someone/nothing", cache_dir=tmp_path)
+    assert len(hub) == 3
+
+
+def _cached(folder, repository, name, text):
+    root = folder / f"models--{repository.replace('/', '--')}"
+    (root / "refs").mkdir(parents=True)
+    (root / "refs" / "main").write_text(COMMIT)
+    (root / "snapshots" / COMMIT).mkdir(parents=True)
+    (root / "snapshots" / COMMIT / name).write_text(text)
+
+
+def test_the_cache_answers_without_the_hub(hub, tmp_path, monkeypatch):
+    _cached(tmp_path, "a/diffusion", "model_index.json", "{}")
+    _cached(tmp_path, "a/vision", "config.json", '{"model_type": "dinov2"}')
+    assert host_of("a/diffusion", cache_dir=tmp_path) == "diffusers"
+    assert host_of("a/vision", cache_dir=tmp_path) == "transformers"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(SpectralError, match="without the Hub, give a folder"):
+        host_of("someone/diffusion", cache_dir=tmp_path)
+    assert hub == []
+
+
+def test_without_the_hub_the_message_says_what_to_do(monkeypatch):
+    use_hub(monkeypatch, "http://127.0.0.1:9")
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # The host tries again after a while.
+    with pytest.raises(SpectralError, match=r"'someone/diffusion' \(.*without the Hub, give a folder"):
+        hf_spectral.pipeline("someone/diffusion")
+
+
+def test_what_belongs_to_neither_host_is_refused(tmp_path, diffusers_folder):
+    with pytest.raises(SpectralError, match="a folder with neither model_index.json nor config.json"):
+        hf_spectral.pipeline(tmp_path)
+    with pytest.raises(SpectralError, match=r"`model`: .*got 'no/such/name'"):
+        hf_spectral.pipeline("no/such/name")  # No name of a repository.
+    with pytest.raises(SpectralError, match=r"got 'Linear' \(an object of neither\)"):
+        hf_spectral.pipeline(torch.nn.Linear(1, 1))
+    with pytest.raises(SpectralError, match="a whole diffusers pipeline.*which holds a DiTTransformer2DModel alone"):
+        hf_spectral.pipeline(diffusers_folder / "transformer")
+    with pytest.raises(SpectralError, match=r"got UNet2DConditionModel\. Give the pipeline"):
+        hf_spectral.pipeline(build_unet())
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(SpectralError, match=r"its config\.json cannot be read"):
+        hf_spectral.pipeline(tmp_path)
+
+
+def test_arguments_of_the_call_are_refused_while_a_diffusers_pipeline_is_loaded(diffusers_folder):
+    with pytest.raises(SpectralError, match=r"`num_segments`: .*Give it in the call: pipe\(image, num_segments=...\)"):
+        hf_spectral.pipeline(diffusers_folder, num_segments=3)
+
+
+def test_without_diffusers_the_pip_line_is_named(diffusers_folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    monkeypatch.delitem(sys.modules, "hf_spectral.pipelines.diffusers")
+    with pytest.raises(SpectralError, match=r"pip install 'hf-spectral\[diffusers\]'"):
+        hf_spectral.pipeline(diffusers_folder)
+
+
+def test_a_config_of_another_kind_is_left_to_transformers(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "other"}))
+    assert host_of(tmp_path) == "transformers"
+    assert host_of(None) == "transformers"
+    assert host_of(transformers.Dinov2Config()) == "transformers"
