@@ -23,6 +23,7 @@ from hf_spectral.graph import ProblemBuilder
 from hf_spectral.grid import TokenGrid
 from hf_spectral.records import AttentionRecord
 from hf_spectral.result import SolveStatus, SpectralResult
+from hf_spectral.snapshot import fetch, is_repository
 
 #: Strength of the walk inside an image where none is asked for: 0.8 to 0.95 cluster about equally well (`random_walk`).
 DEFAULT_DIFFUSION = 0.9
@@ -67,9 +68,23 @@ class SpectralBasis:
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
-    def columns(self) -> tuple[Float[Tensor, "_width _kept"] | None, ...]:
-        """The orthonormal columns that bound each layer's width, made again from the seed."""
-        return layer_columns(self.layers, self.config.seed)
+    def _columns(self) -> dict[int, Float[Tensor, "_width _kept"] | None]:
+        return {}
+
+    def columns(self, position: int) -> Float[Tensor, "_width _kept"] | None:
+        """Return the orthonormal columns that bound the width of one layer, made again from the seed.
+
+        Made layer by layer, after the layer has met a record of its width: a basis of unknown origin may announce any.
+
+        Args:
+            position: Of the layer.
+
+        Returns:
+            A matrix; None for a layer that is kept whole.
+        """
+        if position not in self._columns:
+            (self._columns[position],) = layer_columns(self.layers[position : position + 1], self.config.seed)
+        return self._columns[position]
 
     def project(self, records: Iterable[AttentionRecord], diffusion: float | int | None = None) -> SpectralResult:
         """Return the dataset's eigenvectors on one image, seen or not.
@@ -150,19 +165,35 @@ class SpectralBasis:
         return files.write(Path(folder), described, tensors)
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str]) -> SpectralBasis:
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+    ) -> SpectralBasis:
         """Read what `save_pretrained` wrote. Nothing in it is trusted: sizes are compared before memory is taken.
 
         Args:
-            folder: A local folder.
+            source: A folder, or the id of a repository of the Hub, `user/name`.
+            revision: Branch, tag or commit of the repository.
+            cache_dir: Where downloads are kept; None takes the place that all of Hugging Face shares.
+            token: For a private or gated repository; None takes the one of `hf auth login`.
+            local_files_only: Take what is in the cache, and ask nobody.
 
         Returns:
             The basis, on the CPU.
 
         Raises:
-            SpectralError: If a file is missing, damaged, or does not fit the other.
+            SpectralError: If a file is missing, damaged, or does not fit the other, or the Hub does not give it.
         """
-        described, tensors = files.read(Path(folder))
+        folder = Path(source)
+        if is_repository(source):
+            names = (files.CONFIG_NAME, files.TENSORS_NAME)
+            folder = fetch(str(source), names, revision, cache_dir, token, local_files_only)
+        described, tensors = files.read(folder, str(source))
         count = len(described["layers"])
         return cls(
             eigenvalues=tensors["eigenvalues"],
@@ -214,7 +245,7 @@ class Projector:
                 fix="Take a new projector for every batch",
             )
         shape = self._shapes[position] = (record.grid.height, record.grid.width)
-        columns, projection = basis.columns[position], basis.projections[position]
+        columns, projection = basis.columns(position), basis.projections[position]
         device = record.value.device
         tokens = reduced(unit_tokens(record, pathway), None if columns is None else columns.to(device))
         total = basis.sums[position].to(device)
