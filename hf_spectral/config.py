@@ -86,18 +86,21 @@ class SpectralConfig:
         """Build the settings from what `to_dict` gave.
 
         Args:
-            values: Field names with their values; a list stands for the tuple of layers.
+            values: Every field's name with its value; a list stands for the tuple of layers.
 
         Returns:
             The validated settings.
 
         Raises:
-            SpectralError: If a name is unknown or a value is out of range.
+            SpectralError: If a name is unknown or missing, or a value is out of range.
         """
-        unknown = set(values) - {field.name for field in dataclasses.fields(cls)}
-        if unknown:
+        names = {field.name for field in dataclasses.fields(cls)}
+        if set(values) != names:
             raise SpectralError(
-                "config", expected="fields of SpectralConfig", got=sorted(unknown), fix="Update hf-spectral"
+                "config",
+                expected=f"the fields {', '.join(sorted(names))}",
+                got=f"unknown {sorted(set(values) - names)}, missing {sorted(names - set(values))}",
+                fix="Update hf-spectral",
             )
         return cls(**values)
 

@@ -55,13 +55,18 @@ def said_plainly(repo_id: str, argument: str = "repo_id") -> Iterator[None]:
     from huggingface_hub import errors
 
     # The package that carries the requests differs between versions; its errors are the base of the Hub's own.
-    connection_errors = next(base for base in errors.HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
+    bases = errors.HfHubHTTPError.__mro__
+    connection_error: type[BaseException] = next(base for base in bases if base.__name__ == "HTTPError")
     try:
         yield
     except SpectralError:
         raise
     except errors.GatedRepoError:
-        refusal = ("a repository that is open to you", f"{repo_id}, which is gated", f"Ask for access on its page, {_LOGIN}")
+        refusal = (
+            "a repository that is open to you",
+            f"{repo_id}, which is gated",
+            f"Ask for access on its page, {_LOGIN}",
+        )
     except errors.RevisionNotFoundError:
         refusal = ("a branch, tag or commit that exists", f"none of that name in {repo_id}", "Check revision=...")
     except errors.LocalTokenNotFoundError:
@@ -71,14 +76,18 @@ def said_plainly(repo_id: str, argument: str = "repo_id") -> Iterator[None]:
     except errors.EntryNotFoundError:
         refusal = ("a repository that holds what is asked for", f"{repo_id} without it", "Check its name on the Hub")
     except errors.RepositoryNotFoundError:
-        refusal = (_SENTENCES[404][0], f"no {repo_id} on the Hub, or none that your token may see", f"Check its name, {_LOGIN}")
+        refusal = (
+            _SENTENCES[404][0],
+            f"no {repo_id} on the Hub, or none that your token may see",
+            f"Check its name, {_LOGIN}",
+        )
     except errors.HFValidationError:
         refusal = ("a name such as user/name", repr(repo_id), "Use letters, digits, '-', '_' and '.' around one '/'")
     except errors.HfHubHTTPError as error:
         refusal = _of_status(error.response.status_code, repo_id)
     except errors.OfflineModeIsEnabled:
         refusal = ("the Hub within reach", "HF_HUB_OFFLINE=1", "Unset it, and make the same call again")
-    except (connection_errors, ConnectionError, TimeoutError) as error:
+    except (connection_error, ConnectionError, TimeoutError) as error:
         refusal = (f"the Hub within reach, for {repo_id}", f"a connection that failed ({type(error).__name__})", _AGAIN)
     else:
         return

@@ -149,13 +149,18 @@ def _parsed(path: Path) -> dict[str, Any]:
     shape = header["eigenvectors"]["shape"]
     if len(shape) != 3 or not all(_is_count(length) for length in shape):
         raise ValueError(f"eigenvectors of shape {str(shape)[:60]}")
-    forms = {name: (torch.float32, (shape[0],)) for name in ("eigenvalues", "residuals")}
+    forms = dict.fromkeys(("eigenvalues", "residuals"), (torch.float32, (shape[0],)))
     tensors, _ = read_tensors(path, {**forms, "eigenvectors": (torch.float32, tuple(shape))})
+    config = SpectralConfig.from_dict(described["config"])
+    if config.num_eigenvectors != shape[0]:
+        raise ValueError(f"{shape[0]} eigenvectors where the config has {str(config.num_eigenvectors)[:60]}")
     layers = described["layers"]
     if not isinstance(layers, list) or not all(isinstance(name, str) for name in layers):
         raise ValueError("layers that are no names")
+    if not isinstance(described["solver"], dict):
+        raise ValueError("a solver that is no mapping")
     for name in ("steps", "num_prefix"):
-        if not _is_count(described[name] + 1):
+        if described[name] is True or not _is_count(described[name] + 1):
             raise ValueError(f"{name} of {str(described[name])[:60]}")
     return {
         **tensors,
@@ -163,8 +168,8 @@ def _parsed(path: Path) -> dict[str, Any]:
         "steps": described["steps"],
         "grid": TokenGrid(shape[1], shape[2], described["num_prefix"]),
         "layers": tuple(layers),
-        "config": SpectralConfig.from_dict(described["config"]),
-        "solver": dict(described["solver"]),
+        "config": config,
+        "solver": described["solver"],
     }
 
 

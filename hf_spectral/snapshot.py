@@ -79,7 +79,7 @@ def fetch(
                 repo_id,
                 allow_patterns=list(names),
                 revision=revision,
-                cache_dir=cache_dir,
+                cache_dir=None if cache_dir is None else Path(cache_dir),
                 token=token,
                 local_files_only=local_files_only,
             )
