@@ -7,7 +7,12 @@ from collections.abc import Iterator
 
 from hf_spectral.errors import SpectralError
 
-_SENTENCES: dict[int, tuple[str, str, str]] = {
+#: What was expected, what came, and what to do.
+_Refusal = tuple[str, str, str]
+
+_LOGIN = "and log in by: hf auth login"
+_AGAIN = "Look at the connection and make the same call again: what has arrived is not sent twice"
+_SENTENCES: dict[int, _Refusal] = {
     401: ("a token that the Hub accepts", "none, or one that is not valid", "Run: hf auth login, or pass token=..."),
     402: (
         "an account that may have it",
@@ -33,7 +38,6 @@ _SENTENCES: dict[int, tuple[str, str, str]] = {
     ),
     429: ("fewer requests", "the limit that the Hub sets in a time", "Wait some minutes and make the same call again"),
 }
-_AGAIN = "Look at the connection and make the same call again: what has arrived is not sent twice"
 
 
 @contextlib.contextmanager
@@ -51,54 +55,82 @@ def said_plainly(repo_id: str, argument: str = "repo_id") -> Iterator[None]:
 
     Raises:
         SpectralError: In place of any error of `huggingface_hub` or of its connection.
+        OSError: As it came, where it has nothing to do with the Hub: a full disk, for instance.
+        ValueError: As it came, likewise.
+        RuntimeError: As it came, likewise.
     """
-    from huggingface_hub import errors
-
-    # The package that carries the requests differs between versions; its errors are the base of the Hub's own.
-    bases = errors.HfHubHTTPError.__mro__
-    connection_error: type[BaseException] = next(base for base in bases if base.__name__ == "HTTPError")
     try:
         yield
     except SpectralError:
         raise
-    except errors.GatedRepoError:
-        refusal = (
-            "a repository that is open to you",
-            f"{repo_id}, which is gated",
-            f"Ask for access on its page, {_LOGIN}",
-        )
-    except errors.RevisionNotFoundError:
-        refusal = ("a branch, tag or commit that exists", f"none of that name in {repo_id}", "Check revision=...")
-    except errors.LocalTokenNotFoundError:
-        refusal = ("a token that the Hub accepts", "none", "Run: hf auth login, or pass token=...")
-    except errors.LocalEntryNotFoundError:
-        refusal = ("an answer from the Hub, or a copy in the cache", f"neither for {repo_id}", _AGAIN)
-    except errors.EntryNotFoundError:
-        refusal = ("a repository that holds what is asked for", f"{repo_id} without it", "Check its name on the Hub")
-    except errors.RepositoryNotFoundError:
-        refusal = (
-            _SENTENCES[404][0],
-            f"no {repo_id} on the Hub, or none that your token may see",
-            f"Check its name, {_LOGIN}",
-        )
-    except errors.HFValidationError:
-        refusal = ("a name such as user/name", repr(repo_id), "Use letters, digits, '-', '_' and '.' around one '/'")
-    except errors.HfHubHTTPError as error:
-        refusal = _of_status(error.response.status_code, repo_id)
-    except errors.OfflineModeIsEnabled:
-        refusal = ("the Hub within reach", "HF_HUB_OFFLINE=1", "Unset it, and make the same call again")
-    except (connection_error, ConnectionError, TimeoutError) as error:
-        refusal = (f"the Hub within reach, for {repo_id}", f"a connection that failed ({type(error).__name__})", _AGAIN)
+    except (OSError, ValueError, RuntimeError, *_connection_errors()) as error:
+        refusal = _refusal_of(error, repo_id)
+        if refusal is None:
+            raise
     else:
         return
     expected, got, fix = refusal
-    raise SpectralError(argument, expected=expected, got=got, fix=fix)
+    raise SpectralError(argument, expected=expected, got=got, fix=fix) from None
 
 
-_LOGIN = "and log in by: hf auth login"
+def _connection_errors() -> tuple[type[Exception], ...]:
+    """Return the errors of the package that carries the requests, which differs between versions of the Hub's.
+
+    Returns:
+        The base of its errors, which the Hub's own have as well.
+    """
+    from huggingface_hub import errors
+
+    return tuple(base for base in errors.HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
 
 
-def _of_status(status: int, repo_id: str) -> tuple[str, str, str]:
+def _refusal_of(error: BaseException, repo_id: str) -> _Refusal | None:
+    """Find out what was refused.
+
+    Returns:
+        What was expected, what came, and what to do; None for an error that is none of the Hub.
+    """
+    from huggingface_hub import errors
+
+    # An upload that fails is wrapped once more by the client.
+    while type(error) is RuntimeError and error.__cause__ is not None:
+        error = error.__cause__
+    known: list[tuple[type[BaseException], _Refusal]] = [
+        (
+            errors.GatedRepoError,
+            ("a repository that is open to you", f"{repo_id}, which is gated", f"Ask for access on its page, {_LOGIN}"),
+        ),
+        (
+            errors.RevisionNotFoundError,
+            ("a branch, tag or commit that exists", f"none of that name in {repo_id}", "Check revision=..."),
+        ),
+        (errors.LocalTokenNotFoundError, ("a token that the Hub accepts", "none", _SENTENCES[401][2])),
+        (
+            errors.LocalEntryNotFoundError,
+            ("an answer from the Hub, or a copy in the cache", f"neither for {repo_id}", _AGAIN),
+        ),
+        (
+            errors.EntryNotFoundError,
+            ("a repository that holds what is asked for", f"{repo_id} without it", "Check its name on the Hub"),
+        ),
+        (
+            errors.RepositoryNotFoundError,
+            (_SENTENCES[404][0], f"no {repo_id} on the Hub, or none that your token may see", f"Check it, {_LOGIN}"),
+        ),
+        (errors.HFValidationError, ("a name such as user/name", repr(repo_id), "Check its name")),
+        (errors.OfflineModeIsEnabled, ("the Hub within reach", "HF_HUB_OFFLINE=1", "Unset it")),
+    ]
+    for kind, refusal in known:
+        if isinstance(error, kind):
+            return refusal
+    if isinstance(error, errors.HfHubHTTPError):
+        return _of_status(error.response.status_code, repo_id)
+    if isinstance(error, (ConnectionError, TimeoutError, *_connection_errors())):
+        return f"the Hub within reach, for {repo_id}", f"a connection that failed ({type(error).__name__})", _AGAIN
+    return None
+
+
+def _of_status(status: int, repo_id: str) -> _Refusal:
     if status in _SENTENCES:
         expected, got, fix = _SENTENCES[status]
         return expected, f"{got} ({repo_id}: {status})", fix

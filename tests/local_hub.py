@@ -345,6 +345,10 @@ def add_control(app, hub):
         hub.faults.clear()
         hub.max_bytes = 64 << 20
 
+    @app.post("/_control/forget")
+    def forget():
+        hub.large.clear()  # So that uploads are not skipped; repositories keep their files.
+
     @app.post("/_control/limit")
     async def limit(request: Request):
         hub.max_bytes = (await request.json())["max_bytes"]
@@ -400,7 +404,7 @@ class BadConnection:
 def server(hub, port=0):
     """Return a uvicorn server of a stand-in, not yet running."""
     app = BadConnection(build(hub), hub)
-    return uvicorn.Server(uvicorn.Config(app, "127.0.0.1", port, log_level="error", lifespan="off"))
+    return uvicorn.Server(uvicorn.Config(app, "127.0.0.1", port, log_level="critical", lifespan="off"))
 
 
 if __name__ == "__main__":

@@ -126,12 +126,15 @@ class SpectralBasis:
         """Refuse a backbone that is not the one the basis was fitted on.
 
         Args:
-            description: Names with JSON values; every name that the basis stores has to be there with the same value.
+            description: Names with JSON values; every name that the basis stores has to be there with the same value,
+                but a `revision` that is None on either side, as it is where nobody has written it down.
 
         Raises:
             SpectralError: If any differs; all that differ are named.
         """
-        differing = [name for name, value in self.backbone.items() if description.get(name) != value]
+        unknown = {"revision"} if None in (self.backbone.get("revision"), description.get("revision")) else set()
+        differing = [name for name in self.backbone if name not in unknown]
+        differing = [name for name in differing if description.get(name) != self.backbone[name]]
         if differing:
             raise SpectralError(
                 "basis",

@@ -139,8 +139,9 @@ def _card(repository: Repository, context: dict[str, Any], pictures: dict[str, b
     sections[context["name"]] = render("rows_section", {**context, "pictures": sorted(pictures)})
     texts = [_SECTION.format(name=name, text=text) for name, text in sorted(sections.items())]
     card.text = render("rows", {**context, "sections": texts})
-    metadata: Any = card.data
-    metadata.tags = sorted({*(metadata.tags or ()), LIBRARY, *TAGS})
-    metadata.license = details.license or metadata.license
-    metadata.source_datasets = [details.dataset] if details.dataset else metadata.source_datasets
+    card.data["tags"] = sorted({*(card.data.get("tags") or ()), LIBRARY, *TAGS})
+    if details.license:
+        card.data["license"] = details.license
+    if details.dataset:
+        card.data["source_datasets"] = [details.dataset]
     return str(card)
