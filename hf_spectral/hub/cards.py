@@ -73,7 +73,12 @@ def basis_context(basis: SpectralBasis, repo_id: str, details: CardDetails, pict
 
 
 def rows_context(
-    rows: datasets.Dataset, basis: SpectralBasis, repo_id: str, details: CardDetails, name: str
+    rows: datasets.Dataset,
+    basis: SpectralBasis,
+    repo_id: str,
+    details: CardDetails,
+    name: str,
+    pictures: Sequence[str],
 ) -> dict[str, Any]:
     """Gather what the card of an analyzed dataset says.
 
@@ -83,6 +88,7 @@ def rows_context(
         repo_id: Where they will be.
         details: From the user.
         name: Of the configuration.
+        pictures: Paths of the pictures in the repository.
 
     Returns:
         JSON values by name.
@@ -91,8 +97,8 @@ def rows_context(
         **_of_basis(basis, details),
         "repo_id": repo_id,
         "name": name,
+        "pictures": list(pictures),
         "num_rows": len(rows),
-        "columns": list(rows.column_names),
         "dtype": rows.features["eigenvectors"].feature.dtype,
     }
 

@@ -52,14 +52,15 @@ def push_rows(
             "basis", expected="the basis that made the rows, which their card describes", got=None, fix="Pass basis=..."
         )
     name = config_name(basis)
-    context = rows_context(rows, basis, repository.repo_id, details, name)
     others = {key: feature for key, feature in rows.features.items() if key != "segmentation"}
     pictures = rows_pictures(rows, image_column(others, list(others)), basis, name)
+    context = rows_context(rows, basis, repository.repo_id, details, name, sorted(pictures))
     repository.create()
     _require_own(repository)
     message = message or f"Push {len(rows)} rows, {name}, by hf-spectral"
     where = _push_shards(rows, repository, name, message)
-    return where.commit({**pictures, CARD_NAME: _card(where, context, pictures, details).encode()}, f"{message}: card")
+    card = rows_card(_fetch_card(where), context, details)
+    return where.commit({**pictures, CARD_NAME: card.encode()}, f"{message}: card")
 
 
 def config_name(basis: SpectralBasis) -> str:
@@ -83,9 +84,8 @@ def _require_own(repository: Repository) -> None:
         SpectralError: If there are others.
     """
     names = repository.names()
-    if names - {".gitattributes", CARD_NAME} and "eigenvectors" not in (
-        _fetch_card(repository) if CARD_NAME in names else ""
-    ):
+    card = _fetch_card(repository) if CARD_NAME in names else ""
+    if names - {".gitattributes", CARD_NAME} and "eigenvectors" not in card:
         raise repository.taken("another dataset")
 
 
@@ -126,17 +126,22 @@ def _fetch_card(repository: Repository) -> str:
         return file.read()
 
 
-def _card(repository: Repository, context: dict[str, Any], pictures: dict[str, bytes], details: CardDetails) -> str:
-    """Put the section of this configuration beside those of others, below the YAML that is there.
+def rows_card(existing: str, context: dict[str, Any], details: CardDetails) -> str:
+    """Put the section of a configuration beside those of others, below the YAML that is there.
+
+    Args:
+        existing: The card as it is, its YAML by `datasets`.
+        context: What `rows_context` gave, and `pictures`.
+        details: From the user.
 
     Returns:
         The card.
     """
     from huggingface_hub import DatasetCard
 
-    card = DatasetCard(_fetch_card(repository))
+    card = DatasetCard(existing)
     sections = dict(_SECTIONS.findall(card.text))
-    sections[context["name"]] = render("rows_section", {**context, "pictures": sorted(pictures)})
+    sections[context["name"]] = render("rows_section", context)
     texts = [_SECTION.format(name=name, text=text) for name, text in sorted(sections.items())]
     card.text = render("rows", {**context, "sections": texts})
     card.data["tags"] = sorted({*(card.data.get("tags") or ()), LIBRARY, *TAGS})
