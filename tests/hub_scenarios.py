@@ -121,6 +121,7 @@ def app(tmp_path_factory):
     (folder / "app.py").write_text("print('hello')\n")
     (folder / "README.md").write_text("---\nsdk: gradio\napp_file: app.py\n---\n")
     (folder / "requirements.txt").write_text("gradio>=6\n")
+    (folder / "space.json").write_text('{"basis": null, "title": "x"}')
     (folder / "examples").mkdir()
     (folder / "examples" / "a.png").write_bytes(b"\x89PNG")
     for name in (".env", "__pycache__/app.pyc", ".gradio/cache.json"):
@@ -260,11 +261,11 @@ def test_a_space_is_the_app_with_its_settings_and_nothing_private(basis, app):
         ".gitattributes", "app.py", "README.md", "requirements.txt", "space.json", "examples/a.png"
     }  # fmt: skip
     assert there["files"]["app.py"] == (app / "app.py").read_bytes()
-    assert there["files"]["requirements.txt"] == b"gradio>=6\nhf-spectral[app,datasets]\n"
-    assert json.loads(there["files"]["space.json"]) == {"basis": "alice/basis"}
+    assert there["files"]["requirements.txt"] == b"gradio>=6\nhf-spectral[app]\n"
+    assert json.loads(there["files"]["space.json"]) == {"basis": "alice/basis", "title": "x"}
     push_space("alice/space", folder=app, commit_message="Without a basis")
     again = on_the_hub("space", "alice/space")
-    assert json.loads(again["files"]["space.json"]) == {"basis": None}
+    assert json.loads(again["files"]["space.json"]) == {"basis": None, "title": "x"}
     assert again["titles"][2:] == ["Without a basis"]
 
 
@@ -516,7 +517,10 @@ def test_commands_push_what_commands_have_written(pipe, basis, app, tmp_path, mo
     monkeypatch.setattr("hf_spectral.hub.space._installed_app", lambda: contextlib.nullcontext(app))
     code, out, _ = run("space", "alice/cli-space", "--basis", "alice/cli-basis")
     assert (code, out.startswith(f"{HUB}/spaces/alice/cli-space/commit/")) == (0, True)
-    assert json.loads(on_the_hub("space", "alice/cli-space")["files"]["space.json"]) == {"basis": "alice/cli-basis"}
+    assert json.loads(on_the_hub("space", "alice/cli-space")["files"]["space.json"]) == {
+        "basis": "alice/cli-basis",
+        "title": "x",
+    }
 
 
 def test_mistakes_of_the_commands_give_one_line_and_exit_code_2(app, tmp_path, monkeypatch):

@@ -7,11 +7,15 @@ serves an empty one to HF_ENDPOINT=http://127.0.0.1:PORT, HF_HUB_DISABLE_XET=1 a
 
 import asyncio
 import base64
+import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import re
+import socket
 import sys
+import threading
 import urllib.parse
 
 import uvicorn
@@ -405,6 +409,36 @@ def server(hub, port=0):
     """Return a uvicorn server of a stand-in, not yet running."""
     app = BadConnection(build(hub), hub)
     return uvicorn.Server(uvicorn.Config(app, "127.0.0.1", port, log_level="critical", lifespan="off"))
+
+
+@contextlib.contextmanager
+def running(hub):
+    """Serve a stand-in from a thread, until the block ends; give its address."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    served = server(hub)
+    thread = threading.Thread(target=served.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        served.should_exit = True
+        thread.join()
+
+
+def environment_of(address, folder):
+    """Return the environment of a process whose client libraries speak to a stand-in; they read it at import."""
+    environment = os.environ | {
+        "HF_ENDPOINT": address,
+        "HF_HOME": str(folder),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+        # Else `datasets` tells a server of Amazon which dataset was loaded.
+        "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+        "HF_TOKEN": "hf_alicewrites",
+    }
+    environment.pop("HF_HUB_OFFLINE", None)
+    return environment
 
 
 if __name__ == "__main__":

@@ -40,12 +40,13 @@ from hf_spectral.hub.cards import basis_context, rows_context  # noqa: E402
 from hf_spectral.hub.rows import config_name  # noqa: E402
 from hf_spectral.report import LayerReport, layer_report  # noqa: E402
 
-SUMMARY = (
-    "**This is an example of a card.** The pictures are two photographs and their quarters, ten pictures in all: "
-    "enough to show how the parts fit together, far too few to judge the backbone or the method by. The photographs "
-    "are those that scikit-learn ships, china.jpg by danielbuechele and flower.jpg by vultilion, both under "
-    "[CC BY 2.0](https://creativecommons.org/licenses/by/2.0/)."
+ORIGIN = (
+    "**This is an example of a card.** {pictures} Enough to show how the parts fit together, far too few to judge the "
+    "backbone or the method by. The photographs are those that scikit-learn ships, china.jpg by danielbuechele and "
+    "flower.jpg by vultilion, both under [CC BY 2.0](https://creativecommons.org/licenses/by/2.0/)."
 )
+OF_BASES = ORIGIN.format(pictures="It was fitted on two photographs and their quarters, ten pictures in all.")
+OF_ROWS = ORIGIN.format(pictures="The rows are two photographs; the basis was fitted on them and their quarters.")
 BASE_MODEL, LICENSE = "facebook/dinov2-small", "cc-by-2.0"
 ROWS = "alice/dinov2-small-rows"
 
@@ -67,8 +68,8 @@ def records(pipe):
         yield capture.records
 
 
-def details(report=None, examples=()):
-    return CardDetails(SUMMARY, None, BASE_MODEL, LICENSE, report, examples)
+def details(summary, report=None, examples=()):
+    return CardDetails(summary, None, BASE_MODEL, LICENSE, report, examples)
 
 
 def keep(kind, repo_id, name, context):
@@ -81,9 +82,8 @@ def keep(kind, repo_id, name, context):
 
 
 def main():
-    threading.Thread(
-        target=local_hub.server(local_hub.Hub()).run, kwargs={"sockets": [_LISTENING]}, daemon=True
-    ).start()
+    server = local_hub.server(local_hub.Hub())
+    threading.Thread(target=server.run, kwargs={"sockets": [_LISTENING]}, daemon=True).start()
     pipe = hf_spectral.pipeline()
     table = datasets.Dataset.from_dict({"image": list(pictures())}).cast_column("image", datasets.Image())
     report = layer_report(lambda: records(pipe))
@@ -91,7 +91,7 @@ def main():
         basis = hf_spectral.fit(pipe, table, pathway=pathway, num_eigenvectors=16)
         photo = table[0]["image"]
         own = LayerReport(tuple(row for row in report.rows if row.pathway == pathway))
-        about = details(own, [(photo, pipe(photo, basis=basis, num_segments=None)["result"])])
+        about = details(OF_BASES, own, [(photo, pipe(photo, basis=basis, num_segments=None)["result"])])
         repo_id = f"alice/dinov2-small-{pathway}"
         hf_spectral.push_to_hub(basis, repo_id, details=about)
         drawn = ["images/eigenvectors.png", "images/layers.png"]
@@ -99,9 +99,9 @@ def main():
     photographs = table.select([0, 5])
     rows = hf_spectral.transform(pipe, photographs, basis, num_segments=8)
     name = config_name(basis)
-    hf_spectral.push_to_hub(rows, ROWS, basis=basis, details=details())
+    hf_spectral.push_to_hub(rows, ROWS, basis=basis, details=details(OF_ROWS))
     drawn = [f"images/{name}-eigenvectors.png", f"images/{name}-segments.png"]
-    keep("dataset", ROWS, "analyzed-dataset", rows_context(rows, basis, ROWS, details(), name, drawn))
+    keep("dataset", ROWS, "analyzed-dataset", rows_context(rows, basis, ROWS, details(OF_ROWS), name, drawn))
 
 
 if __name__ == "__main__":

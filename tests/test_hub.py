@@ -1,12 +1,9 @@
 """There and back again over HTTP: a local Hub, and the true client libraries in a process of their own."""
 
-import os
+import importlib.util
 import re
-import socket
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -16,49 +13,45 @@ from tests import local_hub
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture
-def hub_address():
-    listening = socket.create_server(("127.0.0.1", 0))
-    server = local_hub.server(local_hub.Hub())
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
-
-
-def test_every_scenario_passes_without_leaving_this_machine(hub_address, tmp_path):
-    # Read when the libraries are imported, hence the process of its own.
-    environment = os.environ | {
-        "HF_ENDPOINT": hub_address,
-        "HF_HOME": str(tmp_path),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_UPDATE_CHECK": "1",
-        # Else `datasets` tells a server of Amazon which dataset was loaded.
-        "HF_UPDATE_DOWNLOAD_COUNTS": "0",
-        "HF_HUB_ETAG_TIMEOUT": "1",
-        "HF_HUB_DOWNLOAD_TIMEOUT": "1",
-        "HF_TOKEN": "hf_alicewrites",
-        "HF_SPECTRAL_TEST_HUB": "1",
-    }
-    environment.pop("HF_HUB_OFFLINE", None)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-o",
-        "addopts=",
-        "-p",
-        "no:cacheprovider",
-        "tests/hub_scenarios.py",
-    ]
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+def test_every_scenario_passes_without_leaving_this_machine(tmp_path):
+    words = ["-q", "-o", "addopts=", "-p", "no:cacheprovider", "tests/hub_scenarios.py"]
+    with local_hub.running(local_hub.Hub()) as address:
+        environment = local_hub.environment_of(address, tmp_path) | {"HF_SPECTRAL_TEST_HUB": "1"}
+        command = [sys.executable, "-m", "pytest", *words]
+        ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     report = ended.stdout[-12_000:] + ended.stderr[-2_000:]
     assert ended.returncode == 0, report
     passed = re.search(r"(\d+) passed", ended.stdout)
     assert passed is not None, report
     assert int(passed[1]) >= 40, report
+
+
+@pytest.mark.skipif(importlib.util.find_spec("spaces_app") is None, reason="the app is not there")
+def test_a_space_starts_from_a_clean_clone_and_answers(tmp_path):
+    from gradio_client import Client, handle_file
+
+    from tests.space_server import free_port, serving
+    from tests.test_pipeline import photo
+    from tests.test_space import choices, downloaded
+
+    hub = local_hub.Hub()
+    with local_hub.running(hub) as address:
+        command = [sys.executable, "-m", "hf_spectral.cli", "space", "alice/space"]
+        environment = local_hub.environment_of(address, tmp_path / "home")
+        said = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert "/spaces/alice/space/commit/" in said.stdout
+    repository = hub.repositories["space", "alice/space"]
+    clone = tmp_path / "clone"
+    for name, file in repository.commits[repository.refs["main"]].items():
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
+        (clone / name).write_bytes(file.data)
+    # Nothing is fetched: what the Space asks for has to be what is installed here.
+    install = ["-m", "pip", "install", "--dry-run", "--no-index", "--requirement", str(clone / "requirements.txt")]
+    installed = subprocess.run([sys.executable, *install], capture_output=True, text=True)
+    assert installed.returncode == 0, installed.stderr
+    assert "Would install" not in installed.stdout
+    photo(120, 160).save(tmp_path / "photo.png")
+    with serving(["app.py"], clone, free_port()) as app:
+        client = Client(app.url, verbose=False, download_files=str(tmp_path / "got"))
+        answer = client.predict(handle_file(str(tmp_path / "photo.png")), *choices(resolution=336), api_name="/analyze")
+    assert downloaded(answer).eigenvectors.shape[1:] == (18, 24)

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     import datasets
 
 SHEET, CHART = "images/eigenvectors.png", "images/layers.png"
-_SHOWN_EIGENVECTORS, _SHOWN_ROWS, _TILE_WIDTH = 12, 4, 240
+# With the photo they fill rows of four.
+_SHOWN_EIGENVECTORS, _SHOWN_ROWS, _TILE_WIDTH = 11, 4, 240
 
 
 def basis_pictures(details: CardDetails) -> dict[str, bytes]:

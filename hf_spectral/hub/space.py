@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 APP_PACKAGE = "spaces_app"
 SETTINGS_NAME = "space.json"
 #: What the app needs of this package where its own requirements do not name it.
-REQUIREMENT = "hf-spectral[app,datasets]"
+REQUIREMENT = "hf-spectral[app]"
 _REQUIREMENTS_NAME = "requirements.txt"
 _NEEDED = ("app.py", "README.md")
 _logger = logging.getLogger(__name__)
@@ -59,7 +59,8 @@ def push_space(
     repository = Repository(repo_id, "space", token, private)
     with contextlib.nullcontext(Path(folder)) if folder is not None else _installed_app() as app:
         files = _app_files(app, requirement)
-    files[SETTINGS_NAME] = (json.dumps({"basis": basis}, indent=2) + "\n").encode()
+    settings = json.loads(files.get(SETTINGS_NAME, b"{}"))
+    files[SETTINGS_NAME] = (json.dumps({**settings, "basis": basis}, indent=2) + "\n").encode()
     if basis is not None:
         _require_basis(repository, basis)
     repository.create()
