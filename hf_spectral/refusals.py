@@ -59,11 +59,12 @@ def said_plainly(repo_id: str, argument: str = "repo_id") -> Iterator[None]:
         ValueError: As it came, likewise.
         RuntimeError: As it came, likewise.
     """
+    refusable: tuple[type[Exception], ...] = (OSError, ValueError, RuntimeError, *_connection_errors())
     try:
         yield
     except SpectralError:
         raise
-    except (OSError, ValueError, RuntimeError, *_connection_errors()) as error:
+    except refusable as error:
         refusal = _refusal_of(error, repo_id)
         if refusal is None:
             raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hf_spectral.basis import files
-from hf_spectral.basis.layers import BasisLayer, factor, match, normalized_factor, random_columns, reduced, unit_tokens
+from hf_spectral.basis.backbone import require_same_backbone
+from hf_spectral.basis.layers import (
+    BasisLayer,
+    factor,
+    layer_columns,
+    match,
+    normalized_factor,
+    reduced,
+    unit_tokens,
+)
 from hf_spectral.basis.mass import coupling
 from hf_spectral.basis.random_walk import diffuse, require_diffusion, walk_config
 from hf_spectral.config import SpectralConfig
@@ -132,16 +141,7 @@ class SpectralBasis:
         Raises:
             SpectralError: If any differs; all that differ are named.
         """
-        unknown = {"revision"} if None in (self.backbone.get("revision"), description.get("revision")) else set()
-        differing = [name for name in self.backbone if name not in unknown]
-        differing = [name for name in differing if description.get(name) != self.backbone[name]]
-        if differing:
-            raise SpectralError(
-                "basis",
-                expected="the backbone it was fitted on, " + _listed(self.backbone, differing),
-                got=_listed(description, differing),
-                fix="Load that backbone, or fit a basis on this one",
-            )
+        require_same_backbone(self.backbone, description)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Write `basis.safetensors` and `config.json`; each appears whole or not at all.
@@ -303,23 +303,3 @@ class Projector:
             config=basis.config,
             solver={"name": "SpectralBasis", "diffusion": self._diffusion, "num_images": basis.num_images},
         )
-
-
-def layer_columns(layers: Sequence[BasisLayer], seed: int) -> tuple[Tensor | None, ...]:
-    """Return the orthonormal columns of each layer that is not kept whole.
-
-    Args:
-        layers: The layers.
-        seed: Seed of the run.
-
-    Returns:
-        A matrix, or None, a layer.
-    """
-    return tuple(
-        None if layer.kept == layer.width else random_columns(layer.width, layer.kept, seed, layer.index)
-        for layer in layers
-    )
-
-
-def _listed(values: dict[str, Any], names: list[str]) -> str:
-    return ", ".join(f"{name}={values.get(name)!r}" for name in names)
