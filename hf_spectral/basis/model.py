@@ -15,15 +15,7 @@ from torch import Tensor
 
 from hf_spectral.basis import files
 from hf_spectral.basis.backbone import require_same_backbone
-from hf_spectral.basis.layers import (
-    BasisLayer,
-    factor,
-    layer_columns,
-    match,
-    normalized_factor,
-    reduced,
-    unit_tokens,
-)
+from hf_spectral.basis.layers import BasisLayer, factor, layer_columns, match, normalized_factor, reduced, unit_tokens
 from hf_spectral.basis.mass import coupling
 from hf_spectral.basis.random_walk import diffuse, require_diffusion, walk_config
 from hf_spectral.config import SpectralConfig
@@ -83,10 +75,8 @@ class SpectralBasis:
     def columns(self, position: int) -> Float[Tensor, "_width _kept"] | None:
         """Return the orthonormal columns that bound the width of one layer, made again from the seed.
 
-        Made layer by layer, after the layer has met a record of its width: a basis of unknown origin may announce any.
-
         Args:
-            position: Of the layer.
+            position: Of a layer that has met a record of its width: a basis of unknown origin may announce any.
 
         Returns:
             A matrix; None for a layer that is kept whole.
@@ -135,8 +125,7 @@ class SpectralBasis:
         """Refuse a backbone that is not the one the basis was fitted on.
 
         Args:
-            description: Names with JSON values; every name that the basis stores has to be there with the same value,
-                but a `revision` that is None on either side, as it is where nobody has written it down.
+            description: Names with JSON values; see `backbone.require_same_backbone`.
 
         Raises:
             SpectralError: If any differs; all that differ are named.
