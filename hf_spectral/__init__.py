@@ -14,6 +14,7 @@ from hf_spectral.graph import JointProblem, build_problem
 from hf_spectral.grid import TokenGrid
 from hf_spectral.pipelines import SpectralPathwaysPipeline, pipeline, register
 from hf_spectral.records import AttentionRecord, Capture
+from hf_spectral.report import LayerReport, layer_report
 from hf_spectral.result import SolveStatus, SpectralResult
 from hf_spectral.segmentation import instances, segment
 from hf_spectral.solvers import EigenSolver, GradientSolver, solve
@@ -28,6 +29,7 @@ __all__ = [
     "FitReport",
     "GradientSolver",
     "JointProblem",
+    "LayerReport",
     "NotConvergedError",
     "SolveStatus",
     "SpectralBasis",
@@ -41,6 +43,7 @@ __all__ = [
     "capture_attention",
     "fit",
     "instances",
+    "layer_report",
     "pipeline",
     "segment",
     "solve",

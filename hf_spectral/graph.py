@@ -221,11 +221,15 @@ def _on_common_grid(parts: list[_GridSum], weight: float) -> tuple[TokenGrid, Af
     masses: list[AffinityOperator] = []
     for part in parts:
         operator = part.finish(weight)
+        mass = part.num_layers * weight * IdentityOperator(part.grid.num_nodes, operator.device)
+        if part.grid.same_map(common):
+            affinities.append(operator)
+            masses.append(mass)
+            continue
         pools = [
             area_pooling(fine, coarse).to(operator.device, torch.float32)
             for fine, coarse in ((common.height, part.grid.height), (common.width, part.grid.width))
         ]
         affinities.append(ResampledOperator(operator, *pools))
-        identity = IdentityOperator(part.grid.num_nodes, operator.device)
-        masses.append(ResampledOperator(part.num_layers * weight * identity, *pools))
+        masses.append(ResampledOperator(mass, *pools))
     return common, SumOperator(affinities), SumOperator(masses)

@@ -1,5 +1,6 @@
 """The command line: files, exit codes, one line for a mistake."""
 
+import csv
 import json
 import runpy
 import subprocess
@@ -179,6 +180,22 @@ def test_pictures_skipped_by_fit_and_transform_give_exit_code_1(backbone, fitted
     assert run("transform", tmp_path / "in", *words, "--basis", out, "--output", tmp_path / "rows") == 1
 
 
+def test_report_writes_a_table_and_a_chart(backbone, tmp_path, capsys, caplog):
+    (tmp_path / "in").mkdir()
+    for number in range(5):
+        photo(60 + 16 * (number % 2), 90, number).save(tmp_path / "in" / f"{number}.png")
+    (tmp_path / "in" / "bad.png").write_text("text")
+    words = ["--model", backbone, "--num-eigenvectors", 4, "--batch-size", 2, "--output", tmp_path / "out"]
+    assert run("report", tmp_path / "in", *words, "--on-error", "skip", "--pathway", "what") == 1
+    table = list(csv.DictReader((tmp_path / "out" / "layers.csv").read_text().splitlines()))
+    assert [row["layer"] for row in table] == ["0", "1", "2", ""]
+    assert {(row["pathway"], row["num_images"]) for row in table} == {("what", "5")}
+    assert np.asarray(Image.open(tmp_path / "out" / "layers.png")).std() > 5
+    assert "bad.png" in caplog.text
+    assert f"{float(table[-1]['where_score']):.3f}" in capsys.readouterr().out
+    assert run("report", tmp_path / "in", *words) == 2
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -187,6 +204,8 @@ def test_pictures_skipped_by_fit_and_transform_give_exit_code_1(backbone, fitted
         (["fit", "IN", "--checkpoint-dir", "CHECKPOINT"], "`checkpoint_dir`: expected a run of the same settings"),
         (["fit", "IN/nowhere"], "Check that the folder exists"),
         (["fit", "BAD"], "bad.png: "),
+        (["report", "IN"], "`images`: expected at least 4, got 3"),
+        (["report", "BAD"], "bad.png: "),
         (["transform", "IN", "--basis", "IN"], "`basis`: expected a folder that SpectralBasis.save_pretrained wrote"),
         (["transform", "IN", "--basis", "BASIS", "--output", "IN"], "`output_dir`: expected a new or empty folder"),
     ],

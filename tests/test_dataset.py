@@ -161,7 +161,7 @@ def damaged(folder, tmp_path):
     return tmp_path
 
 
-def test_a_corrupt_image_is_named_or_skipped_in_both_passes(pipe, damaged, basis):
+def test_a_corrupt_image_is_named_or_skipped_in_both_passes(pipe, damaged, basis, tmp_path):
     with pytest.raises(SpectralError, match="3b.png: .*Mend or remove it, or pass on_error='skip'"):
         fit(pipe, damaged, progress=False)
     report = FitReport()
@@ -170,6 +170,9 @@ def test_a_corrupt_image_is_named_or_skipped_in_both_passes(pipe, damaged, basis
     assert [(one.position, one.name) for one in report.skipped] == [(4, "3b.png"), (7, "5b.jpg")]
     assert "not a picture" in report.skipped[1].reason
     assert str(damaged) not in json.dumps(report.to_dict())
+    found = SpectralBasis.from_pretrained(found.save_pretrained(tmp_path / "basis"))
+    assert [one.split(":")[0] for one in found.skipped] == ["3b.png", "5b.jpg"]
+    assert found.skipped[1] == f"5b.jpg: {report.skipped[1].reason}"
     assert report.num_images == NUM_IMAGES
 
 

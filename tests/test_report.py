@@ -6,14 +6,18 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 
+from hf_spectral import capture_attention, layer_report
 from hf_spectral.errors import SpectralError
 from hf_spectral.grid import TokenGrid
 from hf_spectral.records import AttentionRecord
-from hf_spectral.report import LayerReport, ReportRow, layer_report
+from hf_spectral.report import LayerReport, ReportRow, score_layers
 from hf_spectral.visualization import heat_maps, layer_chart
 from tests.synthetic import random_record
+from tests.test_pipeline import PROCESSOR, photo
+from tests.tiny_backbones import BACKBONES
 
 SETTINGS = {"num_eigenvectors": 4, "num_clusters": 16, "num_reference": 7}
 SIZE = 12
@@ -62,7 +66,7 @@ def by_layer(report, pathway):
 @pytest.fixture(scope="module")
 def report():
     images = photos()
-    return layer_report(lambda: iter(images), **SETTINGS)
+    return score_layers(lambda: iter(images), **SETTINGS)
 
 
 @pytest.mark.parametrize("pathway", ["where", "what"])
@@ -79,13 +83,13 @@ def test_each_layer_scores_what_was_planted_in_it(report, pathway):
 
 def test_batches_and_max_images_change_only_what_is_seen(report):
     images = photos(batch=3)
-    batched = layer_report(lambda: iter(images), **SETTINGS)
+    batched = score_layers(lambda: iter(images), **SETTINGS)
     for one, two in zip(report.rows, batched.rows, strict=True):
         for name in ("where_score", "what_score", "image_score"):
             assert getattr(one, name) == pytest.approx(getattr(two, name), abs=1e-3)
     first = photos(count=6)
     fewer, expected = (
-        layer_report(lambda source=source: iter(source), **SETTINGS, max_images=6)
+        score_layers(lambda source=source: iter(source), **SETTINGS, max_images=6)
         for source in (photos(), photos()[:6])
     )
     assert fewer == expected
@@ -94,7 +98,7 @@ def test_batches_and_max_images_change_only_what_is_seen(report):
 
 def test_layers_of_different_resolution_are_reported_as_well():
     images = photos(coarse=True)
-    rows = by_layer(layer_report(lambda: iter(images), ["what"], **SETTINGS), "what")
+    rows = by_layer(score_layers(lambda: iter(images), ["what"], **SETTINGS), "what")
     assert rows[0].where_score > 0.8
     assert rows[1].what_score > 0.6
     assert set(rows) == {0, 1, 2, None}
@@ -105,7 +109,7 @@ def test_heads_are_layers_of_their_own():
     generator = torch.Generator().manual_seed(1)
     for records in images:  # The second head of the layer of positions sees them out of order.
         records[0].value[:, 1] = records[0].value[:, 1, torch.randperm(SIZE * SIZE, generator=generator)]
-    report = layer_report(lambda: iter(images), ["what"], by_head=True, **SETTINGS)
+    report = score_layers(lambda: iter(images), ["what"], by_head=True, **SETTINGS)
     assert [(row.layer, row.head) for row in report.rows] == [(i, j) for i in range(3) for j in range(2)] + [
         (None, None)
     ]
@@ -115,14 +119,14 @@ def test_heads_are_layers_of_their_own():
 
 def test_windowed_layers_have_no_where():
     images = [[records[0], dataclasses.replace(records[1], windowed=True), records[2]] for records in photos()]
-    report = layer_report(lambda: iter(images), **SETTINGS)
+    report = score_layers(lambda: iter(images), **SETTINGS)
     assert list(by_layer(report, "where")) == [0, 2, None]
     assert list(by_layer(report, "what")) == [0, 1, 2, None]
 
 
 def test_deterministic(report):
     images = photos()
-    assert layer_report(lambda: iter(images), **SETTINGS) == report
+    assert score_layers(lambda: iter(images), **SETTINGS) == report
 
 
 def test_table_as_csv_and_dataset(report, tmp_path):
@@ -139,15 +143,15 @@ def test_messages():
     images = photos(count=4)
     once = iter(images)
     with pytest.raises(SpectralError, match="`images`: expected the same 4 images at every call, got 0 at a later one"):
-        layer_report(lambda: once, **SETTINGS)
+        score_layers(lambda: once, **SETTINGS)
     with pytest.raises(SpectralError, match="`images`: expected at least 4, got 3"):
-        layer_report(lambda: iter(images[:3]), **SETTINGS)
+        score_layers(lambda: iter(images[:3]), **SETTINGS)
     with pytest.raises(SpectralError, match="`images`: expected at least 4, got 0"):
-        layer_report(lambda: iter([]), **SETTINGS)
+        score_layers(lambda: iter([]), **SETTINGS)
     with pytest.raises(SpectralError, match="`pathways`: expected 'where', 'what' or both"):
-        layer_report(lambda: iter(images), ["who"])
+        score_layers(lambda: iter(images), ["who"])
     with pytest.raises(SpectralError, match="`num_eigenvectors`: expected at least 2"):
-        layer_report(lambda: iter(images), num_eigenvectors=1)
+        score_layers(lambda: iter(images), num_eigenvectors=1)
 
 
 def colored(picture, color):
@@ -192,3 +196,74 @@ def test_chart_messages():
 def test_a_report_needs_no_images():
     rows = tuple(ReportRow("what", one, None, "layer", 0.1, 0.2, 0.3, 12, 100) for one in (0, 1, None))
     assert isinstance(LayerReport(rows).chart(), Image.Image)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    model = BACKBONES["dinov2"].model()
+    return transformers.pipeline("spectral-pathways", model=model, image_processor=PROCESSOR)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(6):
+        photo(60 + 16 * (number % 2), 90, number).save(folder / f"{number}.png")
+    return folder
+
+
+def table(report):
+    return [[row.where_score, row.what_score, row.image_score] for row in report.rows]
+
+
+def test_a_dataset_is_scored_as_its_records_are(pipe, pictures):
+    def images():
+        for path in sorted(pictures.iterdir()):
+            with capture_attention(pipe.model) as capture:
+                pipe.model(**pipe.preprocess(str(path))["inputs"])
+            yield capture.records
+
+    expected = score_layers(images, num_eigenvectors=4)
+    for settings in ({}, {"batch_size": 4}):
+        found = layer_report(pipe, pictures, num_eigenvectors=4, progress=False, **settings)
+        np.testing.assert_allclose(table(found), table(expected), atol=1e-4)
+    assert found.skipped == ()
+    assert found.rows[0].num_images == 6
+
+
+def test_an_image_is_skipped_in_every_pass_and_listed(pipe, pictures, tmp_path):
+    for path in pictures.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "4b.png").write_text("text")
+    settings = {"num_eigenvectors": 3, "pathways": ["what"], "progress": False}
+    found = layer_report(pipe, tmp_path, on_error="skip", **settings)
+    np.testing.assert_allclose(table(found), table(layer_report(pipe, pictures, **settings)), atol=1e-6)
+    assert [one.name for one in found.skipped] == ["4b.png"]
+    before_it = layer_report(pipe, tmp_path, max_images=4, **settings)
+    assert before_it.rows[0].num_images == 4
+    with pytest.raises(SpectralError, match=r"4b\.png"):
+        layer_report(pipe, tmp_path, **settings)
+
+
+def test_an_image_that_fails_in_a_later_pass_is_named_even_under_skip(pipe, pictures, monkeypatch):
+    read, count = pipe.preprocess, iter(range(100))
+
+    def failing(image, **kwargs):
+        if next(count) == 8:
+            raise SpectralError("image", expected="a picture", got="none", fix="Mend it")
+        return read(image, **kwargs)
+
+    monkeypatch.setattr(pipe, "preprocess", failing)
+    with pytest.raises(SpectralError, match=r"2\.png.*The first pass could read it"):
+        layer_report(pipe, pictures, num_eigenvectors=3, on_error="skip", progress=False)
+
+
+def test_a_report_over_a_dataset_refuses_what_it_cannot_do(pipe, pictures, tmp_path):
+    with pytest.raises(SpectralError, match="a folder that holds pictures"):
+        layer_report(pipe, tmp_path)
+    with pytest.raises(SpectralError, match="`max_images`"):
+        layer_report(pipe, pictures, max_images=0)
+    for number in range(2):
+        (tmp_path / f"{number}.png").write_text("text")
+    with pytest.raises(SpectralError, match="none of 2: 0.png"):
+        layer_report(pipe, tmp_path, on_error="skip", progress=False)

@@ -206,6 +206,7 @@ class BasisAccumulator:
         seed: int = 0,
         layer_weights: Mapping[int, float | int] | None = None,
         backbone: Mapping[str, Any] | None = None,
+        exactly: bool = True,
     ) -> SpectralBasis:
         """Find the leading eigenvectors of what was added; the accumulator stays as it is.
 
@@ -216,17 +217,20 @@ class BasisAccumulator:
                 One Gram matrix serves them all, as long as the layers of each image share one grid.
             backbone: What identifies the backbone, for `SpectralBasis.check_backbone`: names with JSON values.
 
+            exactly: False takes all eigenvectors there are where fewer exist than wanted.
+
         Returns:
             The basis.
 
         Raises:
-            SpectralError: If the passes saw different images, or fewer eigenvectors exist.
+            SpectralError: If the passes saw different images, or fewer eigenvectors exist and `exactly` so many were
+                wanted.
         """
         require_positive_int("num_eigenvectors", num_eigenvectors)
         totals = self._require_totals()
         weights = final_weights(totals, self.layer_weights, layer_weights)
         config = dataclasses.replace(self.config, num_eigenvectors=num_eigenvectors)
-        return solve_totals(totals, config, weights, seed, self.max_width, dict(backbone or {}))
+        return solve_totals(totals, config, weights, seed, self.max_width, dict(backbone or {}), exactly)
 
     @torch.no_grad()
     def _receive(self, record: AttentionRecord, arrived: list[Arrived]) -> None:

@@ -90,6 +90,7 @@ def _parsed(text: str) -> dict[str, Any]:
         "max_width": lambda value: value is None or _is_count(value),
         "backbone": lambda value: isinstance(value, dict) and not _is_huge(value.get("resolution")),
         "versions": lambda value: isinstance(value, dict) and all(isinstance(one, str) for one in value.values()),
+        "skipped": lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value),
     }
     if not isinstance(values, dict) or set(values) != set(checks):
         raise ValueError(f"{CONFIG_NAME} does not have the keys {', '.join(sorted(checks))}, and these only")
@@ -106,6 +107,7 @@ def _parsed(text: str) -> dict[str, Any]:
     if values["max_width"] is None and any(layer.kept < layer.width for layer in values["layers"]):
         raise ValueError("a layer is bounded without a max_width")
     values["config"] = _settings(values["config"])
+    values["skipped"] = tuple(values["skipped"])
     return values
 
 

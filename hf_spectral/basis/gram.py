@@ -61,14 +61,19 @@ class BlockGram:
             coupling: Of these grids; None where there is one grid and the blocks are G_l^T G_m.
         """
         if coupling is None:
-            rows = torch.cat(list(factors), dim=1)
-            for part in rows.split(_ROWS):
-                for block, start, rank in zip(self.blocks, self.starts, self.ranks, strict=False):
-                    block.add_(part[:, start : start + rank].T @ part[:, start:])
+            for part in torch.cat(list(factors), dim=1).split(_ROWS):
+                self._add_rows(part.split(self.ranks, dim=1))
             return
         runs = [(shape, [i for i, _ in run]) for shape, run in itertools.groupby(enumerate(shapes), lambda one: one[1])]
         for left, right in itertools.combinations_with_replacement(runs, 2):
             self._add_runs(factors, left, right, coupling)
+
+    def _add_rows(self, layers: Sequence[Tensor]) -> None:
+        """Add G_l^T G_m, a pair of layers at a time: each product is added while it is in the processor's cache."""
+        for left, block in enumerate(self.blocks):
+            parts = block.split(self.ranks[left:], dim=1)
+            for part, right in zip(parts, layers[left:], strict=True):
+                part.add_(layers[left].T @ right)
 
     def _add_runs(
         self,

@@ -52,6 +52,7 @@ class SpectralBasis:
         max_width: Bound on the sum of the factors' columns, or None.
         backbone: What the caller says about the backbone: names with JSON values.
         versions: Of the packages that made it.
+        skipped: Images of the dataset that were left out, each as its name and the reason.
     """
 
     eigenvalues: Float[Tensor, " eigenvectors"]
@@ -67,6 +68,7 @@ class SpectralBasis:
     max_width: int | None = None
     backbone: dict[str, Any] = dataclasses.field(default_factory=dict)
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
 
     @functools.cached_property
     def _columns(self) -> dict[int, Float[Tensor, "_width _kept"] | None]:
@@ -153,6 +155,7 @@ class SpectralBasis:
             "max_width": self.max_width,
             "backbone": self.backbone,
             "versions": self.versions,
+            "skipped": list(self.skipped),
         }
         return files.write(Path(folder), described, tensors)
 

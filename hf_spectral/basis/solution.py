@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +23,7 @@ def solve_totals(
     seed: int,
     max_width: int | None,
     backbone: dict[str, Any],
+    exactly: bool = True,
 ) -> SpectralBasis:
     """Find the leading eigenvectors and fold weights and signs into one projection a layer.
 
@@ -32,12 +34,13 @@ def solve_totals(
         seed: Seed of the start vectors.
         max_width: For the record.
         backbone: For the record.
+        exactly: False takes all eigenvectors there are where fewer exist than wanted.
 
     Returns:
         The basis.
 
     Raises:
-        SpectralError: If fewer eigenvectors exist.
+        SpectralError: If fewer eigenvectors exist, and `exactly` so many were wanted.
     """
     used = [position for position, weight in enumerate(weights) if weight > 0]
     ranks = [totals.ranks[position] for position in used]
@@ -46,7 +49,7 @@ def solve_totals(
     roots = torch.cat([torch.full_like(part, weights[i] ** 0.5) for i, part in zip(used, signs, strict=True)])
     gram = totals.start_gram().symmetrize_().restricted(used)
     pairs = leading_eigenpairs(Pencil(gram, roots, torch.cat(signs)), config.num_eigenvectors, seed)
-    if len(pairs.values) < config.num_eigenvectors:
+    if len(pairs.values) < config.num_eigenvectors and exactly:
         raise SpectralError(
             "num_eigenvectors",
             expected=f"at most the {len(pairs.values)} that the tokens of {totals.num_in_gram} images determine",
@@ -67,7 +70,7 @@ def solve_totals(
         weights=tuple(weights[position] for position in used),
         num_images=totals.num_in_gram,
         num_nodes=totals.num_nodes,
-        config=config,
+        config=dataclasses.replace(config, num_eigenvectors=len(pairs.values)),
         max_width=max_width,
         backbone=backbone,
         versions=_versions(),

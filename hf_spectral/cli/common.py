@@ -35,6 +35,18 @@ def add_output(parser: argparse.ArgumentParser, default: str = "spectral-output"
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: the first accelerator, else cpu")
 
 
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """Add the folder of pictures and how it is read.
+
+    Args:
+        parser: Of a command.
+    """
+    parser.add_argument("folder", metavar="FOLDER", help="pictures, subfolders included")
+    parser.add_argument("--model", help="repository id or folder (default: facebook/dinov2-small)")
+    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="pictures read together; default: 1")
+    parser.add_argument("--on-error", choices=("raise", "skip"), default="raise", help="default: raise")
+
+
 def load(model: str | None, device: str | None, settings: dict[str, Any] | None = None) -> SpectralPathwaysPipeline:
     """Load the backbone; what cannot be loaded is the user's to mend.
 

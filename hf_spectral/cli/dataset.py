@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_spectral.basis import SpectralBasis
-from hf_spectral.cli.common import DONE, SOME_FAILED, add_output, load
+from hf_spectral.cli.common import DONE, SOME_FAILED, add_output, add_reading, load
 from hf_spectral.config import PATHWAYS
 from hf_spectral.dataset import FitReport, fit, transform
 from hf_spectral.dataset.processes import Processes, announced_device
@@ -21,7 +21,7 @@ def add_parsers(commands: Any) -> None:
     """
     fitting = commands.add_parser("fit", help="one basis for all pictures of a folder")
     fitting.set_defaults(command=run_fit)
-    _add_reading(fitting)
+    add_reading(fitting)
     fitting.add_argument("--pathway", choices=PATHWAYS, default="what", help="default: what")
     fitting.add_argument("--num-eigenvectors", type=int, default=32, metavar="N", help="default: 32")
     fitting.add_argument("--resolution", type=int, metavar="PIXELS", help="longer side; default: the backbone's")
@@ -34,7 +34,7 @@ def add_parsers(commands: Any) -> None:
 
     rows = commands.add_parser("transform", help="eigenvectors of all pictures of a folder, as rows of a dataset")
     rows.set_defaults(command=run_transform)
-    _add_reading(rows)
+    add_reading(rows)
     rows.add_argument("--basis", required=True, metavar="DIR", help="what fit has written, or user/name of the Hub")
     rows.add_argument("--num-segments", type=int, metavar="N", help="clusters over all pictures; default: none")
     rows.add_argument("--diffusion", type=float, metavar="A", help="0 (off) to 0.999; default: 0.9")
@@ -81,10 +81,3 @@ def run_transform(options: argparse.Namespace) -> int:
     if Processes(pipe.device).is_main:
         print(f"{len(rows)} rows written to {options.output}; read them by datasets.load_from_disk")
     return SOME_FAILED if report.skipped else DONE
-
-
-def _add_reading(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="FOLDER", help="pictures, subfolders included")
-    parser.add_argument("--model", help="repository id or folder (default: facebook/dinov2-small)")
-    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="pictures read together; default: 1")
-    parser.add_argument("--on-error", choices=("raise", "skip"), default="raise", help="default: raise")

@@ -19,6 +19,8 @@ from hf_spectral.dataset.report import FitReport, Skipped, log_skipped
 from hf_spectral.dataset.source import Source, none_left, open_source
 
 _SUMS, _GRAM = "sums", "gram"
+# The description of a basis is to stay small.
+_MAX_LISTED = 1000
 
 
 def fit(
@@ -63,13 +65,14 @@ def fit(
         max_width: Bound on the width of the Gram matrix, for wide backbones; see `BasisAccumulator`.
         checkpoint_dir: Where to save what was added up; None saves nothing.
         checkpoint_every: Images between two saves, rounded up to whole batches: at most so many are read again.
-        on_error: "raise" names the image that fails; "skip" leaves it out of both passes and lists it in `report`.
+        on_error: "raise" names the image that fails; "skip" leaves it out of both passes and lists it in
+            `basis.skipped`.
         seed: Seed of the bounded width and of the solver's start.
         progress: True shows bars with images per second.
         report: Filled with what was skipped and with the figures of the run.
 
     Returns:
-        The basis; it knows the backbone it belongs to.
+        The basis; it knows the backbone it belongs to, and what was skipped.
 
     Raises:
         SpectralError: If an argument is out of range, the dataset is empty or has no column of pictures, an image
@@ -110,12 +113,18 @@ def fit(
         settings.pop("num_eigenvectors")
         run = dataclasses.replace(run, checkpoint=Checkpoint(Path(checkpoint_dir), settings, processes.rank))
     basis, skipped = run.basis(num_eigenvectors, seed, backbone)
+    basis = dataclasses.replace(basis, skipped=_listed(skipped))
     if processes.is_main:
         log_skipped(skipped)
     if report is not None:
         report.num_images, report.skipped = basis.num_images, skipped
         report.num_processes, report.seconds = processes.count, time.perf_counter() - begun
     return basis
+
+
+def _listed(skipped: Sequence[Skipped]) -> tuple[str, ...]:
+    listed = [f"{one.name}: {one.reason}" for one in skipped[:_MAX_LISTED]]
+    return (*listed, f"and {len(skipped) - _MAX_LISTED} more") if len(skipped) > _MAX_LISTED else tuple(listed)
 
 
 @dataclasses.dataclass

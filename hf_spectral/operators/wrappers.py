@@ -67,8 +67,9 @@ class ResampledOperator(AffinityOperator):
 
     @staticmethod
     def _along_axes(vectors: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        maps = vectors.reshape(rows.shape[1], columns.shape[1], -1)
-        return torch.einsum("ih,jw,hwk->ijk", rows, columns, maps).reshape(-1, vectors.shape[1])
+        # One axis after the other: both at once would form their Kronecker product, as large as a dense matrix.
+        along_rows = rows @ vectors.reshape(rows.shape[1], -1)
+        return (columns @ along_rows.view(rows.shape[0], columns.shape[1], -1)).view(-1, vectors.shape[1])
 
 
 def inverse_root_degree(degree: Degree) -> Degree:

@@ -31,7 +31,7 @@ _MAX_HEADS = 1024
 _LEAST_IMAGES = 4
 
 
-def layer_report(
+def score_layers(
     images: ImageSource,
     pathways: Sequence[Pathway] = PATHWAYS,
     num_eigenvectors: int = 13,
@@ -66,7 +66,7 @@ def layer_report(
         max_images: Stop after about so many images (at the end of a batch); None takes all. At least four are needed.
         max_width: Bound on the width of the Gram matrix, see `BasisAccumulator`.
         num_clusters: Clusters of the yardstick.
-        num_reference: Eigenvectors that it is made from, the trivial one among them.
+        num_reference: Eigenvectors that it is made from, the trivial one among them; fewer where fewer exist.
         seed: Seed of start vectors, of the bounded width and of the clusters.
         progress: Show a progress bar.
 
@@ -86,7 +86,7 @@ def layer_report(
         for room in rooms:
             room.add_gram(records)
     scored = [one for room in rooms for one in room.solve(num_eigenvectors, seed)]
-    reference = rooms[-1].whole.solve(num_reference, seed)
+    reference = rooms[-1].whole.solve(num_reference, seed, exactly=False)
     maps = [_around(one) for records in passes.run("3/4 identity") for one in _projected(reference, records)]
     clusters = iter(semantic_segmentation(maps, num_clusters, seed=seed))
     for records in passes.run("4/4 scores"):

@@ -13,6 +13,7 @@ from PIL import Image
 
 from hf_spectral.atomic import replacing
 from hf_spectral.config import PATHWAYS, Pathway
+from hf_spectral.dataset.report import Skipped
 from hf_spectral.errors import SpectralError
 from hf_spectral.visualization import heat_maps, layer_chart
 
@@ -53,9 +54,11 @@ class LayerReport:
 
     Args:
         rows: By pathway, in call order, all together last.
+        skipped: Images that were left out, in the order of the dataset.
     """
 
     rows: tuple[ReportRow, ...]
+    skipped: tuple[Skipped, ...] = ()
 
     def to_csv(self, path: str | os.PathLike[str]) -> Path:
         """Write the table as a CSV file with a header; it appears whole or not at all.

@@ -28,7 +28,7 @@ from hf_spectral.metrics import majority_miou, matched_miou, normalized_mutual_i
 from hf_spectral.pipelines import SpectralPathwaysPipeline
 from hf_spectral.pipelines.images import read_image
 from hf_spectral.records import AttentionRecord
-from hf_spectral.report import layer_report
+from hf_spectral.report import score_layers
 from hf_spectral.segmentation import semantic_segmentation
 from hf_spectral.solvers import DatasetGradientSolver
 from tests.benchmarks.common import (
@@ -89,7 +89,7 @@ def scores(pipe: SpectralPathwaysPipeline, options: argparse.Namespace) -> Rows:
     def images() -> Iterator[Sequence[AttentionRecord]]:
         return (records_and_tokens(pipe, read_image(path), options.resolution)[0] for path in paths)
 
-    report = layer_report(images, progress=sys.stderr.isatty())
+    report = score_layers(images, progress=sys.stderr.isatty())
     if options.json:
         report.chart().save(options.json.with_suffix(".layers.png"))
     rows = [
