@@ -174,7 +174,10 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.float64)
+        with np.errstate(invalid="ignore"):  # Of a NaN that signals.
+            values = np.asarray(image).astype(np.float64)
+        if not np.isfinite(values).all():
+            raise ValueError("pixels that are not finite")
         low, high = (
             (0.0, 65535.0) if image.mode.startswith("I") and values.max() > 255 else (values.min(), values.max())
         )
