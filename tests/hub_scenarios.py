@@ -5,6 +5,7 @@ Nothing here may reach beyond this machine: an audit hook sees every connection 
 
 import base64
 import contextlib
+import dataclasses
 import getpass
 import io
 import json
@@ -238,6 +239,16 @@ def test_configurations_of_other_pathways_stand_beside_each_other(basis, rows, t
     assert datasets.get_dataset_config_names("alice/rows") == names
     same_rows(datasets.load_dataset("alice/rows", names[0], split="train"), rows)
     assert run_block(card.text)["row"]["shape"] == rows[0]["shape"]
+
+
+def test_names_of_files_that_were_left_out_stay_at_home(basis):
+    left_out = dataclasses.replace(basis, skipped=("diary-3.png: a file that is not a picture",))
+    push_to_hub(left_out, "alice/left-out")
+    files = on_the_hub("model", "alice/left-out")["files"]
+    assert not any(b"diary" in content for content in files.values())
+    assert "| left out | 1 that could not be read |" in files["README.md"].decode()
+    assert SpectralBasis.from_pretrained("alice/left-out").skipped == ()
+    assert len(left_out.skipped) == 1
 
 
 def test_a_result_goes_and_comes_back_byte_by_byte(pipe, tmp_path):

@@ -33,7 +33,6 @@ from PIL import Image  # noqa: E402
 from sklearn.datasets import load_sample_image  # noqa: E402
 
 import hf_spectral  # noqa: E402
-from hf_spectral.capture import capture_attention  # noqa: E402
 from hf_spectral.config import PATHWAYS  # noqa: E402
 from hf_spectral.hub import CardDetails  # noqa: E402
 from hf_spectral.hub.cards import basis_context, rows_context  # noqa: E402
@@ -61,13 +60,6 @@ def pictures():
             yield photo.crop((left, top, left + width, top + height))
 
 
-def records(pipe):
-    for picture in pictures():
-        with capture_attention(pipe.model) as capture:
-            pipe.model(**pipe.preprocess(picture)["inputs"])
-        yield capture.records
-
-
 def details(summary, report=None, examples=()):
     return CardDetails(summary, None, BASE_MODEL, LICENSE, report, examples)
 
@@ -86,7 +78,7 @@ def main():
     threading.Thread(target=server.run, kwargs={"sockets": [_LISTENING]}, daemon=True).start()
     pipe = hf_spectral.pipeline()
     table = datasets.Dataset.from_dict({"image": list(pictures())}).cast_column("image", datasets.Image())
-    report = layer_report(lambda: records(pipe))
+    report = layer_report(pipe, table)
     for pathway in PATHWAYS:
         basis = hf_spectral.fit(pipe, table, pathway=pathway, num_eigenvectors=16)
         photo = table[0]["image"]

@@ -40,6 +40,7 @@ HARMLESS = {
     ("layers", 0, "timestep"): [None, -1, -(2**63), 1.5, 2**62],
     ("backbone",): [{}, {"a": 1}],
     ("versions",): [{}],
+    ("skipped",): [[]],
     ("solver",): [{}, {"a": 1}],
 }
 

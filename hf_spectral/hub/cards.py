@@ -188,6 +188,7 @@ def _of_basis(basis: SpectralBasis, details: CardDetails) -> dict[str, Any]:
         "is_offline_copy": name == OFFLINE_NAME,
         "loaded_by": _loaded_by(name, backbone.get("revision")),
         "num_images": basis.num_images,
+        "num_skipped": len(basis.skipped),
         "num_nodes": basis.num_nodes,
         "num_layers": len(basis.layers),
         "num_eigenvectors": len(basis.eigenvalues),

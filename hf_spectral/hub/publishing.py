@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import tempfile
 from pathlib import Path
@@ -86,8 +87,10 @@ def push_to_hub(
 def _basis_files(basis: SpectralBasis, repo_id: str, details: CardDetails) -> dict[str, bytes]:
     pictures = basis_pictures(details)
     card = render("basis", basis_context(basis, repo_id, details, sorted(pictures)))
+    # Which of the user's files could not be read is nobody's business; the card says how many.
+    public = dataclasses.replace(basis, skipped=())
     with tempfile.TemporaryDirectory() as scratch:
-        folder = basis.save_pretrained(scratch)
+        folder = public.save_pretrained(scratch)
         saved = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
     return {**saved, **pictures, CARD_NAME: card.encode()}
 
