@@ -55,7 +55,11 @@ register()
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs diffusers when it is asked for, since importing diffusers takes seconds."""
+    """Import what few need when it is asked for: diffusers takes seconds, and pushing brings the cards with it."""
+    if name in ("CardDetails", "push_space", "push_to_hub"):
+        from hf_spectral import hub
+
+        return getattr(hub, name)
     if name == "SpectralDiffusionPipeline":
         from hf_spectral.pipelines.diffusers import SpectralDiffusionPipeline
 

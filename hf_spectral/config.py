@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
@@ -65,7 +66,11 @@ class SpectralConfig:
             )
         require_positive_int("num_eigenvectors", self.num_eigenvectors)
         require_positive_int("num_neighbors", self.num_neighbors)
-        if self.temperature is not None and not self.temperature > 0:
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise SpectralError("seed", expected="an integer", got=repr(self.seed), fix="Leave it out for 0")
+        if not _is_number(self.threshold):
+            raise SpectralError("threshold", expected="a finite number", got=repr(self.threshold), fix="Leave it out")
+        if self.temperature is not None and not (_is_number(self.temperature) and self.temperature > 0):
             raise SpectralError(
                 "temperature", expected="a number above 0, or None", got=self.temperature, fix="Leave it out"
             )
@@ -81,18 +86,21 @@ class SpectralConfig:
         """Build the settings from what `to_dict` gave.
 
         Args:
-            values: Field names with their values; a list stands for the tuple of layers.
+            values: Every field's name with its value; a list stands for the tuple of layers.
 
         Returns:
             The validated settings.
 
         Raises:
-            SpectralError: If a name is unknown or a value is out of range.
+            SpectralError: If a name is unknown or missing, or a value is out of range.
         """
-        unknown = set(values) - {field.name for field in dataclasses.fields(cls)}
-        if unknown:
+        names = {field.name for field in dataclasses.fields(cls)}
+        if set(values) != names:
             raise SpectralError(
-                "config", expected="fields of SpectralConfig", got=sorted(unknown), fix="Update hf-spectral"
+                "config",
+                expected=f"the fields {', '.join(sorted(names))}",
+                got=f"unknown {sorted(set(values) - names)}, missing {sorted(names - set(values))}",
+                fix="Update hf-spectral",
             )
         return cls(**values)
 
@@ -140,6 +148,10 @@ def _require_one_of(argument: str, value: object, allowed: tuple[str, ...]) -> N
     if value not in allowed:
         names = ", ".join(repr(name) for name in allowed)
         raise SpectralError(argument, expected=f"one of {names}", got=repr(value), fix="Choose one of these names")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _as_layer_indices(layers: Any) -> tuple[int, ...]:

@@ -9,8 +9,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -18,7 +18,11 @@ from hf_spectral.atomic import replacing
 from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
 from hf_spectral.grid import TokenGrid
+from hf_spectral.snapshot import fetch, is_repository
+from hf_spectral.tensor_files import DAMAGE, one_line, parse_json, read_header, read_tensors
 
+#: Name of the file of a result in a repository of the Hub.
+RESULT_NAME = "result.safetensors"
 _FORMAT = "hf_spectral.SpectralResult/1"
 
 
@@ -98,41 +102,76 @@ class SpectralResult:
         return path
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> SpectralResult:
-        """Read what `save` wrote.
+    def load(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+    ) -> SpectralResult:
+        """Read what `save` wrote. Nothing in it is trusted: sizes are compared before memory is taken.
 
         Args:
-            path: A safetensors file.
+            source: A safetensors file, or the id of a repository of the Hub, `user/name`.
+            revision: Branch, tag or commit of the repository.
+            cache_dir: Where downloads are kept; None takes the place that all of Hugging Face shares.
+            token: For a private or gated repository; None takes the one of `hf auth login`.
+            local_files_only: Take what is in the cache, and ask nobody.
 
         Returns:
             The result, on the CPU.
 
         Raises:
-            SpectralError: If the file is not one that `save` wrote, or its parts do not fit each other.
+            SpectralError: If the file is not one that `save` wrote, or its parts do not fit each other, or the Hub does
+                not give it.
         """
+        path = Path(source)
+        if is_repository(source):
+            path = fetch(str(source), [RESULT_NAME], revision, cache_dir, token, local_files_only) / RESULT_NAME
         try:
             return cls(**_parsed(path))
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        except DAMAGE as error:
             raise SpectralError(
-                "path", expected="a file that SpectralResult.save wrote", got=error, fix="Make it again by `analyze`"
+                "path",
+                expected="a file that SpectralResult.save wrote",
+                got=f"{source}: {one_line(error)}",
+                fix="Make it again by `analyze`",
             ) from error
 
 
-def _parsed(path: str | os.PathLike[str]) -> dict[str, Any]:
-    with safe_open(str(path), framework="pt") as file:
-        described = json.loads((file.metadata() or {}).get("hf_spectral", "{}"))
-        tensors = {name: file.get_tensor(name) for name in ("eigenvalues", "eigenvectors", "residuals")}
-    if described.get("format") != _FORMAT:
-        raise ValueError(f"format {described.get('format')!r}")
-    count, height, width = tensors["eigenvectors"].shape
-    if not tensors["eigenvalues"].shape == tensors["residuals"].shape == (count,):
-        raise ValueError("tensors whose shapes do not fit each other")
+def _parsed(path: Path) -> dict[str, Any]:
+    header, _ = read_header(path)
+    described = parse_json(header["__metadata__"]["hf_spectral"])
+    if described["format"] != _FORMAT:
+        raise ValueError(f"format {str(described['format'])[:60]!r}")
+    shape = header["eigenvectors"]["shape"]
+    if len(shape) != 3 or not all(_is_count(length) for length in shape):
+        raise ValueError(f"eigenvectors of shape {str(shape)[:60]}")
+    forms = dict.fromkeys(("eigenvalues", "residuals"), (torch.float32, (shape[0],)))
+    tensors, _ = read_tensors(path, {**forms, "eigenvectors": (torch.float32, tuple(shape))})
+    config = SpectralConfig.from_dict(described["config"])
+    if config.num_eigenvectors != shape[0]:
+        raise ValueError(f"{shape[0]} eigenvectors where the config has {str(config.num_eigenvectors)[:60]}")
+    layers = described["layers"]
+    if not isinstance(layers, list) or not all(isinstance(name, str) for name in layers):
+        raise ValueError("layers that are no names")
+    if not isinstance(described["solver"], dict):
+        raise ValueError("a solver that is no mapping")
+    for name in ("steps", "num_prefix"):
+        if described[name] is True or not _is_count(described[name] + 1):
+            raise ValueError(f"{name} of {str(described[name])[:60]}")
     return {
         **tensors,
         "status": SolveStatus(described["status"]),
-        "steps": int(described["steps"]),
-        "grid": TokenGrid(height, width, described["num_prefix"]),
-        "layers": tuple(described["layers"]),
-        "config": SpectralConfig.from_dict(described["config"]),
-        "solver": dict(described["solver"]),
+        "steps": described["steps"],
+        "grid": TokenGrid(shape[1], shape[2], described["num_prefix"]),
+        "layers": tuple(layers),
+        "config": config,
+        "solver": described["solver"],
     }
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**31

@@ -390,6 +390,14 @@ def test_another_backbone_is_refused_with_the_difference():
         basis.check_backbone({"id": "facebook/dinov2-small", "hidden_size": 768})
 
 
+def test_a_revision_counts_where_both_are_known():
+    basis = fitted(dataset(EQUAL[:2])).solve(2, backbone={"revision": "a" * 40})
+    basis.check_backbone({"revision": None})
+    basis.check_backbone({"revision": "a" * 40})
+    with pytest.raises(SpectralError, match="revision='bb"):
+        basis.check_backbone({"revision": "b" * 40})
+
+
 def _edit_config(change):
     def edit(folder):
         values = json.loads((folder / "config.json").read_text())

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from hf_spectral.basis.arrival import Arrived, chosen_layers, in_order, received
-from hf_spectral.basis.layers import BasisLayer, factor, match, normalized_factor, reduced
+from hf_spectral.basis.layers import BasisLayer, factor, layer_columns, match, normalized_factor, reduced
 from hf_spectral.basis.mass import coupling
-from hf_spectral.basis.model import SpectralBasis, layer_columns
+from hf_spectral.basis.model import SpectralBasis
 from hf_spectral.basis.solution import solve_totals
 from hf_spectral.basis.totals import Totals, require_same
 from hf_spectral.basis.weights import final_weights, require_weight_of_each, require_weights, weight_list

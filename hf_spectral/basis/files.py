@@ -10,26 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from hf_spectral.atomic import replacing
 from hf_spectral.basis.layers import BasisLayer
 from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
+from hf_spectral.tensor_files import DAMAGE, Form, one_line, parse_json, read_tensors, read_text
 
 FORMAT = "hf_spectral.SpectralBasis/1"
 CONFIG_NAME = "config.json"
 TENSORS_NAME = "basis.safetensors"
 
-# A description of a few hundred layers takes some ten thousand characters.
-_MAX_TEXT_BYTES = 4 << 20
-# Random columns of `width` rows are made when a bounded basis is used.
 _MAX_LAYER_WIDTH = 1 << 17
-_DTYPES = {torch.float32: ("F32", 4), torch.float64: ("F64", 8), torch.int64: ("I64", 8)}
-
-_Form = tuple[torch.dtype, tuple[int, ...]]
+# Pictures are enlarged to it when a basis is used.
+_MAX_RESOLUTION = 1 << 13
 
 
 def write(folder: Path, described: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
@@ -54,11 +50,12 @@ def write(folder: Path, described: dict[str, Any], tensors: dict[str, Tensor]) -
     return folder
 
 
-def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read(folder: Path, name: str | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read both files. The sizes that the description implies are compared with the file's before it is read.
 
     Args:
         folder: A local folder.
+        name: What messages call it: the repository it was fetched from; None takes the folder's own.
 
     Returns:
         The description, with `layers` and `config` as objects, and the tensors by name.
@@ -67,32 +64,21 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         SpectralError: If a file is missing, damaged, or does not fit the other.
     """
     try:
-        described = _parsed(_small_text(folder / CONFIG_NAME))
+        described = _parsed(read_text(folder / CONFIG_NAME))
         forms = _expected_forms(described)
         return described, _tensors(folder / TENSORS_NAME, forms, described.pop("sha256"))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+    except DAMAGE as error:
         raise SpectralError(
             "basis",
-            expected=f"a folder that SpectralBasis.save_pretrained wrote ({CONFIG_NAME} and {TENSORS_NAME})",
-            got=f"{folder}: {reason}",
+            expected=f"a folder that SpectralBasis.save_pretrained wrote ({CONFIG_NAME} and {TENSORS_NAME}), "
+            "or a repository of the Hub that holds these",
+            got=f"{name or folder}: {one_line(error)}",
             fix="Fetch it again, or fit the basis anew",
         ) from error
 
 
-def _small_text(path: Path) -> str:
-    size = path.stat().st_size
-    if size > _MAX_TEXT_BYTES:
-        raise ValueError(f"{path.name} of {size} bytes")
-    return path.read_bytes().decode()
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number")
-
-
 def _parsed(text: str) -> dict[str, Any]:
-    values = json.loads(text, parse_constant=_refuse_constant)
+    values = parse_json(text)
     checks: dict[str, Callable[[Any], bool]] = {
         "format": lambda value: value == FORMAT,
         "sha256": lambda value: isinstance(value, str),
@@ -102,7 +88,7 @@ def _parsed(text: str) -> dict[str, Any]:
         "num_nodes": _is_count,
         "config": lambda value: isinstance(value, dict),
         "max_width": lambda value: value is None or _is_count(value),
-        "backbone": lambda value: isinstance(value, dict),
+        "backbone": lambda value: isinstance(value, dict) and not _is_huge(value.get("resolution")),
         "versions": lambda value: isinstance(value, dict) and all(isinstance(one, str) for one in value.values()),
         "skipped": lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value),
     }
@@ -127,7 +113,7 @@ def _parsed(text: str) -> dict[str, Any]:
 
 def _settings(values: dict[str, Any]) -> SpectralConfig:
     config = SpectralConfig.from_dict(values)
-    if config.affinity != "cosine" or config.heads != "merged" or not _is_integer(config.seed):
+    if config.affinity != "cosine" or config.heads != "merged":
         raise ValueError("the config is not one of a basis")
     return config
 
@@ -142,10 +128,10 @@ def _layer(values: Any) -> BasisLayer:
     return layer
 
 
-def _expected_forms(described: dict[str, Any]) -> dict[str, _Form]:
+def _expected_forms(described: dict[str, Any]) -> dict[str, Form]:
     config: SpectralConfig = described["config"]
     count = config.num_eigenvectors
-    forms: dict[str, _Form] = {
+    forms: dict[str, Form] = {
         "eigenvalues": (torch.float32, (count,)),
         "residuals": (torch.float32, (count,)),
         "num_tokens": (torch.int64, (len(described["layers"]),)),
@@ -156,39 +142,18 @@ def _expected_forms(described: dict[str, Any]) -> dict[str, _Form]:
     return forms
 
 
-def _tensors(path: Path, forms: dict[str, _Form], checksum: str) -> dict[str, Tensor]:
+def _tensors(path: Path, forms: dict[str, Form], checksum: str) -> dict[str, Tensor]:
     """Return the tensors, after the header and the file's size were compared with the forms.
 
     Raises:
         ValueError: If they do not agree, or a number is out of range.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(_MAX_TEXT_BYTES, size - 8):
-            raise ValueError(f"{path.name} has no header")
-        header = json.loads(file.read(length).decode(), parse_constant=_refuse_constant)
-    if not isinstance(header, dict) or set(header) - {"__metadata__"} != set(forms):
-        raise ValueError(f"{path.name} does not hold the tensors that {CONFIG_NAME} implies")
-    total = 0
-    for name, (dtype, shape) in forms.items():
-        code, item_bytes = _DTYPES[dtype]
-        if header[name]["dtype"] != code or header[name]["shape"] != list(shape):
-            got = f"{header[name]['dtype']} {str(header[name]['shape'])[:60]}"
-            raise ValueError(f"the tensor {name} is {got}, not {code} {list(shape)}")
-        total += item_bytes * math.prod(shape)
-    if size != 8 + length + total:
-        raise ValueError(f"{path.name} has {size} bytes, not {8 + length + total}")
-    content = path.read_bytes()
-    tensors = load(content)
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"the tensor {name} holds numbers that are not finite")
+    tensors, content = read_tensors(path, forms)
     if (tensors["num_tokens"] < 1).any() or (tensors["eigenvalues"].diff() < 0).any():
         raise ValueError("the tensors hold counts below 1 or eigenvalues out of order")
     if hashlib.sha256(content).hexdigest() != checksum:
         raise ValueError(f"{path.name} is not the file that {CONFIG_NAME} was written with")
-    return {name: tensors[name] for name in forms}
+    return tensors
 
 
 def _is_integer(value: Any) -> bool:
@@ -197,6 +162,10 @@ def _is_integer(value: Any) -> bool:
 
 def _is_count(value: Any) -> bool:
     return _is_integer(value) and 1 <= value < 2**62
+
+
+def _is_huge(resolution: Any) -> bool:
+    return isinstance(resolution, int | float) and not resolution <= _MAX_RESOLUTION
 
 
 def _is_number(value: Any) -> bool:

@@ -167,6 +167,22 @@ def random_columns(width: int, kept: int, seed: int, index: int) -> Float[Tensor
     return torch.from_numpy(columns * np.where(np.diagonal(triangle) < 0, -1.0, 1.0)).float()
 
 
+def layer_columns(layers: Sequence[BasisLayer], seed: int) -> tuple[Tensor | None, ...]:
+    """Return the orthonormal columns of each layer that is not kept whole.
+
+    Args:
+        layers: The layers.
+        seed: Seed of the run.
+
+    Returns:
+        A matrix, or None, a layer.
+    """
+    return tuple(
+        None if layer.kept == layer.width else random_columns(layer.width, layer.kept, seed, layer.index)
+        for layer in layers
+    )
+
+
 def kept_dimensions(widths: Sequence[int], pathway: Pathway, max_width: int | None) -> list[int]:
     """Share a bound on the sum of the factors' columns out among the layers, in proportion to their widths.
 

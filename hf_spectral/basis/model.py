@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hf_spectral.basis import files
-from hf_spectral.basis.layers import BasisLayer, factor, match, normalized_factor, random_columns, reduced, unit_tokens
+from hf_spectral.basis.backbone import require_same_backbone
+from hf_spectral.basis.layers import BasisLayer, factor, layer_columns, match, normalized_factor, reduced, unit_tokens
 from hf_spectral.basis.mass import coupling
 from hf_spectral.basis.random_walk import diffuse, require_diffusion, walk_config
 from hf_spectral.config import SpectralConfig
@@ -23,6 +24,7 @@ from hf_spectral.graph import ProblemBuilder
 from hf_spectral.grid import TokenGrid
 from hf_spectral.records import AttentionRecord
 from hf_spectral.result import SolveStatus, SpectralResult
+from hf_spectral.snapshot import fetch, is_repository
 
 #: Strength of the walk inside an image where none is asked for: 0.8 to 0.95 cluster about equally well (`random_walk`).
 DEFAULT_DIFFUSION = 0.9
@@ -69,9 +71,21 @@ class SpectralBasis:
     skipped: tuple[str, ...] = ()
 
     @functools.cached_property
-    def columns(self) -> tuple[Float[Tensor, "_width _kept"] | None, ...]:
-        """The orthonormal columns that bound each layer's width, made again from the seed."""
-        return layer_columns(self.layers, self.config.seed)
+    def _columns(self) -> dict[int, Float[Tensor, "_width _kept"] | None]:
+        return {}
+
+    def columns(self, position: int) -> Float[Tensor, "_width _kept"] | None:
+        """Return the orthonormal columns that bound the width of one layer, made again from the seed.
+
+        Args:
+            position: Of a layer that has met a record of its width: a basis of unknown origin may announce any.
+
+        Returns:
+            A matrix; None for a layer that is kept whole.
+        """
+        if position not in self._columns:
+            (self._columns[position],) = layer_columns(self.layers[position : position + 1], self.config.seed)
+        return self._columns[position]
 
     def project(self, records: Iterable[AttentionRecord], diffusion: float | int | None = None) -> SpectralResult:
         """Return the dataset's eigenvectors on one image, seen or not.
@@ -113,19 +127,12 @@ class SpectralBasis:
         """Refuse a backbone that is not the one the basis was fitted on.
 
         Args:
-            description: Names with JSON values; every name that the basis stores has to be there with the same value.
+            description: Names with JSON values; see `backbone.require_same_backbone`.
 
         Raises:
             SpectralError: If any differs; all that differ are named.
         """
-        differing = [name for name, value in self.backbone.items() if description.get(name) != value]
-        if differing:
-            raise SpectralError(
-                "basis",
-                expected="the backbone it was fitted on, " + _listed(self.backbone, differing),
-                got=_listed(description, differing),
-                fix="Load that backbone, or fit a basis on this one",
-            )
+        require_same_backbone(self.backbone, description)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Write `basis.safetensors` and `config.json`; each appears whole or not at all.
@@ -153,19 +160,35 @@ class SpectralBasis:
         return files.write(Path(folder), described, tensors)
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str]) -> SpectralBasis:
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+    ) -> SpectralBasis:
         """Read what `save_pretrained` wrote. Nothing in it is trusted: sizes are compared before memory is taken.
 
         Args:
-            folder: A local folder.
+            source: A folder, or the id of a repository of the Hub, `user/name`.
+            revision: Branch, tag or commit of the repository.
+            cache_dir: Where downloads are kept; None takes the place that all of Hugging Face shares.
+            token: For a private or gated repository; None takes the one of `hf auth login`.
+            local_files_only: Take what is in the cache, and ask nobody.
 
         Returns:
             The basis, on the CPU.
 
         Raises:
-            SpectralError: If a file is missing, damaged, or does not fit the other.
+            SpectralError: If a file is missing, damaged, or does not fit the other, or the Hub does not give it.
         """
-        described, tensors = files.read(Path(folder))
+        folder = Path(source)
+        if is_repository(source):
+            names = (files.CONFIG_NAME, files.TENSORS_NAME)
+            folder = fetch(str(source), names, revision, cache_dir, token, local_files_only)
+        described, tensors = files.read(folder, str(source))
         count = len(described["layers"])
         return cls(
             eigenvalues=tensors["eigenvalues"],
@@ -217,7 +240,7 @@ class Projector:
                 fix="Take a new projector for every batch",
             )
         shape = self._shapes[position] = (record.grid.height, record.grid.width)
-        columns, projection = basis.columns[position], basis.projections[position]
+        columns, projection = basis.columns(position), basis.projections[position]
         device = record.value.device
         tokens = reduced(unit_tokens(record, pathway), None if columns is None else columns.to(device))
         total = basis.sums[position].to(device)
@@ -272,23 +295,3 @@ class Projector:
             config=basis.config,
             solver={"name": "SpectralBasis", "diffusion": self._diffusion, "num_images": basis.num_images},
         )
-
-
-def layer_columns(layers: Sequence[BasisLayer], seed: int) -> tuple[Tensor | None, ...]:
-    """Return the orthonormal columns of each layer that is not kept whole.
-
-    Args:
-        layers: The layers.
-        seed: Seed of the run.
-
-    Returns:
-        A matrix, or None, a layer.
-    """
-    return tuple(
-        None if layer.kept == layer.width else random_columns(layer.width, layer.kept, seed, layer.index)
-        for layer in layers
-    )
-
-
-def _listed(values: dict[str, Any], names: list[str]) -> str:
-    return ", ".join(f"{name}={values.get(name)!r}" for name in names)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
+
 from hf_spectral.capture import vision_tower
 
 
@@ -17,14 +19,14 @@ def describe_backbone(model: Any, image_processor: Any, resolution: int | None =
         resolution: Longer side of the pictures it was shown, in pixels; None stands for its own size.
 
     Returns:
-        `id` (repository, or the last part of a folder's name), `revision` (commit, if it came from the Hub),
-        `model_type`, `hidden_size`, `num_layers`, `processor` (class), `resolution`: JSON values.
+        `id` (repository, or the last part of a folder's name), `revision` (commit, if it came from the Hub and is
+        known), `model_type`, `hidden_size`, `num_layers`, `processor` (class), `resolution`: JSON values.
     """
     tower: Any = vision_tower(model)
     config = tower.config
     return {
         "id": public_name(str(getattr(model.config, "name_or_path", "") or "")),
-        "revision": getattr(model.config, "_commit_hash", None),
+        "revision": getattr(model.config, "_commit_hash", None) or _cached_commit(model.config),
         "model_type": config.model_type,
         "hidden_size": _plain(getattr(config, "hidden_size", None)),
         "num_layers": _plain(getattr(config, "num_hidden_layers", None)),
@@ -45,6 +47,22 @@ def public_name(name: str) -> str:
     """
     is_local = Path(name).is_absolute() or Path(name).is_dir() or name.count("/") > 1 or "\\" in name
     return Path(name.replace("\\", "/")).name if is_local else name
+
+
+def _cached_commit(config: Any) -> str | None:
+    """Find the commit of a backbone in the cache it was loaded from, as transformers writes it down no longer.
+
+    Returns:
+        The commit, if the cache holds one of this repository and no other.
+    """
+    name = str(getattr(config, "name_or_path", "") or "")
+    if name != public_name(name) or "/" not in name:
+        return None
+    cached = try_to_load_from_cache(name, "config.json")
+    if not isinstance(cached, str):
+        return None
+    snapshots = [path.parent.name for path in Path(cached).parents[1].glob("*/config.json")]
+    return snapshots[0] if len(snapshots) == 1 else None
 
 
 def _plain(value: Any) -> Any:

@@ -20,6 +20,8 @@ from hf_spectral.config import require_positive_int
 from hf_spectral.errors import SpectralError
 
 _ACCEPTED = "a path, a URL, a PIL image, a numpy array (height, width[, channels]), or encoded bytes"
+# A warning is one where the program has made it an error.
+_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 # Backbones without `interpolate_pos_encoding` that read any size all the same.
 _RESIZABLE = frozenset(
     {"beit", "dinov2", "dinov2_with_registers", "dinov3_vit", "donut-swin", "pixio", "swin", "swinv2"}
@@ -116,9 +118,10 @@ def read_image(source: Any, timeout: float | None = None) -> Image.Image:
             image = _opened(source, timeout)
             if image is not source:
                 opened.callback(image.close)
+                _require_modest(image)
             image.load()
             return _as_rgb(ImageOps.exif_transpose(image))
-    except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, TypeError, *_BOMBS) as error:
         reason = "a file that is not a picture" if isinstance(error, UnidentifiedImageError) else _first_line(error)
         raise SpectralError(
             "image", expected=_ACCEPTED, got=f"{name} ({reason})", fix="Check that it opens in a viewer"
@@ -141,6 +144,18 @@ def _opened(source: Any, timeout: float | None) -> Image.Image:
             raise FileNotFoundError("no such file")
         return load_image(source, timeout=timeout)
     raise TypeError(f"a {type(source).__name__}")
+
+
+def _require_modest(image: Image.Image) -> None:
+    """Refuse a file that announces more pixels than Pillow takes for harmless: it refuses only twice as many.
+
+    Raises:
+        DecompressionBombError: Before a pixel is decoded.
+    """
+    if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+        raise Image.DecompressionBombError(
+            f"{image.width} x {image.height} pixels, above {Image.MAX_IMAGE_PIXELS}: perhaps a decompression bomb"
+        )
 
 
 def _from_array(array: np.ndarray) -> Image.Image:

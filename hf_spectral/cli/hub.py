@@ -1,0 +1,118 @@
+"""`hf-spectral push` and `hf-spectral space`: what was made goes to the Hub. The token is that of `hf auth login`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from hf_spectral.basis import SpectralBasis
+from hf_spectral.cli.common import DONE, load
+from hf_spectral.errors import SpectralError
+from hf_spectral.pipelines import SpectralPathwaysPipeline
+from hf_spectral.pipelines.images import read_image
+from hf_spectral.result import SpectralResult
+
+_ACCEPTED = "what fit, transform or analyze has written: the folder of a basis or of rows, or a result's file"
+
+
+def add_parsers(commands: Any) -> None:
+    """Add both commands.
+
+    Args:
+        commands: Subparsers of the program.
+    """
+    push = commands.add_parser("push", help="push a basis, rows or a result to the Hub, with a card")
+    push.set_defaults(command=run_push)
+    push.add_argument("path", type=Path, metavar="PATH", help=_ACCEPTED)
+    push.add_argument("repo_id", metavar="REPO", help="user/name")
+    push.add_argument("--basis", metavar="DIR", help="of rows: the basis that made them, a folder or user/name")
+    push.add_argument("--example", metavar="PHOTO", help="of a basis: a photo for its card, seen by everybody")
+    push.add_argument("--model", help="backbone that reads the example (default: facebook/dinov2-small)")
+    push.add_argument("--dataset", metavar="ID", help="dataset on the Hub that the pictures come from")
+    push.add_argument("--base-model", metavar="ID", help="backbone on the Hub; default: as the basis names it")
+    push.add_argument("--license", metavar="NAME", help="as the Hub spells it, such as cc-by-4.0; default: none stated")
+    push.add_argument("--revision", metavar="BRANCH", help="default: main")
+    push.add_argument("--create-pr", action="store_true", help="propose it as a pull request")
+    _add_common(push)
+
+    space = commands.add_parser("space", help="create or update a Space that shows the app")
+    space.set_defaults(command=run_space)
+    space.add_argument("repo_id", metavar="REPO", help="user/name")
+    space.add_argument("--basis", metavar="REPO", help="basis on the Hub that the app starts with; default: none")
+    _add_common(space)
+
+
+def run_push(options: argparse.Namespace) -> int:
+    """Push what lies at a path, and say where it is.
+
+    Args:
+        options: What `push --help` lists.
+
+    Returns:
+        The exit code.
+    """
+    from hf_spectral.hub import CardDetails, push_to_hub
+
+    thing = _read(options.path)
+    examples: tuple[Any, ...] = ()
+    if options.example is not None and isinstance(thing, SpectralBasis):
+        examples = (_example(options, thing),)
+    info = push_to_hub(
+        thing,
+        options.repo_id,
+        basis=None if options.basis is None else SpectralBasis.from_pretrained(options.basis),
+        details=CardDetails(
+            dataset=options.dataset, base_model=options.base_model, license=options.license, examples=examples
+        ),
+        private=options.private,
+        revision=options.revision,
+        create_pr=options.create_pr,
+        commit_message=options.message,
+    )
+    print(info.pr_url or info.commit_url)
+    return DONE
+
+
+def _example(options: argparse.Namespace, basis: SpectralBasis) -> tuple[Image.Image, SpectralResult]:
+    photo, pipe = read_image(options.example), load(options.model, None)
+    if not isinstance(pipe, SpectralPathwaysPipeline):
+        raise SpectralError(
+            "--example", expected="a basis of a transformers backbone", got="a diffusion model", fix="Leave it out"
+        )
+    return photo, pipe(photo, basis=basis, num_segments=None)["result"]
+
+
+def run_space(options: argparse.Namespace) -> int:
+    """Push the app, and say where it is.
+
+    Args:
+        options: What `space --help` lists.
+
+    Returns:
+        The exit code.
+    """
+    from hf_spectral.hub import push_space
+
+    info = push_space(options.repo_id, basis=options.basis, private=options.private, commit_message=options.message)
+    print(info.commit_url)
+    return DONE
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--private", action="store_true", default=None, help="hide a new repository")
+    parser.add_argument("--message", help="of the commit")
+
+
+def _read(path: Path) -> Any:
+    if (path / "basis.safetensors").is_file():
+        return SpectralBasis.from_pretrained(path)
+    if (path / "state.json").is_file():
+        import datasets
+
+        return datasets.load_from_disk(path)
+    if path.is_file():
+        return SpectralResult.load(path)
+    raise SpectralError("PATH", expected=_ACCEPTED, got=repr(str(path)), fix="Check the path")

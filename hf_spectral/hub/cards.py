@@ -1,0 +1,247 @@
+"""Cards: what is said about a thing, as JSON values, and the templates that say it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.resources
+import json
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from hf_spectral.basis import SpectralBasis
+from hf_spectral.pipelines.offline import OFFLINE_NAME
+from hf_spectral.report import LayerReport
+from hf_spectral.result import SpectralResult
+
+if TYPE_CHECKING:
+    import datasets
+
+LIBRARY = "hf-spectral"
+TAGS = ("interpretability", "segmentation", "spectral-clustering")
+#: The task of the Hub that comes nearest: a model that turns pictures into features.
+PIPELINE_TAG = "image-feature-extraction"
+_SHOWN_EIGENVALUES = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class CardDetails:
+    """What a card says that the thing itself does not know.
+
+    Args:
+        summary: Sentences about the pictures, in Markdown: which they are, where they come from.
+        dataset: Id of the dataset on the Hub that the pictures come from.
+        base_model: Id of the backbone on the Hub; None takes the one that the basis names, if it names a repository.
+        license: Of what is pushed, as the Hub spells it; None states none.
+        report: Scores of every layer, for the table and the chart.
+        examples: Photos with their results, `pipe(photo, basis=basis)["result"]`: the first is shown to everybody who
+            can see the repository.
+    """
+
+    summary: str | None = None
+    dataset: str | None = None
+    base_model: str | None = None
+    license: str | None = None
+    report: LayerReport | None = None
+    examples: Sequence[tuple[Image.Image, SpectralResult]] = ()
+
+
+def basis_context(basis: SpectralBasis, repo_id: str, details: CardDetails, pictures: Sequence[str]) -> dict[str, Any]:
+    """Gather what the card of a basis says.
+
+    Args:
+        basis: The basis.
+        repo_id: Where it will be.
+        details: From the user.
+        pictures: Paths of the pictures in the repository.
+
+    Returns:
+        JSON values by name.
+    """
+    return {
+        **_of_basis(basis, details),
+        "repo_id": repo_id,
+        "pictures": list(pictures),
+        "eigenvalues": _rounded(basis.eigenvalues),
+        "largest_residual": float(f"{float(basis.residuals.max()):.1e}"),
+        "scores": _scores(details.report),
+        "scored_images": details.report.rows[0].num_images if details.report else None,
+    }
+
+
+def rows_context(
+    rows: datasets.Dataset,
+    basis: SpectralBasis,
+    repo_id: str,
+    details: CardDetails,
+    name: str,
+    pictures: Sequence[str],
+) -> dict[str, Any]:
+    """Gather what the card of an analyzed dataset says.
+
+    Args:
+        rows: What `transform` returned.
+        basis: That made them.
+        repo_id: Where they will be.
+        details: From the user.
+        name: Of the configuration.
+        pictures: Paths of the pictures in the repository.
+
+    Returns:
+        JSON values by name.
+    """
+    return {
+        **_of_basis(basis, details),
+        "repo_id": repo_id,
+        "name": name,
+        "pictures": list(pictures),
+        "num_rows": len(rows),
+        "dtype": rows.features["eigenvectors"].feature.dtype,
+    }
+
+
+def result_context(
+    result: SpectralResult, repo_id: str, details: CardDetails, pictures: Sequence[str]
+) -> dict[str, Any]:
+    """Gather what the card of a result says.
+
+    Args:
+        result: The result.
+        repo_id: Where it will be.
+        details: From the user.
+        pictures: Paths of the pictures in the repository.
+
+    Returns:
+        JSON values by name.
+    """
+    config = result.config
+    settings = {"config": config.to_dict(), "solver": result.solver, "steps": result.steps, "status": result.status}
+    return {
+        "repo_id": repo_id,
+        "pictures": list(pictures),
+        "pathway": config.pathway,
+        "grid": [result.grid.height, result.grid.width],
+        "num_layers": len(result.layers),
+        "num_eigenvectors": len(result.eigenvalues),
+        "eigenvalues": _rounded(result.eigenvalues),
+        "largest_residual": float(f"{float(result.residuals.max()):.1e}"),
+        "settings": json.dumps(settings, indent=2, sort_keys=True),
+        **_of_details(details, details.base_model),
+    }
+
+
+def render(template: str, context: dict[str, Any]) -> str:
+    """Fill a template.
+
+    Args:
+        template: Name of a file of `templates/`, without its ending.
+        context: JSON values by name.
+
+    Returns:
+        Markdown, below the metadata of the Hub where the template has a place for it.
+    """
+    from huggingface_hub import ModelCardData
+
+    metadata = ModelCardData(
+        base_model=context.get("base_model"),
+        datasets=[context["dataset"]] if context.get("dataset") else None,
+        library_name=LIBRARY,
+        license=context.get("license"),
+        pipeline_tag=PIPELINE_TAG,
+        tags=[*TAGS, f"{context['pathway']}-pathway"],
+    )
+    return _templates().get_template(f"{template}.md").render(card_data=metadata.to_yaml(), **context)
+
+
+@functools.cache
+def _templates() -> Any:
+    import jinja2
+
+    folder = importlib.resources.files("hf_spectral.hub") / "templates"
+    texts = {entry.name: entry.read_text(encoding="utf-8") for entry in folder.iterdir() if entry.name.endswith(".md")}
+    # Markdown, which is not escaped; a name that a template misspells is an error.
+    return jinja2.Environment(
+        loader=jinja2.DictLoader(texts),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+
+
+def _of_basis(basis: SpectralBasis, details: CardDetails) -> dict[str, Any]:
+    backbone = {**dict.fromkeys(("id", "model_type", "revision", "resolution")), **basis.backbone}
+    name = str(backbone.get("id") or "")
+    described = {
+        "backbone": basis.backbone,
+        "config": basis.config.to_dict(),
+        "max_width": basis.max_width,
+        "versions": basis.versions,
+    }
+    return {
+        "pathway": basis.config.pathway,
+        "backbone": backbone,
+        "is_offline_copy": name == OFFLINE_NAME,
+        "loaded_by": _loaded_by(name, backbone.get("revision")),
+        "num_images": basis.num_images,
+        "num_skipped": len(basis.skipped),
+        "num_nodes": basis.num_nodes,
+        "num_layers": len(basis.layers),
+        "num_eigenvectors": len(basis.eigenvalues),
+        "settings": json.dumps(described, indent=2, sort_keys=True),
+        **_of_details(details, details.base_model or (name if "/" in name else None)),
+    }
+
+
+def _of_details(details: CardDetails, base_model: str | None) -> dict[str, Any]:
+    return {
+        "summary": details.summary,
+        "dataset": details.dataset,
+        "license": details.license,
+        "base_model": base_model,
+    }
+
+
+def _loaded_by(name: str, revision: Any) -> str:
+    """Return the arguments of `pipeline` that load the backbone a basis was fitted on.
+
+    Returns:
+        Python.
+    """
+    if name == OFFLINE_NAME:
+        return "str(offline.offline_backbone())"
+    arguments = _literal(name or "path/to/the/backbone")
+    return arguments if revision is None else f"{arguments}, revision={_literal(str(revision))}"
+
+
+def _literal(text: str) -> str:
+    # As Python writes it with double quotes; a card is a text that others run.
+    return json.dumps(re.sub(r"[^\w./-]", "", text, flags=re.ASCII))
+
+
+def _rounded(eigenvalues: Any) -> list[float]:
+    return [round(value, 4) for value in eigenvalues[:_SHOWN_EIGENVALUES].tolist()]
+
+
+def _scores(report: LayerReport | None) -> list[dict[str, Any]]:
+    """Return the rows of the table: layers, and all together; heads are for the chart.
+
+    Returns:
+        Rows.
+    """
+    if report is None:
+        return []
+    return [
+        {
+            "pathway": row.pathway,
+            "layer": "all" if row.layer is None else row.layer,
+            "where": f"{row.where_score:.3f}",
+            "what": f"{row.what_score:.3f}",
+        }
+        for row in report.rows
+        if row.head is None
+    ]

@@ -1,0 +1,127 @@
+"""`push_space`: the app as a Space, with the user's basis as its default."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.resources
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_spectral.errors import SpectralError
+from hf_spectral.hub.repository import Repository
+from hf_spectral.refusals import said_plainly
+from hf_spectral.snapshot import require_repository
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
+
+APP_PACKAGE = "spaces_app"
+SETTINGS_NAME = "space.json"
+#: What the app needs of this package where its own requirements do not name it.
+REQUIREMENT = "hf-spectral[app]"
+_REQUIREMENTS_NAME = "requirements.txt"
+_NEEDED = ("app.py", "README.md")
+_logger = logging.getLogger(__name__)
+
+
+def push_space(
+    repo_id: str,
+    *,
+    basis: str | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    requirement: str = REQUIREMENT,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    commit_message: str | None = None,
+) -> CommitInfo:
+    """Create a Space that shows the app, or update it, in one commit.
+
+    Args:
+        repo_id: `user/name`; made if it is not there.
+        basis: Id of a basis on the Hub that the app loads at its start; None starts without one.
+        folder: The app; None takes the one that is installed with this package.
+        requirement: How the Space installs this package, as a line of `requirements.txt`; the app's own line wins.
+        private: True hides a new Space; None takes the account's default.
+        token: With write access; None takes the one of `hf auth login`.
+        commit_message: None says what is pushed.
+
+    Returns:
+        What the Hub says about the commit, `commit_url` among it.
+
+    Raises:
+        SpectralError: If the basis is not on the Hub, the name is taken by something else, or the Hub refuses.
+    """
+    repository = Repository(repo_id, "space", token, private)
+    with contextlib.nullcontext(Path(folder)) if folder is not None else _installed_app() as app:
+        files = _app_files(app, requirement)
+    settings = json.loads(files.get(SETTINGS_NAME, b"{}"))
+    files[SETTINGS_NAME] = (json.dumps({**settings, "basis": basis}, indent=2) + "\n").encode()
+    if basis is not None:
+        _require_basis(repository, basis)
+    repository.create()
+    repository.require_own(SETTINGS_NAME)
+    return repository.commit(files, commit_message or "Push the app of hf-spectral")
+
+
+@contextlib.contextmanager
+def _installed_app() -> Iterator[Path]:
+    try:
+        app = importlib.resources.files(APP_PACKAGE)
+    except ModuleNotFoundError as error:
+        raise SpectralError(
+            "folder",
+            expected=f"the app, which is installed with hf-spectral as {APP_PACKAGE}",
+            got="none",
+            fix="Install hf-spectral again, or pass folder=...",
+        ) from error
+    with importlib.resources.as_file(app) as folder:
+        yield folder
+
+
+def _app_files(app: Path, requirement: str) -> dict[str, bytes]:
+    """Read the app; what is hidden, compiled or beside it by chance stays at home.
+
+    Returns:
+        Content by path.
+
+    Raises:
+        SpectralError: If the folder holds no app.
+    """
+    files = {}
+    for path in sorted(app.rglob("*")):
+        parts = path.relative_to(app).parts
+        is_public = not any(part.startswith(".") or part == "__pycache__" for part in parts)
+        if is_public and path.is_file() and not path.is_symlink() and path.suffix != ".pyc":
+            files["/".join(parts)] = path.read_bytes()
+    missing = [name for name in _NEEDED if name not in files]
+    if missing:
+        raise SpectralError(
+            "folder", expected=f"an app with {' and '.join(_NEEDED)}", got=f"{app} without {missing[0]}", fix="Check it"
+        )
+    lines = files.get(_REQUIREMENTS_NAME, b"").decode().splitlines()
+    if not any(re.match(r"hf[-_.]spectral\b", line, re.IGNORECASE) for line in lines):
+        lines.append(requirement)
+    files[_REQUIREMENTS_NAME] = "".join(f"{line}\n" for line in lines).encode()
+    return files
+
+
+def _require_basis(repository: Repository, basis: str) -> None:
+    """Refuse a basis that the Space could not load.
+
+    Raises:
+        SpectralError: If it is not on the Hub.
+    """
+    require_repository(basis, "basis")
+    with said_plainly(basis, "basis"):
+        found = repository.api.model_info(basis)
+        if not any(sibling.rfilename == "basis.safetensors" for sibling in found.siblings or ()):
+            raise SpectralError(
+                "basis", expected="a repository that holds a basis", got=basis, fix="Push one: hf-spectral push"
+            )
+    if found.private:
+        _logger.warning("%s is private: give the Space a secret HF_TOKEN that may read it.", basis)

@@ -1,0 +1,138 @@
+"""What the Hub refuses, said in one sentence, without a token and without an address of the machine."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from hf_spectral.errors import SpectralError
+
+#: What was expected, what came, and what to do.
+_Refusal = tuple[str, str, str]
+
+_LOGIN = "and log in by: hf auth login"
+_AGAIN = "Look at the connection and make the same call again: what has arrived is not sent twice"
+_SENTENCES: dict[int, _Refusal] = {
+    401: ("a token that the Hub accepts", "none, or one that is not valid", "Run: hf auth login, or pass token=..."),
+    402: (
+        "an account that may have it",
+        "a request for payment: Gradio Spaces ask for a PRO account or a Team",
+        "Subscribe on the Hub, or show the app locally: hf-spectral demo",
+    ),
+    403: (
+        "a token that may write there",
+        "one that may only read, or that belongs to somebody else",
+        "Make a token with write access on the Hub, and choose a name below your own account",
+    ),
+    404: ("a repository that exists", "none of that name and kind", "Check its name, or make it on the Hub first"),
+    409: (
+        "a repository that nobody else changes at this moment",
+        "a conflict with another commit",
+        "Make the same call again",
+    ),
+    412: ("a repository that stays as it is meanwhile", "a change by another commit", "Make the same call again"),
+    413: (
+        "files that the Hub takes",
+        "files that are too large for it",
+        "Push fewer eigenvectors, or fewer rows at a time",
+    ),
+    429: ("fewer requests", "the limit that the Hub sets in a time", "Wait some minutes and make the same call again"),
+}
+
+
+@contextlib.contextmanager
+def said_plainly(repo_id: str, argument: str = "repo_id") -> Iterator[None]:
+    """Turn what the Hub, or the way to it, refuses into a sentence.
+
+    The original error is left out of the chain: it may quote the headers of the request, the token among them.
+
+    Args:
+        repo_id: The repository that is spoken of.
+        argument: Name of the argument as the user wrote it.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        SpectralError: In place of any error of `huggingface_hub` or of its connection.
+        OSError: As it came, where it has nothing to do with the Hub: a full disk, for instance.
+        ValueError: As it came, likewise.
+        RuntimeError: As it came, likewise.
+    """
+    refusable: tuple[type[Exception], ...] = (OSError, ValueError, RuntimeError, *_connection_errors())
+    try:
+        yield
+    except SpectralError:
+        raise
+    except refusable as error:
+        refusal = _refusal_of(error, repo_id)
+        if refusal is None:
+            raise
+    else:
+        return
+    expected, got, fix = refusal
+    raise SpectralError(argument, expected=expected, got=got, fix=fix) from None
+
+
+def _connection_errors() -> tuple[type[Exception], ...]:
+    """Return the errors of the package that carries the requests, which differs between versions of the Hub's.
+
+    Returns:
+        The base of its errors, which the Hub's own have as well.
+    """
+    from huggingface_hub import errors
+
+    return tuple(base for base in errors.HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
+
+
+def _refusal_of(error: BaseException, repo_id: str) -> _Refusal | None:
+    """Find out what was refused.
+
+    Returns:
+        What was expected, what came, and what to do; None for an error that is none of the Hub.
+    """
+    from huggingface_hub import errors
+
+    # An upload that fails is wrapped once more by the client.
+    while type(error) is RuntimeError and error.__cause__ is not None:
+        error = error.__cause__
+    known: list[tuple[type[BaseException], _Refusal]] = [
+        (
+            errors.GatedRepoError,
+            ("a repository that is open to you", f"{repo_id}, which is gated", f"Ask for access on its page, {_LOGIN}"),
+        ),
+        (
+            errors.RevisionNotFoundError,
+            ("a branch, tag or commit that exists", f"none of that name in {repo_id}", "Check revision=..."),
+        ),
+        (errors.LocalTokenNotFoundError, ("a token that the Hub accepts", "none", _SENTENCES[401][2])),
+        (
+            errors.LocalEntryNotFoundError,
+            ("an answer from the Hub, or a copy in the cache", f"neither for {repo_id}", _AGAIN),
+        ),
+        (
+            errors.EntryNotFoundError,
+            ("a repository that holds what is asked for", f"{repo_id} without it", "Check its name on the Hub"),
+        ),
+        (
+            errors.RepositoryNotFoundError,
+            (_SENTENCES[404][0], f"no {repo_id} on the Hub, or none that your token may see", f"Check it, {_LOGIN}"),
+        ),
+        (errors.HFValidationError, ("a name such as user/name", repr(repo_id), "Check its name")),
+        (errors.OfflineModeIsEnabled, ("the Hub within reach", "HF_HUB_OFFLINE=1", "Unset it")),
+    ]
+    for kind, refusal in known:
+        if isinstance(error, kind):
+            return refusal
+    if isinstance(error, errors.HfHubHTTPError):
+        return _of_status(error.response.status_code, repo_id)
+    if isinstance(error, (ConnectionError, TimeoutError, *_connection_errors())):
+        return f"the Hub within reach, for {repo_id}", f"a connection that failed ({type(error).__name__})", _AGAIN
+    return None
+
+
+def _of_status(status: int, repo_id: str) -> _Refusal:
+    if status in _SENTENCES:
+        expected, got, fix = _SENTENCES[status]
+        return expected, f"{got} ({repo_id}: {status})", fix
+    return f"the Hub to take it, for {repo_id}", f"an error of the Hub ({status})", _AGAIN

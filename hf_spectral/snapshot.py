@@ -1,0 +1,104 @@
+"""From the id of a repository of the Hub to a local folder that holds the files asked for, and no others."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from hf_spectral.errors import SpectralError
+from hf_spectral.refusals import said_plainly
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+
+
+def is_repository(source: str | os.PathLike[str]) -> bool:
+    """Tell a repository's id from a path.
+
+    Args:
+        source: What a user gave.
+
+    Returns:
+        True if it has the form `user/name`, and nothing lies there.
+    """
+    return isinstance(source, str) and _REPOSITORY.fullmatch(source) is not None and not Path(source).exists()
+
+
+def require_repository(repo_id: str, argument: str = "repo_id") -> None:
+    """Refuse what is no id of a repository.
+
+    Args:
+        repo_id: What a user gave.
+        argument: Name of the argument.
+
+    Raises:
+        SpectralError: If it has not the form `user/name`.
+    """
+    if not isinstance(repo_id, str) or _REPOSITORY.fullmatch(repo_id) is None:
+        raise SpectralError(
+            argument,
+            expected="a name such as user/name",
+            got=repr(repo_id),
+            fix="Use letters, digits, '-', '_' and '.' around one '/'",
+        )
+
+
+def fetch(
+    repo_id: str,
+    names: Iterable[str],
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """Fetch some files of a repository, all of one commit; what is in the cache is not fetched again.
+
+    Where the Hub does not answer, what is in the cache serves.
+
+    Args:
+        repo_id: The repository, `user/name`.
+        names: Files at its top.
+        revision: Branch, tag or commit; None takes the newest.
+        cache_dir: Of downloads; None takes the shared one.
+        token: The user's, or None for the one of `hf auth login`.
+        local_files_only: Take what is in the cache, and ask nobody.
+
+    Returns:
+        A folder of the cache; a name that the repository does not hold is missing there.
+
+    Raises:
+        SpectralError: If the repository cannot be read.
+    """
+    from huggingface_hub import snapshot_download
+
+    require_token(token)
+    with said_plainly(repo_id):
+        return Path(
+            snapshot_download(
+                repo_id,
+                allow_patterns=list(names),
+                revision=revision,
+                cache_dir=None if cache_dir is None else Path(cache_dir),
+                token=token,
+                local_files_only=local_files_only,
+            )
+        )
+
+
+def require_token(token: str | bool | None) -> None:
+    """Refuse a token that no header can carry, before some message quotes the header.
+
+    Args:
+        token: What a user gave.
+
+    Raises:
+        SpectralError: If it holds anything but visible ASCII.
+    """
+    if isinstance(token, str) and re.fullmatch(r"[!-~]+", token) is None:
+        raise SpectralError(
+            "token",
+            expected="a token as the Hub shows it",
+            got="one with spaces, line ends or other characters in it, or an empty one",
+            fix="Copy it again",
+        )

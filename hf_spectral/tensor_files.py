@@ -1,0 +1,131 @@
+"""Safetensors files of unknown origin: what the header announces is compared with what has to be there, then read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+Form = tuple[torch.dtype, tuple[int, ...]]
+
+#: No description and no header of this package comes near; a description of a few hundred layers takes some 10 kB.
+MAX_TEXT_BYTES = 4 << 20
+_DTYPES = {torch.float32: ("F32", 4), torch.float64: ("F64", 8), torch.int64: ("I64", 8)}
+
+#: What reading a hostile file can raise, before it is said in a sentence.
+DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError, SafetensorError)
+
+
+def read_text(path: Path) -> str:
+    """Read a small text file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its text.
+
+    Raises:
+        ValueError: If it is larger than any that this package writes, or no UTF-8.
+    """
+    size = path.stat().st_size
+    if size > MAX_TEXT_BYTES:
+        raise ValueError(f"{path.name} of {size} bytes")
+    return path.read_bytes().decode()
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON as the standard has it.
+
+    Args:
+        text: JSON, without NaN and infinity.
+
+    Returns:
+        The value.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    return json.loads(text, parse_constant=_refuse_constant)
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Read what a safetensors file announces.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The header, `__metadata__` included, and its length in bytes.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(MAX_TEXT_BYTES, size - 8):
+            raise ValueError(f"{path.name} has no header")
+        header = parse_json(file.read(length).decode())
+    if not isinstance(header, dict):
+        raise ValueError(f"{path.name} has no header")
+    return header, length
+
+
+def read_tensors(path: Path, forms: Mapping[str, Form]) -> tuple[dict[str, Tensor], bytes]:
+    """Read a file whose tensors are known beforehand, after the header and the file's size were compared with them.
+
+    Args:
+        path: The file.
+        forms: Type and shape of every tensor that has to be there, by name.
+
+    Returns:
+        The tensors, in the order of `forms`, and the file's bytes.
+
+    Raises:
+        ValueError: If there are other tensors, or a number is not finite.
+    """
+    header, length = read_header(path)
+    if set(header) - {"__metadata__"} != set(forms):
+        raise ValueError(f"{path.name} does not hold the tensors {', '.join(forms)[:80]}, and these only")
+    total = 0
+    for name, (dtype, shape) in forms.items():
+        code, item_bytes = _DTYPES[dtype]
+        if header[name]["dtype"] != code or header[name]["shape"] != list(shape):
+            got = f"{str(header[name]['dtype'])[:20]} {str(header[name]['shape'])[:60]}"
+            raise ValueError(f"the tensor {name} is {got}, not {code} {list(shape)}")
+        total += item_bytes * math.prod(shape)
+    size = path.stat().st_size
+    if size != 8 + length + total:
+        raise ValueError(f"{path.name} has {size} bytes, not {8 + length + total}")
+    content = path.read_bytes()
+    tensors = load(content)
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"the tensor {name} holds numbers that are not finite")
+    return {name: tensors[name] for name in forms}, content
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an error says, in one line of bounded length.
+
+    Args:
+        error: Any error.
+
+    Returns:
+        Its text, or its type where it has none; of a file its own name only.
+    """
+    if isinstance(error, OSError) and isinstance(error.filename, str):
+        return f"{Path(error.filename).name}: {error.strerror}"
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number")
