@@ -7,10 +7,11 @@ from typing import Any
 from transformers import AutoImageProcessor, PreTrainedModel
 from transformers import pipeline as host_pipeline
 
+from hf_spectral.pipelines.images import read_image
 from hf_spectral.pipelines.offline import DEFAULT_BACKBONE
 from hf_spectral.pipelines.transformers import TASK, SpectralPathwaysPipeline, register
 
-__all__ = ["DEFAULT_BACKBONE", "TASK", "SpectralPathwaysPipeline", "pipeline", "register"]
+__all__ = ["DEFAULT_BACKBONE", "TASK", "SpectralPathwaysPipeline", "pipeline", "read_image", "register"]
 
 
 def pipeline(model: str | PreTrainedModel | None = None, **kwargs: Any) -> SpectralPathwaysPipeline:
