@@ -17,7 +17,7 @@ from hf_spectral.records import AttentionRecord, Capture
 from hf_spectral.result import SolveStatus, SpectralResult
 from hf_spectral.segmentation import instances, segment
 from hf_spectral.solvers import EigenSolver, GradientSolver, solve
-from hf_spectral.token_affinity import TokenAffinity, token_affinity
+from hf_spectral.token_rows import TokenAffinity, token_affinity
 
 __version__ = "0.1.0.dev0"
 

@@ -106,8 +106,8 @@ class Engine:
                 records: list[AttentionRecord] = []
                 pipe.records([pipe.preprocess(picture, resolution)], records.append)
                 self._records = (key, records)
-            wanted = ("where", "what") if pathway == "both" else (pathway,)
-            return {name: token_affinity(self._records[1], position, SpectralConfig(name)) for name in wanted}
+            configs = [SpectralConfig(name) for name in ("where", "what") if pathway in (name, "both")]
+            return {one.pathway: token_affinity(self._records[1], position, one) for one in configs}
 
     def basis(self, name: str) -> SpectralBasis:
         """Return a basis.
@@ -123,6 +123,20 @@ class Engine:
         """
         with self._lock:
             return self._load_basis(name)
+
+    def warm_up(self, basis: str | None) -> None:
+        """Load the default backbone, and a basis.
+
+        Args:
+            basis: Its name, or None.
+
+        Raises:
+            SpectralError: If one of them cannot be loaded.
+        """
+        with self._lock:
+            self._load("")
+            if basis:
+                self._load_basis(basis)
 
     def _load(self, name: str) -> SpectralPathwaysPipeline:
         if self._pipe is not None and self._pipe[0] == name:
@@ -171,7 +185,7 @@ class Engine:
 
     @staticmethod
     def _check_tokens(pipe: SpectralPathwaysPipeline, resolution: int | None) -> None:
-        config: Any = vision_tower(pipe.model).config  # type: ignore[union-attr]
+        config: Any = vision_tower(pipe.model).config
         patch = getattr(config, "patch_stride", None) or config.patch_size
         patch = patch if isinstance(patch, int) else min(patch)
         if resolution is not None and resolution > MAX_TOKENS * patch:

@@ -15,7 +15,7 @@ import gradio as gr
 from hf_spectral import NotConvergedError, SpectralError
 from spaces_app import style, views
 from spaces_app.engine import Engine
-from spaces_app.pictures import UploadedPicture, examples, open_picture
+from spaces_app.pictures import examples, open_picture, upload
 from spaces_app.settings import BACKBONES, DEFAULT_RESOLUTION, NUM_EIGENVECTORS, RESOLUTIONS, Settings, settings_of
 
 #: Visitors who wait at most; whoever comes then is told to come back.
@@ -88,16 +88,21 @@ class Demo:
 
         Returns:
             What it returns.
+
+        Raises:
+            SpectralError: If the default backbone or the basis cannot be loaded: better told now than to a visitor.
         """
+        self._engine.warm_up(self._basis)
         return self.blocks.launch(
             theme=style.theme(),
-            css=style.CSS,
+            css_paths=style.CSS,
             max_file_size=MAX_UPLOAD,
             max_threads=8,
             state_session_capacity=_SESSIONS,
             show_error=False,
             enable_monitoring=False,
             footer_links=["api"],
+            quiet=True,
             **options,
         )
 
@@ -139,7 +144,7 @@ class Demo:
             loaded = self._engine.basis(settings.basis) if settings.basis else None
             one = next(iter(found.values()))
             status = (
-                f"{one['grid'][0]} × {one['grid'][1]} patches · {len(one['layers'])} layers · "
+                f"{one['grid'][0]} by {one['grid'][1]} patches · {len(one['layers'])} layers · "
                 f"{time.perf_counter() - start:.1f} s"
             )
             values: list[Any] = [gr.update(visible=True), gr.update(visible=False), status, settings, image]
@@ -149,7 +154,7 @@ class Demo:
                 if name in found:
                     values += [
                         (image, views.colors(image, found[name], loaded)),
-                        views.annotations(image, found[name]),
+                        views.masks(image, found[name]),
                         views.tiles(image, found[name], loaded, settings.num_eigenvectors),
                         *views.write_downloads(image, found[name], name, Path(folder)),
                     ]
@@ -257,15 +262,7 @@ class Demo:
         )
 
     def _build_form(self) -> tuple[Any, ...]:
-        picture = UploadedPicture(
-            type="filepath",
-            image_mode=None,
-            sources=["upload", "clipboard"],
-            label="Your picture",
-            height=230,
-            elem_id="picture",
-            buttons=[],
-        )
+        picture = upload()
         gallery = gr.Gallery(
             [(image, name) for name, image in self._examples.items()],
             columns=3,

@@ -27,7 +27,8 @@ _TILE = 360
 
 def segment_names() -> dict[str, str]:
     """Return the color of each segment that there can be, by its name."""
-    return {f"{index + 1}": "#%02x%02x%02x" % tuple(color) for index, color in enumerate(segment_colors(NUM_SEGMENTS[1]))}
+    table = segment_colors(NUM_SEGMENTS[1])
+    return {str(index + 1): "#" + bytes(color).hex() for index, color in enumerate(table)}
 
 
 def colors(picture: Image.Image, found: dict[str, Any], basis: SpectralBasis | None) -> Image.Image:
@@ -45,7 +46,7 @@ def colors(picture: Image.Image, found: dict[str, Any], basis: SpectralBasis | N
     return eigenvectors_to_rgb(found["eigenvectors"], found["eigenvalues"], size, scale=_scale(basis))
 
 
-def annotations(picture: Image.Image, found: dict[str, Any]) -> tuple[Image.Image, list[tuple[np.ndarray, str]]]:
+def masks(picture: Image.Image, found: dict[str, Any]) -> tuple[Image.Image, list[tuple[np.ndarray, str]]]:
     """Return the photo with a mask and a name a segment, as `gradio.AnnotatedImage` takes them."""
     labels = np.asarray(found["segmentation"])
     names = list(segment_names())

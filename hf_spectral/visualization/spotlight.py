@@ -11,7 +11,7 @@ from hf_spectral.errors import SpectralError
 from hf_spectral.visualization.eigenvectors import resized_maps
 from hf_spectral.visualization.palette import BACKGROUND, INK
 
-# What is left of the photo where there is no affinity, and the color it sinks into: the darkest blue of the eigenvectors.
+# What is left of the photo where there is no affinity, and the color it sinks into.
 _REST, _NIGHT = 0.10, (10, 20, 40)
 
 
