@@ -38,7 +38,9 @@ class TokenAffinity:
 
 @torch.no_grad()
 def token_affinity(
-    records: Iterable[AttentionRecord], position: tuple[float, float], config: SpectralConfig | None = None
+    records: Iterable[AttentionRecord],
+    position: tuple[float | int, float | int],
+    config: SpectralConfig | None = None,
 ) -> TokenAffinity:
     """Return how strongly one token is related to every other of its image.
 

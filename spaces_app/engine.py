@@ -29,6 +29,8 @@ from spaces_app.settings import BACKBONES, Settings
 MAX_TOKENS = 80
 #: Weights of a backbone that a visitor names.
 MAX_WEIGHT_BYTES = 2 << 30
+# Of the package that carries the Hub's requests: the base of the Hub's own errors, and of those of its connection.
+_HTTP_ERROR = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
@@ -200,7 +202,7 @@ class Engine:
 def _check_size(repository: str) -> None:
     try:
         files = HfApi().model_info(repository, files_metadata=True).siblings or []
-    except (HfHubHTTPError, OSError) as error:
+    except (OSError, _HTTP_ERROR) as error:
         raise SpectralError(
             "model",
             expected="a public backbone on the Hub",

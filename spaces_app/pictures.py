@@ -15,7 +15,7 @@ MAX_SIDE = 896
 #: Pixels that are decoded at most: a small file can hold a picture of gigabytes.
 MAX_PIXELS = 50_000_000
 #: What Pillow may open: some of its other formats run other programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 
 def upload() -> gr.Image:
@@ -29,17 +29,12 @@ def upload() -> gr.Image:
         elem_id="picture",
         buttons=[],
     )
-    decode = picture.preprocess
 
-    def preprocess(payload: Any) -> Any:
-        try:
-            if payload is not None and payload.path is not None:
-                check_file(payload.path)
-        except SpectralError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-        return decode(payload)
+    def preprocess(payload: Any) -> str | None:
+        return None if payload is None else payload.path
 
-    # Not by a subclass: gradio writes a stub file beside the module of each subclass of a component.
+    # Gradio's own would open the file, with a traceback where it is no picture; `open_picture` says what is wrong. Not
+    # by a subclass: gradio writes a stub file beside the module of each subclass of a component.
     picture.preprocess = preprocess
     return picture
 

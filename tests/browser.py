@@ -1,5 +1,6 @@
 """A headless Chromium that looks at a page as a visitor does."""
 
+import base64
 import contextlib
 import shutil
 import time
@@ -10,6 +11,8 @@ from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
+#: Where screenshots are left to look at.
+OUTPUT = Path(__file__).parent / "output"
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--force-device-scale-factor=1")
 # Pictures that the app has made and that are really there: a spinner, or an element without pixels, does not count.
 _LOADED = """
@@ -33,13 +36,14 @@ def browser(width, height, downloads):
     options.binary_location = binary
     for flag in (*FLAGS, f"--window-size={width},{height}"):
         options.add_argument(flag)
-    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(driver_path))
     try:
         # A window cannot be narrower than 500 pixels, a phone's screen can.
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        allowed = {"behavior": "allow", "downloadPath": str(downloads)}
+        driver.execute_cdp_cmd("Browser.setDownloadBehavior", allowed)
         yield Page(driver)
     finally:
         driver.quit()
@@ -59,7 +63,7 @@ class Page:
             if found:
                 return found
             time.sleep(0.1)
-        self.screenshot(Path("tests/output/failed.png"))
+        self.screenshot(OUTPUT / "failed.png")
         raise AssertionError(f"{what}: not within {seconds} s; on the page: {self.text('body')[:500]}")
 
     def one(self, selector):
@@ -78,15 +82,11 @@ class Page:
         actions.click().perform()
 
     def tab(self, name):
-        """Open a tab, from the menu where the row has no room for it."""
-
-        def found():
-            buttons = self.driver.find_elements(By.CSS_SELECTOR, "#tabs button[role=tab]")
-            return [one for one in buttons if one.text.strip() == name and one.is_displayed()]
-
-        if not found():
-            self.click("#tabs .overflow-menu > button")
-        self.until(found, f"tab {name}")[0].click()
+        """Open a tab."""
+        buttons = self.driver.find_elements(By.CSS_SELECTOR, "#tabs button[role=tab]")
+        (button,) = [one for one in buttons if one.text.strip() == name]
+        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
+        button.click()
 
     def pictures(self, selector):
         """Return the addresses of the pictures inside an element that are loaded and visible."""
@@ -108,17 +108,10 @@ class Page:
         """Return the errors of the console so far."""
         return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
 
-    def screenshot(self, path, whole=True):
-        """Write the page, not the window only."""
+    def screenshot(self, path):
+        """Write the whole page, not the window only."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        if whole:
-            size = self.driver.execute_script(
-                "return [innerWidth, Math.max(document.documentElement.scrollHeight, document.body.scrollHeight)]"
-            )
-            clip = {"x": 0, "y": 0, "width": size[0], "height": size[1], "scale": 1}
-            shot = self.driver.execute_cdp_cmd(
-                "Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip, "format": "png"}
-            )
-            path.write_bytes(__import__("base64").b64decode(shot["data"]))
-        else:
-            self.driver.save_screenshot(str(path))
+        width, height = self.driver.execute_script("return [innerWidth, document.body.scrollHeight]")
+        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+        shot = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
+        path.write_bytes(base64.b64decode(shot["data"]))
