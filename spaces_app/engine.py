@@ -30,7 +30,7 @@ MAX_TOKENS = 80
 #: Weights of a backbone that a visitor names.
 MAX_WEIGHT_BYTES = 2 << 30
 # Of the package that carries the Hub's requests: the base of the Hub's own errors, and of those of its connection.
-_HTTP_ERROR = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
+_HTTP_ERROR: type[Exception] = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 

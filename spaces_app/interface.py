@@ -1,9 +1,8 @@
-"""The page, and how it is served."""
+"""What the page does, and how it is served."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,8 +14,9 @@ import gradio as gr
 from hf_spectral import NotConvergedError, SpectralError
 from spaces_app import style, views
 from spaces_app.engine import Engine
-from spaces_app.pictures import examples, open_picture, upload
-from spaces_app.settings import BACKBONES, DEFAULT_RESOLUTION, NUM_EIGENVECTORS, RESOLUTIONS, Settings, settings_of
+from spaces_app.layout import SHOWN_PATHWAYS, Form, Results, build_form, build_results
+from spaces_app.pictures import examples, open_picture
+from spaces_app.settings import Settings, settings_of
 
 #: Visitors who wait at most; whoever comes then is told to come back.
 QUEUE_SIZE = 32
@@ -25,7 +25,6 @@ MAX_UPLOAD = "20mb"
 _DELETE_EVERY, _DELETE_AFTER = 600, 3600
 # Sessions whose settings are remembered.
 _SESSIONS = 256
-_PATHWAYS = ("where", "what")
 # Scrolls to the results where they lie below the form.
 _SCROLL = "() => { if (innerWidth < 900) document.querySelector('#results')?.scrollIntoView({behavior: 'smooth'}); }"
 
@@ -37,28 +36,6 @@ def friendly() -> Iterator[None]:
         yield
     except (SpectralError, NotConvergedError) as error:
         raise gr.Error(str(error), duration=15, title="That did not work", print_exception=False) from error
-
-
-@dataclasses.dataclass(frozen=True)
-class _Column:
-    """What one pathway fills."""
-
-    boxes: tuple[gr.Column, ...]
-    colors: gr.ImageSlider
-    segments: gr.AnnotatedImage
-    eigenvectors: gr.Gallery
-    files: tuple[gr.DownloadButton, ...]
-    affinity_box: gr.Column
-    affinity: gr.Image
-    layers: gr.Gallery
-
-    @property
-    def results(self) -> list[Any]:
-        return [*self.boxes, self.colors, self.segments, self.eigenvectors, *self.files, self.affinity_box]
-
-    @property
-    def lit(self) -> list[Any]:
-        return [self.affinity_box, self.affinity, self.layers]
 
 
 class Demo:
@@ -130,7 +107,7 @@ class Demo:
             progress: Gradio's.
 
         Yields:
-            Once: a value for each of the components that `_outputs` lists. The files among them are gone afterwards;
+            Once: a value for each of the components that `_connect` lists. The files among them are gone afterwards;
             gradio has copied them by then.
         """
         with friendly(), tempfile.TemporaryDirectory() as folder:
@@ -148,7 +125,7 @@ class Demo:
                 f"{time.perf_counter() - start:.1f} s"
             )
             values: list[Any] = [gr.update(visible=True), gr.update(visible=False), status, settings, image]
-            for name in _PATHWAYS:
+            for name in SHOWN_PATHWAYS:
                 column = self._columns[name]
                 values += [gr.update(visible=name in found)] * len(column.boxes)
                 if name in found:
@@ -196,7 +173,7 @@ class Demo:
         image = open_picture(picture)
         found = self._engine.affinity(image, settings, (place[1] / image.height, place[0] / image.width))
         values: list[Any] = []
-        for name in _PATHWAYS:
+        for name in SHOWN_PATHWAYS:
             values.append(gr.update(visible=name in found))
             values += views.spotlights(image, found[name]) if name in found else [None, None]
         return values
@@ -227,183 +204,51 @@ class Demo:
         gr.HTML(style.HERO, padding=False)
         with gr.Row(equal_height=False):
             with gr.Column(scale=4, min_width=300):
-                form = self._build_form()
+                form = build_form(self._examples, self._model, self._basis)
             with gr.Column(scale=9, min_width=320, elem_id="results"):
                 empty = gr.HTML(style.EMPTY, padding=False)
-                with gr.Column(visible=False) as results:
-                    photo, code = self._build_results()
+                with gr.Column(visible=False) as box:
+                    results = build_results()
         gr.HTML(style.FOOTER, padding=False)
+        self._columns = results.columns
+        self._connect(form, results, [box, empty])
+
+    def _connect(self, form: Form, results: Results, boxes: list[Any]) -> None:
         settings = gr.State()
-        picture, gallery, go, status, inputs = form
-        outputs = [results, empty, status, settings, photo]
-        outputs += [part for name in _PATHWAYS for part in self._columns[name].results] + [code]
-        listener: dict[str, Any] = {
+        columns = [part for name in SHOWN_PATHWAYS for part in results.columns[name].results]
+        analysis: dict[str, Any] = {
             "fn": self.analyze,
-            "inputs": [picture, *inputs],
-            "outputs": outputs,
+            "inputs": [form.picture, *form.settings],
+            "outputs": [*boxes, form.status, settings, results.photo, *columns, results.code],
             "concurrency_id": "backbone",
-            "show_progress_on": status,
+            "show_progress_on": form.status,
             "trigger_mode": "once",
         }
-        go.click(None, js=_SCROLL, api_visibility="private")
-        go.click(**listener, api_name="analyze")
-        chosen = gallery.select(self._pick, outputs=picture, api_visibility="private", show_progress="hidden")
-        chosen.then(None, js=_SCROLL, api_visibility="private")
-        chosen.then(**listener, api_visibility="private")
-        picture.upload(**listener, api_visibility="private")
-        photo.select(
+        private: dict[str, Any] = {"api_visibility": "private"}
+        form.go.click(None, js=_SCROLL, **private)
+        form.go.click(**analysis, api_name="analyze")
+        chosen = form.gallery.select(self._pick, outputs=form.picture, show_progress="hidden", **private)
+        chosen.then(None, js=_SCROLL, **private)
+        chosen.then(**analysis, **private)
+        form.picture.upload(**analysis, **private)
+        results.photo.select(
             self.affinity,
-            [photo, settings],
-            [part for name in _PATHWAYS for part in self._columns[name].lit],
+            [results.photo, settings],
+            [part for name in SHOWN_PATHWAYS for part in results.columns[name].lit],
             concurrency_id="backbone",
-            show_progress_on=photo,
+            show_progress_on=results.photo,
             trigger_mode="always_last",
-            api_visibility="private",
+            **private,
         )
-
-    def _build_form(self) -> tuple[Any, ...]:
-        picture = upload()
-        gallery = gr.Gallery(
-            [(image, name) for name, image in self._examples.items()],
-            columns=3,
-            height="auto",
-            object_fit="cover",
-            allow_preview=False,
-            show_label=False,
-            buttons=[],
-            interactive=False,
-            elem_id="examples",
-            format="jpeg",
-        )
-        pathway = gr.Radio(
-            [("Both", "both"), ("Where", "where"), ("What", "what")], value="both", label="Pathway", elem_id="pathway"
-        )
-        go = gr.Button("Analyze", variant="primary", elem_id="go")
-        status = gr.HTML("", padding=False, elem_id="status", elem_classes="status")
-        with gr.Accordion("Settings", open=False, elem_id="settings"):
-            default = BACKBONES if self._model is None else {f"{Path(self._model).name} (default)": "", **BACKBONES}
-            names = {label: name for label, name in default.items() if name or label == next(iter(default))}
-            model = gr.Dropdown(
-                list(names.items()),
-                value="",
-                label="Backbone",
-                info="Or write the name of any vision transformer on the Hub",
-                allow_custom_value=True,
-                elem_id="model",
+        for trigger in (form.load_basis.click, form.basis.submit):
+            trigger(
+                self.describe_basis,
+                [form.basis, form.model],
+                [form.about_basis, form.model],
+                concurrency_id="backbone",
+                **private,
             )
-            num_eigenvectors = gr.Slider(*NUM_EIGENVECTORS, value=12, step=1, label="Eigenvectors", elem_id="count")
-            num_segments = gr.Dropdown(
-                ["auto", 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32],
-                value="auto",
-                label="Segments",
-                info="auto: found from the picture",
-                elem_id="segments",
-            )
-            resolution = gr.Dropdown(
-                [("the backbone's own", ""), *[(f"{side} pixels", side) for side in RESOLUTIONS]],
-                value="" if self._basis else DEFAULT_RESOLUTION,
-                label="Resolution",
-                info="Longer side; more pixels, finer maps, more time",
-                elem_id="resolution",
-            )
-        with gr.Accordion("Colors of a whole dataset", open=self._basis is not None, elem_id="dataset"):
-            basis = gr.Textbox(
-                value=self._basis or "",
-                label="Basis",
-                info="A repository that hf-spectral has written; then a color means the same in every picture",
-                placeholder="user/name",
-                elem_id="basis",
-            )
-            load = gr.Button("Load", size="sm", elem_id="load-basis")
-            about = gr.Markdown("", elem_classes="help", elem_id="about-basis")
-            for trigger in (load.click, basis.submit):
-                trigger(
-                    self.describe_basis,
-                    [basis, model],
-                    [about, model],
-                    concurrency_id="backbone",
-                    api_visibility="private",
-                )
-        return picture, gallery, go, status, [model, pathway, num_eigenvectors, num_segments, resolution, basis]
-
-    def _build_results(self) -> tuple[gr.Image, gr.Code]:
-        parts: dict[str, dict[str, Any]] = {name: {"boxes": []} for name in _PATHWAYS}
-
-        def beside(build: Any, visible: bool = True) -> None:
-            with gr.Row():
-                for name in _PATHWAYS:
-                    with gr.Column(min_width=280, visible=visible) as box:
-                        gr.HTML(style.heading(name), padding=False)
-                        parts[name] |= build(name)
-                    if visible:
-                        parts[name]["boxes"].append(box)
-                    else:
-                        parts[name]["affinity_box"] = box
-
-        with gr.Tabs(elem_id="tabs"):
-            with gr.Tab("Overview", id="overview"):
-                beside(lambda name: _colors(name) | _segments(name))
-            with gr.Tab("Eigenvectors", id="eigenvectors"):
-                gr.Markdown(style.EIGENVECTORS_HELP, elem_classes="help")
-                beside(_eigenvectors)
-            with gr.Tab("Ask a patch", id="affinity"):
-                gr.Markdown(style.AFFINITY_HELP, elem_classes="help")
-                photo = gr.Image(
-                    type="filepath",
-                    format="png",
-                    interactive=False,
-                    show_label=False,
-                    container=False,
-                    buttons=[],
-                    elem_id="affinity-photo",
-                )
-                beside(_affinity, visible=False)
-            with gr.Tab("Save", id="downloads"):
-                beside(_downloads)
-                code = gr.Code(language="python", label="The same in Python", interactive=False, elem_id="code")
-        self._columns = {name: _Column(**{**part, "boxes": tuple(part["boxes"])}) for name, part in parts.items()}
-        return photo, code
 
     def _pick(self, event: gr.SelectData) -> Any:
         name = list(self._examples)[int(event.index)]
         return self._examples[name]
-
-
-def _colors(name: str) -> dict[str, Any]:
-    slider = gr.ImageSlider(
-        format="png", show_label=False, interactive=False, buttons=["fullscreen"], elem_id=f"{name}-colors",
-        slider_position=18, max_height=460,
-    )  # fmt: skip
-    return {"colors": slider}
-
-
-def _segments(name: str) -> dict[str, Any]:
-    annotated = gr.AnnotatedImage(
-        format="png", show_label=False, color_map=views.segment_names(), elem_id=f"{name}-segments", buttons=[]
-    )
-    return {"segments": annotated}
-
-
-def _eigenvectors(name: str) -> dict[str, Any]:
-    gallery = gr.Gallery(
-        format="png", columns=2, show_label=False, interactive=False, object_fit="contain", height="auto",
-        elem_id=f"{name}-eigenvectors", elem_classes="tiles", buttons=["fullscreen"],
-    )  # fmt: skip
-    return {"eigenvectors": gallery}
-
-
-def _affinity(name: str) -> dict[str, Any]:
-    joint = gr.Image(
-        format="png", interactive=False, label="all layers together", elem_id=f"{name}-affinity", buttons=[]
-    )
-    layers = gr.Gallery(
-        format="png", columns=3, show_label=False, interactive=False, object_fit="contain", height="auto",
-        elem_id=f"{name}-layers", elem_classes="tiles", buttons=[],
-    )  # fmt: skip
-    return {"affinity": joint, "layers": layers}
-
-
-def _downloads(name: str) -> dict[str, Any]:
-    labels = {"result": "Result (safetensors)", "labels": "Segments (PNG)", "sheet": "Eigenvectors (PNG)"}
-    buttons = [gr.DownloadButton(label, elem_id=f"{name}-{key}", size="md") for key, label in labels.items()]
-    return {"files": tuple(buttons)}

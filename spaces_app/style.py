@@ -39,6 +39,8 @@ def theme() -> gr.themes.Base:
     ).set(
         body_background_fill=PAPER,
         body_text_color=INK,
+        body_text_color_subdued="#5a5c64",
+        body_text_color_subdued_dark="#c4c0b9",
         block_background_fill="#ffffff",
         block_border_color="#e9e5de",
         block_border_width="1px",
