@@ -12,12 +12,13 @@ from hf_spectral.dataset import FitReport, fit, transform
 from hf_spectral.errors import NotConvergedError, SpectralError, UnsupportedBackboneError
 from hf_spectral.graph import JointProblem, build_problem
 from hf_spectral.grid import TokenGrid
-from hf_spectral.pipelines import SpectralPathwaysPipeline, pipeline, register
+from hf_spectral.pipelines import SpectralPathwaysPipeline, pipeline, read_image, register
 from hf_spectral.records import AttentionRecord, Capture
 from hf_spectral.report import LayerReport, layer_report
 from hf_spectral.result import SolveStatus, SpectralResult
 from hf_spectral.segmentation import instances, segment
 from hf_spectral.solvers import EigenSolver, GradientSolver, solve
+from hf_spectral.token_rows import TokenAffinity, token_affinity
 
 __version__ = "0.1.0.dev0"
 
@@ -37,6 +38,7 @@ __all__ = [
     "SpectralError",
     "SpectralPathwaysPipeline",
     "SpectralResult",
+    "TokenAffinity",
     "TokenGrid",
     "UnsupportedBackboneError",
     "build_problem",
@@ -45,8 +47,10 @@ __all__ = [
     "instances",
     "layer_report",
     "pipeline",
+    "read_image",
     "segment",
     "solve",
+    "token_affinity",
     "transform",
     "vision_tower",
 ]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hf_spectral.affinities import affinity_operators
-from hf_spectral.config import SpectralConfig, resolve_layers
+from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
 from hf_spectral.grid import TokenGrid, area_pooling, finest
 from hf_spectral.operators import (
@@ -32,7 +32,7 @@ from hf_spectral.operators import (
     inverse_root_degree,
     symmetrize_,
 )
-from hf_spectral.records import AttentionRecord, SkippedLayer
+from hf_spectral.records import AttentionRecord, SkippedLayer, selected
 
 # Up to here the sum of a grid's affinities is held as one matrix (16,384 nodes in float32); above, layers stay apart
 # and their rows are formed anew at every multiplication.
@@ -84,12 +84,8 @@ def build_problem(records: Iterable[AttentionRecord], config: SpectralConfig | N
         SpectralError: If a record holds several images, or if no layer can serve the pathway.
     """
     config = config or SpectralConfig()
-    records = list(records)
-    if config.layers is not None:
-        wanted = resolve_layers(config.layers, 1 + max((record.index for record in records), default=-1))
-        records = [record for record in records if record.index in wanted]
     builder = ProblemBuilder(config)
-    for record in records:
+    for record in selected(records, config.layers):
         builder.add(record)
     return builder.build()
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from jaxtyping import Float
 from torch import Tensor
 
-from hf_spectral.config import Pathway
+from hf_spectral.config import Pathway, resolve_layers
 from hf_spectral.grid import TokenGrid
 
 
@@ -105,3 +105,23 @@ class Capture:
     def __iter__(self) -> Iterator[AttentionRecord]:
         """Iterate over the records in call order."""
         return iter(self.records)
+
+
+def selected(records: Iterable[AttentionRecord], layers: Iterable[int] | None) -> list[AttentionRecord]:
+    """Return the records of some layers.
+
+    Args:
+        records: Of one forward pass.
+        layers: Indices in call order, negative ones counted from the end; None means all.
+
+    Returns:
+        Those records, in the order given.
+
+    Raises:
+        SpectralError: If there is no such layer.
+    """
+    records = list(records)
+    if layers is None:
+        return records
+    wanted = resolve_layers(layers, 1 + max((record.index for record in records), default=-1))
+    return [record for record in records if record.index in wanted]

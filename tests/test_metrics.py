@@ -10,6 +10,7 @@ from hf_spectral.metrics import (
     adjusted_rand_index,
     covering,
     image_score,
+    layout_score,
     majority_miou,
     matched_miou,
     normalized_mutual_information,
@@ -316,3 +317,28 @@ def test_what_score_messages():
     with pytest.raises(SpectralError, match="the same number of eigenvectors"):
         what_score([*maps[:3], torch.zeros(3, 3, 3)])
     assert what_score(maps).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(("shape", "order"), [((9, 14), 3), ((9, 14), 1), ((2, 11), 3), ((1, 12), 2)])
+def test_layout_score_is_the_fit_of_a_polynomial(shape, order):
+    from sklearn.linear_model import LinearRegression
+    from sklearn.preprocessing import PolynomialFeatures
+
+    maps = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0)) + torch.linspace(0, 5, shape[1])
+    places = np.stack(np.meshgrid(*(np.arange(n) / n for n in shape), indexing="ij"), axis=-1).reshape(-1, 2)
+    terms = PolynomialFeatures(order).fit_transform(places)
+    for values, score in zip(maps.flatten(1).numpy(), layout_score(maps, order), strict=True):
+        assert float(score) == pytest.approx(LinearRegression().fit(terms, values).score(terms, values), abs=1e-4)
+
+
+def test_layout_score_tells_gradients_from_objects_and_noise():
+    down = torch.linspace(-1, 1, 30)[:, None].expand(30, 40)
+    checkers = ((torch.arange(30)[:, None] // 5 + torch.arange(40) // 5) % 2).float()
+    noise = torch.randn(30, 40, generator=torch.Generator().manual_seed(0))
+    scores = layout_score(torch.stack([down, down**3, checkers, noise, torch.full((30, 40), 0.1)]))
+    assert scores[:2].min() > 0.999
+    assert scores[2:4].max() < 0.05
+    assert scores[4] == 0
+    assert torch.allclose(scores[:4], layout_score(-7 * torch.stack([down, down**3, checkers, noise])), atol=1e-5)
+    with pytest.raises(SpectralError, match="`order`"):
+        layout_score(noise[None], 0)

@@ -5,6 +5,7 @@ from PIL import Image
 
 from hf_spectral.errors import SpectralError
 from hf_spectral.visualization import (
+    affinity_spotlight,
     eigenvector_image,
     eigenvector_sheet,
     eigenvectors_to_rgb,
@@ -180,3 +181,42 @@ def test_pathways_figure_sets_three_side_by_side():
     assert reds.max() < blues.min()
     with pytest.raises(ValueError, match="zip"):
         pathways_figure(photo(), red, blue, captions=("one",))
+
+
+def test_colors_on_the_scale_of_a_dataset_depend_on_the_values_alone():
+    """The same values give the same color beside any others; without a scale they do not."""
+    values = maps()
+    beside = torch.cat([values, 5 * maps(seed=3)], dim=2)
+    with_scale = [np.asarray(eigenvectors_to_rgb(one, scale=0.8)) for one in (values, beside)]
+    assert np.array_equal(with_scale[0], with_scale[1][:, :9])
+    without = [np.asarray(eigenvectors_to_rgb(one)) for one in (values, beside)]
+    assert not np.array_equal(without[0], without[1][:, :9])
+    # A sign is part of what a dataset-level color means.
+    assert not np.array_equal(with_scale[0], np.asarray(eigenvectors_to_rgb(-values, scale=0.8)))
+    one = [np.asarray(eigenvector_image(part[1], bound=2.0)) for part in (values, beside)]
+    assert np.array_equal(one[0], one[1][:, :9])
+
+
+def test_spotlight_lights_related_tokens_and_marks_the_token():
+    affinity = torch.full((4, 6), 0.01)
+    affinity[:, 3:] = 1.0
+    white = Image.new("RGB", (600, 400), "white")
+    lit = np.asarray(affinity_spotlight(white, affinity)).astype(float)
+    assert lit.shape == (400, 600, 3)
+    assert lit[:, 450:].min() > 245
+    assert lit[:, :200].max() < 90
+    affinity[1, 4] = 1000.0  # To itself; it does not pale the others.
+    marked = np.asarray(affinity_spotlight(white, affinity, (1, 4))).astype(float)
+    changed = np.argwhere(np.abs(marked - lit).sum(2) > 0)
+    assert np.abs(changed.mean(0) - [150, 450]).max() < 3
+    assert len(changed) < 0.01 * lit.size
+
+
+@pytest.mark.parametrize("token", [(4, 0), (0, -1)])
+def test_spotlight_refuses_a_token_outside(token):
+    with pytest.raises(SpectralError, match="a row and a column of 4 x 6"):
+        affinity_spotlight(photo(), torch.ones(4, 6), token)
+
+
+def test_spotlight_of_a_single_token_is_the_photo():
+    assert affinity_spotlight(photo(), torch.ones(1, 1)).size == (60, 40)

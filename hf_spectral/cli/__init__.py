@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 import transformers
 
 import hf_spectral
-from hf_spectral.cli import analyze, dataset, hub, layers, report
+from hf_spectral.cli import analyze, dataset, demo, hub, layers, report
 from hf_spectral.cli.common import MISTAKE, complain
 from hf_spectral.errors import NotConvergedError, SpectralError
 
-_GROUPS = (analyze, dataset, layers, report, hub)
+_GROUPS = (analyze, dataset, layers, report, hub, demo)
 
 
 def build_parser() -> argparse.ArgumentParser:

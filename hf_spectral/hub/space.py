@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.resources
 import json
 import logging
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 APP_PACKAGE = "spaces_app"
 SETTINGS_NAME = "space.json"
-#: What the app needs of this package where its own requirements do not name it.
+#: How a Space installs this package.
 REQUIREMENT = "hf-spectral[app]"
 _REQUIREMENTS_NAME = "requirements.txt"
 _NEEDED = ("app.py", "README.md")
@@ -45,7 +46,7 @@ def push_space(
         repo_id: `user/name`; made if it is not there.
         basis: Id of a basis on the Hub that the app loads at its start; None starts without one.
         folder: The app; None takes the one that is installed with this package.
-        requirement: How the Space installs this package, as a line of `requirements.txt`; the app's own line wins.
+        requirement: How the Space installs this package, as a line of `requirements.txt`: a version, or an address.
         private: True hides a new Space; None takes the account's default.
         token: With write access; None takes the one of `hf auth login`.
         commit_message: None says what is pushed.
@@ -58,7 +59,11 @@ def push_space(
     """
     repository = Repository(repo_id, "space", token, private)
     with contextlib.nullcontext(Path(folder)) if folder is not None else _installed_app() as app:
-        files = _app_files(app, requirement)
+        files = _app_files(app)
+    _require_package(files, requirement)
+    if folder is None:  # The rest of the folder comes with the package.
+        kept = importlib.import_module(APP_PACKAGE).SPACE_FILES
+        files = {name: content for name, content in files.items() if name in kept}
     settings = json.loads(files.get(SETTINGS_NAME, b"{}"))
     files[SETTINGS_NAME] = (json.dumps({**settings, "basis": basis}, indent=2) + "\n").encode()
     if basis is not None:
@@ -83,7 +88,7 @@ def _installed_app() -> Iterator[Path]:
         yield folder
 
 
-def _app_files(app: Path, requirement: str) -> dict[str, bytes]:
+def _app_files(app: Path) -> dict[str, bytes]:
     """Read the app; what is hidden, compiled or beside it by chance stays at home.
 
     Returns:
@@ -103,11 +108,14 @@ def _app_files(app: Path, requirement: str) -> dict[str, bytes]:
         raise SpectralError(
             "folder", expected=f"an app with {' and '.join(_NEEDED)}", got=f"{app} without {missing[0]}", fix="Check it"
         )
-    lines = files.get(_REQUIREMENTS_NAME, b"").decode().splitlines()
-    if not any(re.match(r"hf[-_.]spectral\b", line, re.IGNORECASE) for line in lines):
-        lines.append(requirement)
-    files[_REQUIREMENTS_NAME] = "".join(f"{line}\n" for line in lines).encode()
     return files
+
+
+def _require_package(files: dict[str, bytes], requirement: str) -> None:
+    """Put the line that installs this package among the requirements, in place of the app's own."""
+    lines = files.get(_REQUIREMENTS_NAME, b"").decode().splitlines()
+    others = [line for line in lines if not re.match(r"hf[-_.]spectral\b", line, re.IGNORECASE)]
+    files[_REQUIREMENTS_NAME] = "".join(f"{line}\n" for line in (*others, requirement)).encode()
 
 
 def _require_basis(repository: Repository, basis: str) -> None:

@@ -1,6 +1,7 @@
 """How well labels match labels, and how much of an eigenvector is position or identity. Arithmetic, no model."""
 
 from hf_spectral.metrics.identity import surrounding_clusters, surroundings
+from hf_spectral.metrics.layout import layout_score
 from hf_spectral.metrics.partitions import (
     adjusted_rand_index,
     covering,
@@ -18,6 +19,7 @@ __all__ = [
     "adjusted_rand_index",
     "covering",
     "image_score",
+    "layout_score",
     "majority_miou",
     "matched_miou",
     "normalized_mutual_information",

@@ -8,13 +8,14 @@ from transformers import AutoImageProcessor, PreTrainedModel
 from transformers import pipeline as host_pipeline
 
 from hf_spectral.pipelines.hosts import diffusion_pipeline, host_of
+from hf_spectral.pipelines.images import read_image
 from hf_spectral.pipelines.offline import DEFAULT_BACKBONE
 from hf_spectral.pipelines.transformers import TASK, SpectralPathwaysPipeline, register
 
 if TYPE_CHECKING:
     from hf_spectral.pipelines.diffusers import SpectralDiffusionPipeline
 
-__all__ = ["DEFAULT_BACKBONE", "TASK", "SpectralPathwaysPipeline", "host_of", "pipeline", "register"]
+__all__ = ["DEFAULT_BACKBONE", "TASK", "SpectralPathwaysPipeline", "host_of", "pipeline", "read_image", "register"]
 
 
 def pipeline(model: Any = None, **kwargs: Any) -> SpectralPathwaysPipeline | SpectralDiffusionPipeline:

@@ -1,0 +1,54 @@
+"""`hf-spectral demo`: the Space on this machine."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from hf_spectral.cli.common import DONE
+from hf_spectral.errors import SpectralError
+
+
+def add_parsers(commands: Any) -> None:
+    """Add the command.
+
+    Args:
+        commands: Subparsers of the program.
+    """
+    demo = commands.add_parser("demo", help="look at pictures in the browser")
+    demo.set_defaults(command=run_demo)
+    demo.add_argument("--model", help="repository id or folder (default: facebook/dinov2-small)")
+    demo.add_argument("--basis", help="repository id or folder of a basis to start with (default: none)")
+    demo.add_argument("--port", type=int, help="default: the first free one from 7860 on")
+    demo.add_argument("--share", action="store_true", help="make a public link, by gradio's servers (default: no)")
+
+
+def run_demo(options: argparse.Namespace) -> int:
+    """Serve the page until it is interrupted; who can reach this machine only by the link may not name its folders.
+
+    Args:
+        options: What `demo --help` lists.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        SpectralError: If the extra `[app]` is not installed, or the port is taken.
+    """
+    try:
+        from spaces_app.interface import Demo
+    except ModuleNotFoundError as error:
+        raise SpectralError(
+            "demo",
+            expected="the extra [app]",
+            got=f"no package {error.name}",
+            fix="Run: pip install 'hf-spectral[app]'",
+        ) from error
+    page = Demo(options.model, options.basis, allow_folders=not options.share)
+    try:
+        page.launch(server_name="127.0.0.1", server_port=options.port, share=options.share)
+    except OSError as error:
+        raise SpectralError(
+            "--port", expected="a free port", got=options.port or error, fix="Leave it out, or name another one"
+        ) from error
+    return DONE

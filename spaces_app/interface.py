@@ -1,0 +1,254 @@
+"""What the page does, and how it is served."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from hf_spectral import NotConvergedError, SpectralError
+from spaces_app import style, views
+from spaces_app.engine import Engine
+from spaces_app.layout import SHOWN_PATHWAYS, Form, Results, build_form, build_results
+from spaces_app.pictures import examples, open_picture
+from spaces_app.settings import Settings, settings_of
+
+#: Visitors who wait at most; whoever comes then is told to come back.
+QUEUE_SIZE = 32
+MAX_UPLOAD = "20mb"
+# Seconds between two rounds that delete files of pictures, and the age at which they go.
+_DELETE_EVERY, _DELETE_AFTER = 600, 3600
+# Sessions whose settings are remembered.
+_SESSIONS = 256
+# Scrolls to the results where they lie below the form.
+_SCROLL = "() => { if (innerWidth < 900) document.querySelector('#results')?.scrollIntoView({behavior: 'smooth'}); }"
+
+
+@contextlib.contextmanager
+def friendly() -> Iterator[None]:
+    """Show a visitor's mistake as one sentence."""
+    try:
+        yield
+    except (SpectralError, NotConvergedError) as error:
+        raise gr.Error(str(error), duration=15, title="That did not work", print_exception=False) from error
+
+
+class Demo:
+    """The app.
+
+    Args:
+        model: Default backbone: repository or folder; None takes that of `hf_spectral.pipeline`.
+        basis: Basis to start with: repository or folder; None starts with each picture's own eigenvectors.
+        allow_folders: True lets visitors name folders of this machine: for an app that none but its owner can reach.
+    """
+
+    def __init__(self, model: str | None = None, basis: str | None = None, allow_folders: bool = False) -> None:
+        self._engine = Engine(model, basis, allow_folders)
+        self._examples = examples()
+        self._model, self._basis = model, basis
+        with gr.Blocks(
+            title="Spectral pathways", analytics_enabled=False, delete_cache=(_DELETE_EVERY, _DELETE_AFTER)
+        ) as self.blocks:
+            self._build()
+        self.blocks.queue(max_size=QUEUE_SIZE, default_concurrency_limit=1)
+
+    def launch(self, **options: Any) -> Any:
+        """Serve the page: nothing of this machine but the page and its own pictures.
+
+        Args:
+            **options: Of `gradio.Blocks.launch`, such as `server_port` and `share`.
+
+        Returns:
+            What it returns.
+
+        Raises:
+            SpectralError: If the default backbone or the basis cannot be loaded: better told now than to a visitor.
+        """
+        self._engine.warm_up(self._basis)
+        return self.blocks.launch(
+            theme=style.theme(),
+            css_paths=style.CSS,
+            max_file_size=MAX_UPLOAD,
+            max_threads=8,
+            state_session_capacity=_SESSIONS,
+            show_error=False,
+            enable_monitoring=False,
+            footer_links=["api"],
+            quiet=True,
+            **options,
+        )
+
+    def analyze(
+        self,
+        picture: str | None,
+        model: str,
+        pathway: str,
+        num_eigenvectors: int,
+        num_segments: int | str,
+        resolution: int | str,
+        basis: str,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008  # Gradio finds it by its default.
+    ) -> Iterator[list[Any]]:
+        """Analyze a picture.
+
+        Args:
+            picture: Its file.
+            model: See `Settings`, as are all others.
+            pathway: See `Settings`.
+            num_eigenvectors: See `Settings`.
+            num_segments: See `Settings`.
+            resolution: See `Settings`.
+            basis: See `Settings`.
+            progress: Gradio's.
+
+        Yields:
+            Once: a value for each of the components that `_connect` lists. The files among them are gone afterwards;
+            gradio has copied them by then.
+        """
+        with friendly(), tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            settings = settings_of(model, basis, pathway, num_eigenvectors, num_segments, resolution)
+            progress(0.05, "Reading the picture")
+            image = open_picture(picture)
+            progress(0.15, "Running the backbone, solving over all its layers")
+            found = self._engine.analyze(image, settings)
+            progress(0.75, "Drawing")
+            loaded = self._engine.basis(settings.basis) if settings.basis else None
+            one = next(iter(found.values()))
+            status = (
+                f"{one['grid'][0]} by {one['grid'][1]} patches · {len(one['layers'])} layers · "
+                f"{time.perf_counter() - start:.1f} s"
+            )
+            values: list[Any] = [gr.update(visible=True), gr.update(visible=False), status, settings, image]
+            for name in SHOWN_PATHWAYS:
+                column = self._columns[name]
+                values += [gr.update(visible=name in found)] * len(column.boxes)
+                if name in found:
+                    values += [
+                        (image, views.colors(image, found[name], loaded)),
+                        views.masks(image, found[name]),
+                        views.tiles(image, found[name], loaded, settings.num_eigenvectors),
+                        *views.write_downloads(image, found[name], name, Path(folder)),
+                    ]
+                else:
+                    values += [None] * (3 + len(column.files))
+                values.append(gr.update(visible=False))
+            yield [*values, views.code(settings)]
+
+    def affinity(self, picture: str | None, settings: Settings | None, event: gr.SelectData) -> list[Any]:
+        """Light up what a patch is related to.
+
+        Args:
+            picture: The file of the analyzed picture.
+            settings: Those it was analyzed with.
+            event: Where it was clicked.
+
+        Returns:
+            For each pathway whether it is shown, the picture of all layers together, and those of each layer.
+        """
+        with friendly():
+            return self.affinity_at(picture, settings, tuple(event.index))
+
+    def affinity_at(self, picture: str | None, settings: Settings | None, place: tuple[int, ...]) -> list[Any]:
+        """Light up what a patch is related to.
+
+        Args:
+            picture: The file of the analyzed picture.
+            settings: Those it was analyzed with.
+            place: Pixels from the left and from the top.
+
+        Returns:
+            For each pathway whether it is shown, the picture of all layers together, and those of each layer.
+
+        Raises:
+            SpectralError: If no picture has been analyzed.
+        """
+        if settings is None:
+            raise SpectralError("picture", expected="an analyzed picture", got="none", fix="Press Analyze first")
+        image = open_picture(picture)
+        found = self._engine.affinity(image, settings, (place[1] / image.height, place[0] / image.width))
+        values: list[Any] = []
+        for name in SHOWN_PATHWAYS:
+            values.append(gr.update(visible=name in found))
+            values += views.spotlights(image, found[name]) if name in found else [None, None]
+        return values
+
+    def describe_basis(self, basis: str, model: str) -> tuple[str, Any]:
+        """Load a basis and say what it is.
+
+        Args:
+            basis: Its repository, or its folder.
+            model: The backbone chosen so far.
+
+        Returns:
+            A sentence, and the backbone that the basis needs, if that has a repository.
+        """
+        if not (basis or "").strip():
+            return "Colors are each picture's own.", gr.update()
+        with friendly():
+            loaded = self._engine.basis(basis.strip())
+            backbone = str(loaded.backbone.get("id") or "")
+            text = (
+                f"**{loaded.config.pathway}** basis of {loaded.num_images:,} pictures, {len(loaded.eigenvalues)} "
+                f"eigenvectors, fitted on {backbone or 'an unnamed backbone'}. "
+                "The same color now means the same thing in every picture."
+            )
+            return text, backbone if "/" in backbone and backbone != model else gr.update()
+
+    def _build(self) -> None:
+        gr.HTML(style.HERO, padding=False)
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=4, min_width=300):
+                form = build_form(self._examples, self._model, self._basis)
+            with gr.Column(scale=9, min_width=320, elem_id="results"):
+                empty = gr.HTML(style.EMPTY, padding=False)
+                with gr.Column(visible=False) as box:
+                    results = build_results()
+        gr.HTML(style.FOOTER, padding=False)
+        self._columns = results.columns
+        self._connect(form, results, [box, empty])
+
+    def _connect(self, form: Form, results: Results, boxes: list[Any]) -> None:
+        settings = gr.State()
+        columns = [part for name in SHOWN_PATHWAYS for part in results.columns[name].results]
+        analysis: dict[str, Any] = {
+            "fn": self.analyze,
+            "inputs": [form.picture, *form.settings],
+            "outputs": [*boxes, form.status, settings, results.photo, *columns, results.code],
+            "concurrency_id": "backbone",
+            "show_progress_on": form.status,
+            "trigger_mode": "once",
+        }
+        private: dict[str, Any] = {"api_visibility": "private"}
+        form.go.click(None, js=_SCROLL, **private)
+        form.go.click(**analysis, api_name="analyze")
+        chosen = form.gallery.select(self._pick, outputs=form.picture, show_progress="hidden", **private)
+        chosen.then(None, js=_SCROLL, **private)
+        chosen.then(**analysis, **private)
+        form.picture.upload(**analysis, **private)
+        results.photo.select(
+            self.affinity,
+            [results.photo, settings],
+            [part for name in SHOWN_PATHWAYS for part in results.columns[name].lit],
+            concurrency_id="backbone",
+            show_progress_on=results.photo,
+            trigger_mode="always_last",
+            **private,
+        )
+        for trigger in (form.load_basis.click, form.basis.submit):
+            trigger(
+                self.describe_basis,
+                [form.basis, form.model],
+                [form.about_basis, form.model],
+                concurrency_id="backbone",
+                **private,
+            )
+
+    def _pick(self, event: gr.SelectData) -> Any:
+        name = list(self._examples)[int(event.index)]
+        return self._examples[name]

@@ -1,0 +1,208 @@
+"""What lies on the page, and where."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from spaces_app import style, views
+from spaces_app.pictures import upload
+from spaces_app.settings import BACKBONES, DEFAULT_RESOLUTION, NUM_EIGENVECTORS, RESOLUTIONS
+
+SHOWN_PATHWAYS = ("where", "what")
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """What a visitor fills in."""
+
+    picture: gr.Image
+    gallery: gr.Gallery
+    go: gr.Button
+    status: gr.HTML
+    settings: tuple[Any, ...]
+    basis: gr.Textbox
+    load_basis: gr.Button
+    about_basis: gr.Markdown
+    model: gr.Dropdown
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """What one pathway fills."""
+
+    boxes: tuple[gr.Column, ...]
+    colors: gr.ImageSlider
+    segments: gr.AnnotatedImage
+    eigenvectors: gr.Gallery
+    files: tuple[gr.DownloadButton, ...]
+    affinity_box: gr.Column
+    affinity: gr.Image
+    layers: gr.Gallery
+
+    @property
+    def results(self) -> list[Any]:
+        """What an analysis fills."""
+        return [*self.boxes, self.colors, self.segments, self.eigenvectors, *self.files, self.affinity_box]
+
+    @property
+    def lit(self) -> list[Any]:
+        """What a click fills."""
+        return [self.affinity_box, self.affinity, self.layers]
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """What is shown."""
+
+    photo: gr.Image
+    code: gr.Code
+    columns: dict[str, Column]
+
+
+def build_form(pictures: dict[str, Image.Image], model: str | None, basis: str | None) -> Form:
+    """Lay out the form.
+
+    Args:
+        pictures: Examples, by name.
+        model: The owner's default backbone, or None.
+        basis: The owner's basis, or None.
+
+    Returns:
+        Its parts.
+    """
+    picture = upload()
+    gallery = gr.Gallery(
+        [(image, name) for name, image in pictures.items()], columns=3, height="auto", object_fit="cover",
+        allow_preview=False, show_label=False, buttons=[], interactive=False, elem_id="examples", format="jpeg",
+    )  # fmt: skip
+    pathway = gr.Radio(
+        [("Both", "both"), ("Where", "where"), ("What", "what")], value="both", label="Pathway", elem_id="pathway"
+    )
+    go = gr.Button("Analyze", variant="primary", elem_id="go")
+    status = gr.HTML("", padding=False, elem_id="status", elem_classes="status")
+    with gr.Accordion("Settings", open=False, elem_id="settings"):
+        backbone, *numbers = _settings(model, has_basis=basis is not None)
+    with gr.Accordion("Colors of a whole dataset", open=basis is not None, elem_id="dataset"):
+        name = gr.Textbox(
+            value=basis or "",
+            label="Basis",
+            info="A repository that hf-spectral has written; then a color means the same in every picture",
+            placeholder="user/name",
+            elem_id="basis",
+        )
+        load = gr.Button("Load", size="sm", elem_id="load-basis")
+        about = gr.Markdown("", elem_classes="help", elem_id="about-basis")
+    settings = (backbone, pathway, *numbers, name)
+    return Form(picture, gallery, go, status, settings, name, load, about, backbone)
+
+
+def build_results() -> Results:
+    """Lay out the results, each pathway a column; on a phone one below the other.
+
+    Returns:
+        Their parts.
+    """
+    parts: dict[str, dict[str, Any]] = {name: {"boxes": ()} for name in SHOWN_PATHWAYS}
+    with gr.Tabs(elem_id="tabs"):
+        with gr.Tab("Overview", id="overview"):
+            _beside(parts, _overview)
+        with gr.Tab("Eigenvectors", id="eigenvectors"):
+            gr.Markdown(style.EIGENVECTORS_HELP, elem_classes="help")
+            _beside(parts, _eigenvectors)
+        with gr.Tab("Ask a patch", id="affinity"):
+            gr.Markdown(style.AFFINITY_HELP, elem_classes="help")
+            photo = gr.Image(
+                type="filepath", format="png", interactive=False, show_label=False, container=False, buttons=[],
+                elem_id="affinity-photo",
+            )  # fmt: skip
+            with gr.Row():
+                for name in SHOWN_PATHWAYS:
+                    with gr.Column(min_width=280, visible=False) as box:
+                        gr.HTML(style.heading(name), padding=False)
+                        parts[name] |= {"affinity_box": box, **_affinity(name)}
+        with gr.Tab("Save", id="downloads"):
+            _beside(parts, _downloads)
+            code = gr.Code(language="python", label="The same in Python", interactive=False, elem_id="code")
+    return Results(photo, code, {name: Column(**part) for name, part in parts.items()})
+
+
+def _beside(parts: dict[str, dict[str, Any]], build: Callable[[str], dict[str, Any]]) -> None:
+    with gr.Row():
+        for name in SHOWN_PATHWAYS:
+            with gr.Column(min_width=280) as box:
+                gr.HTML(style.heading(name), padding=False)
+                parts[name] |= build(name)
+            parts[name]["boxes"] += (box,)
+
+
+def _settings(model: str | None, has_basis: bool) -> tuple[Any, ...]:
+    backbones = dict(BACKBONES)
+    if model is not None:
+        backbones = {f"{Path(model).name} (default)": "", **{label: name for label, name in backbones.items() if name}}
+    return (
+        gr.Dropdown(
+            list(backbones.items()),
+            value="",
+            label="Backbone",
+            info="Or write the name of any vision transformer on the Hub",
+            allow_custom_value=True,
+            elem_id="model",
+        ),
+        gr.Slider(*NUM_EIGENVECTORS, value=12, step=1, label="Eigenvectors", elem_id="count"),
+        gr.Dropdown(
+            ["auto", 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32],
+            value="auto",
+            label="Segments",
+            info="auto: found from the picture",
+            elem_id="segments",
+        ),
+        gr.Dropdown(
+            [("the backbone's own", ""), *[(f"{side} pixels", side) for side in RESOLUTIONS]],
+            value="" if has_basis else DEFAULT_RESOLUTION,
+            label="Resolution",
+            info="Longer side; more pixels, finer maps, more time",
+            elem_id="resolution",
+        ),
+    )
+
+
+def _overview(name: str) -> dict[str, Any]:
+    slider = gr.ImageSlider(
+        format="png", show_label=False, interactive=False, buttons=["fullscreen"], elem_id=f"{name}-colors",
+        slider_position=18, max_height=460,
+    )  # fmt: skip
+    annotated = gr.AnnotatedImage(
+        format="png", show_label=False, color_map=views.segment_names(), elem_id=f"{name}-segments", buttons=[]
+    )
+    return {"colors": slider, "segments": annotated}
+
+
+def _eigenvectors(name: str) -> dict[str, Any]:
+    gallery = gr.Gallery(
+        format="png", columns=2, show_label=False, interactive=False, object_fit="contain", height="auto",
+        elem_id=f"{name}-eigenvectors", elem_classes="tiles", buttons=["fullscreen"],
+    )  # fmt: skip
+    return {"eigenvectors": gallery}
+
+
+def _affinity(name: str) -> dict[str, Any]:
+    joint = gr.Image(
+        format="png", interactive=False, label="all layers together", elem_id=f"{name}-affinity", buttons=[]
+    )
+    layers = gr.Gallery(
+        format="png", columns=3, show_label=False, interactive=False, object_fit="contain", height="auto",
+        elem_id=f"{name}-layers", elem_classes="tiles", buttons=[],
+    )  # fmt: skip
+    return {"affinity": joint, "layers": layers}
+
+
+def _downloads(name: str) -> dict[str, Any]:
+    labels = {"result": "Result (safetensors)", "labels": "Segments (PNG)", "sheet": "Eigenvectors (PNG)"}
+    buttons = [gr.DownloadButton(label, elem_id=f"{name}-{key}", size="md") for key, label in labels.items()]
+    return {"files": tuple(buttons)}
