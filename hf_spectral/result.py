@@ -55,6 +55,7 @@ class SpectralResult:
         steps: Steps the solver took.
         grid: The map the eigenvectors lie on.
         layers: Names of the layers that took part.
+        layer_weights: Weight of each of them, together 1.
         config: Settings of the problem.
         solver: Name of the solver with its settings.
     """
@@ -66,6 +67,7 @@ class SpectralResult:
     steps: int
     grid: TokenGrid
     layers: tuple[str, ...]
+    layer_weights: tuple[float, ...]
     config: SpectralConfig
     solver: dict[str, Any]
 
@@ -90,6 +92,7 @@ class SpectralResult:
             "steps": self.steps,
             "num_prefix": self.grid.num_prefix,
             "layers": list(self.layers),
+            "layer_weights": list(self.layer_weights),
             "config": self.config.to_dict(),
             "solver": self.solver,
         }
@@ -127,12 +130,18 @@ def _parsed(path: str | os.PathLike[str]) -> dict[str, Any]:
     count, height, width = tensors["eigenvectors"].shape
     if not tensors["eigenvalues"].shape == tensors["residuals"].shape == (count,):
         raise ValueError("tensors whose shapes do not fit each other")
+    layers = tuple(described["layers"])
+    # Files of before 0.1.0 do not say it: all layers weighed alike.
+    weights = described.get("layer_weights", [1 / len(layers)] * len(layers))
+    if len(weights) != len(layers):
+        raise ValueError(f"{len(weights)} weights of {len(layers)} layers")
     return {
         **tensors,
         "status": SolveStatus(described["status"]),
         "steps": int(described["steps"]),
         "grid": TokenGrid(height, width, described["num_prefix"]),
-        "layers": tuple(described["layers"]),
+        "layers": layers,
+        "layer_weights": tuple(float(weight) for weight in weights),
         "config": SpectralConfig.from_dict(described["config"]),
         "solver": dict(described["solver"]),
     }

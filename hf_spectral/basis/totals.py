@@ -22,9 +22,12 @@ class Totals:
         layers: The layers.
         pathway: Sets the width of each layer's factor.
         device: Where the sums live.
+        has_evidence: Collect what automatic layer weights need in the second pass.
     """
 
-    def __init__(self, layers: Sequence[BasisLayer], pathway: Pathway, device: torch.device) -> None:
+    def __init__(
+        self, layers: Sequence[BasisLayer], pathway: Pathway, device: torch.device, has_evidence: bool = False
+    ) -> None:
         self.layers = tuple(layers)
         self.ranks = [layer.rank(pathway) for layer in layers]
         self.signs = [layer.signs(pathway).to(device) for layer in layers]
@@ -33,6 +36,8 @@ class Totals:
         self._counts = torch.zeros(2, dtype=torch.int64, device=device)
         self._gram_counts = torch.zeros(2, dtype=torch.int64, device=device)
         self.gram: BlockGram | None = None
+        self.has_evidence = has_evidence
+        self.evidence: list[Tensor] = []
 
     @property
     def num_summed(self) -> int:
@@ -57,7 +62,10 @@ class Totals:
     def start_gram(self) -> BlockGram:
         """Return the Gram matrix, zero at the first call; the sums are final from then on."""
         if self.gram is None:
-            self.gram = BlockGram(self.ranks, device=self._counts.device)
+            device = self._counts.device
+            self.gram = BlockGram(self.ranks, device=device)
+            if self.has_evidence:
+                self.evidence = [torch.zeros(2, rank, rank, dtype=torch.float64, device=device) for rank in self.ranks]
         return self.gram
 
     def add_sums(self, sums: Sequence[Tensor], num_tokens: Sequence[int], num_images: int, num_nodes: int) -> None:
@@ -74,15 +82,24 @@ class Totals:
         self.num_tokens += torch.tensor(num_tokens, device=self.num_tokens.device)
         self._counts += torch.tensor([num_images, num_nodes], device=self._counts.device)
 
-    def add_gram(self, factors: Sequence[Tensor], shapes: Sequence[Shape], joint: Coupling | None) -> None:
+    def add_gram(
+        self,
+        factors: Sequence[Tensor],
+        shapes: Sequence[Shape],
+        joint: Coupling | None,
+        evidence: Sequence[Tensor] = (),
+    ) -> None:
         """Add one image to the second pass.
 
         Args:
             factors: G of each layer.
             shapes: Grid of each layer.
             joint: Coupling of the grids.
+            evidence: Of each layer, if there is to be any (`smoothness.evidence_of`).
         """
         self.start_gram().add(factors, shapes, joint)
+        for total, part in zip(self.evidence, evidence, strict=True):
+            total += part
         self._gram_counts += torch.tensor([1, joint is not None], device=self._counts.device)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -91,6 +108,7 @@ class Totals:
         named |= {f"sum.{position}": total for position, total in enumerate(self.sums)}
         if self.gram is not None:
             named |= {f"gram.{position}": block for position, block in enumerate(self.gram.blocks)}
+            named |= {f"gram_evidence.{position}": one for position, one in enumerate(self.evidence)}
         return named
 
     def merge(self, other: Totals) -> None:
