@@ -35,9 +35,9 @@ class SpectralConfig:
         num_neighbors: Neighbors a token keeps in the `knn` affinity.
         threshold: Cosines at or below it are cut from the `knn` affinity.
         seed: Seed of every random start.
-        layer_weights: `"equal"`; `"auto"`, found without labels (`graph` for one image, `basis.smoothness` for a dataset);
-            one number a layer from layer 0 on; or numbers by layer index. Numbers are kept as pairs of index and weight,
-            and scaled to sum to 1 where they are used; a layer without one takes no part.
+        layer_weights: `"equal"`; `"auto"`, found without labels (see `graph` for an image, `fit` for a dataset);
+            one number a layer from layer 0 on; or numbers by layer index. Numbers are kept as pairs of index and
+            weight, and scaled to sum to 1 where they are used; a layer without one takes no part.
 
     Raises:
         SpectralError: If a value lies outside the range given above.

@@ -35,6 +35,7 @@ from hf_spectral.operators import (
     symmetrize_,
 )
 from hf_spectral.records import AttentionRecord, SkippedLayer
+from hf_spectral.weighting import weight_list
 
 # Up to here the sum of a grid's affinities is held as one matrix (16,384 nodes in float32); above, layers stay apart
 # and their rows are formed anew at every multiplication.
@@ -113,6 +114,7 @@ class ProblemBuilder:
         self.max_dense_bytes = max_dense_bytes
         self._sums: dict[tuple[int, int], _GridSum] = {}
         self._layers: list[str] = []
+        self._indices: list[int] = []
         self._weights: list[float] = []
         self._skipped: list[SkippedLayer] = []
 
@@ -134,6 +136,7 @@ class ProblemBuilder:
         if reason is not None:
             self._skipped.append(SkippedLayer(record.name, reason))
             return
+        self._indices.append(record.index)
         if weight is None and not isinstance(self.config.layer_weights, str):
             weight = dict(self.config.layer_weights).get(record.index, 0.0)
         elif weight is None and self.config.layer_weights == "equal":
@@ -161,6 +164,8 @@ class ProblemBuilder:
                 got=f"{self.config.pathway!r} ({reasons})",
                 fix="Try pathway='what'" if self.config.pathway == "where" else "Check `layers`",
             )
+        if not isinstance(self.config.layer_weights, str):
+            weight_list(self._indices, self.config.layer_weights)  # Refuses weights of layers that are not there.
         total = sum(self._weights)
         common, affinity, mass = _on_common_grid(list(self._sums.values()), 1 / total)
         weights = tuple(weight / total for weight in self._weights)
@@ -259,7 +264,7 @@ class _GridSum:
 
 
 def _automatic(multiply: Callable[[Tensor], Tensor], scale: Tensor) -> float:
-    """Return the automatic weight of a normalized affinity S: 1 / ||S||_F^2, one over the sum of its squared eigenvalues.
+    """Return the automatic weight of a normalized affinity S, one over the sum of its squared eigenvalues.
 
     That sum is about the number of groups of tokens that a layer tells apart. Early layers tell apart hundreds, by
     texture and color, all with eigenvalues near 1, and with equal weights fill the leading eigenvectors of the joint

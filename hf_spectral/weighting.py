@@ -34,7 +34,7 @@ def as_weighting(given: Any) -> Weighting:
         is_paired = bool(given) and all(isinstance(one, Sequence) and len(one) == 2 for one in given)
         pairs = [tuple(one) for one in given] if is_paired else list(enumerate(given))
     else:
-        pairs = [(given, given)]  # Refused below.
+        pairs = [(given, None)]  # Refused below.
     for index, weight in pairs:
         is_index = isinstance(index, int) and not isinstance(index, bool) and index >= 0
         is_number = isinstance(weight, int | float) and not isinstance(weight, bool)

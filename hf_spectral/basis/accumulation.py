@@ -11,11 +11,9 @@ from typing import Any
 import torch
 
 from hf_spectral.basis.arrival import Arrived, chosen_layers, in_order, received
-from hf_spectral.basis.layers import BasisLayer, UnitTokens, factor, match, normalized_factor, reduced
+from hf_spectral.basis.layers import BasisLayer, factor, match, normalized_factor, reduced
 from hf_spectral.basis.mass import coupling
 from hf_spectral.basis.model import SpectralBasis, layer_columns
-from hf_spectral.basis.random_walk import walk_config
-from hf_spectral.basis.smoothness import evidence_of
 from hf_spectral.basis.solution import solve_totals
 from hf_spectral.basis.totals import Totals, require_same
 from hf_spectral.basis.weights import final_weights, start_weights
@@ -261,19 +259,15 @@ class BasisAccumulator:
         totals = self._require_totals()
         shapes = [one.shape for one in arrived]
         joint = coupling(shapes, start_weights(totals, self.config.layer_weights))
-        walk = walk_config(self.config.pathway)
         signed = [signs * total for signs, total in zip(totals.signs, totals.sums, strict=True)]
         for image in range(arrived[0].tokens[0].shape[0]):
             factors = [
                 normalized_factor(factor(one.tokens, image), total, int(num_tokens))
                 for one, total, num_tokens in zip(arrived, signed, totals.num_tokens, strict=True)
             ]
-            evidence = [
-                evidence_of(*_both(one.tokens, image), rows, walk.num_neighbors, walk.threshold)
-                for one, rows in zip(arrived, factors, strict=True)
-                if totals.has_evidence
-            ]
-            totals.add_gram(factors, shapes, joint, evidence)
+            if joint is None:  # Of layers on several grids, the weights are in the mass already.
+                totals.add_evidence([one.tokens for one in arrived], factors, image)
+            totals.add_gram(factors, shapes, joint)
 
     def _first_image(self, arrived: list[Arrived]) -> list[Arrived]:
         """Return the layers that take part, at the width kept, having started the totals with them."""
@@ -304,8 +298,3 @@ class BasisAccumulator:
         settings = {**self.config.to_dict(), "max_width": self.max_width}
         settings.pop("num_eigenvectors")  # Chosen when solving.
         return dict(json.loads(json.dumps(settings)))
-
-
-def _both(tokens: UnitTokens, image: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return the vectors that one image compares: values, or queries and keys."""
-    return tokens[0][image], tokens[1][image] if len(tokens) > 1 else None

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from hf_spectral.basis.gram import BlockGram
-from hf_spectral.basis.layers import BasisLayer
+from hf_spectral.basis.layers import BasisLayer, UnitTokens
 from hf_spectral.basis.mass import Coupling, Shape
+from hf_spectral.basis.random_walk import walk_config
+from hf_spectral.basis.smoothness import add_evidence
 from hf_spectral.config import Pathway
 from hf_spectral.errors import SpectralError
 
@@ -37,6 +39,7 @@ class Totals:
         self._gram_counts = torch.zeros(2, dtype=torch.int64, device=device)
         self.gram: BlockGram | None = None
         self.has_evidence = has_evidence
+        self._walk = walk_config(pathway)
         self.evidence: list[Tensor] = []
 
     @property
@@ -82,25 +85,28 @@ class Totals:
         self.num_tokens += torch.tensor(num_tokens, device=self.num_tokens.device)
         self._counts += torch.tensor([num_images, num_nodes], device=self._counts.device)
 
-    def add_gram(
-        self,
-        factors: Sequence[Tensor],
-        shapes: Sequence[Shape],
-        joint: Coupling | None,
-        evidence: Sequence[Tensor] = (),
-    ) -> None:
+    def add_gram(self, factors: Sequence[Tensor], shapes: Sequence[Shape], joint: Coupling | None) -> None:
         """Add one image to the second pass.
 
         Args:
             factors: G of each layer.
             shapes: Grid of each layer.
             joint: Coupling of the grids.
-            evidence: Of each layer, if there is to be any (`smoothness.evidence_of`).
         """
         self.start_gram().add(factors, shapes, joint)
-        for total, part in zip(self.evidence, evidence, strict=True):
-            total += part
         self._gram_counts += torch.tensor([1, joint is not None], device=self._counts.device)
+
+    def add_evidence(self, tokens: Sequence[UnitTokens], factors: Sequence[Tensor], image: int) -> None:
+        """Add what automatic layer weights need of one image to the second pass, if it is to be collected.
+
+        Args:
+            tokens: Unit vectors of each layer, all on one grid.
+            factors: G of each layer.
+            image: Position in the batch.
+        """
+        self.start_gram()
+        if self.has_evidence:
+            add_evidence(self.evidence, tokens, factors, image, self._walk.num_neighbors, self._walk.threshold)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the live sums by name; names that begin with `gram` belong to the second pass."""
