@@ -36,8 +36,8 @@ def add_evidence(
 
     With P the mean over a token's nearest neighbors, averaged over all layers, and x = G v, both x^T x and x^T P x are
     quadratic forms of v: G^T G and G^T P G, added up over a dataset, give the smoothness x^T P x / x^T x of any v
-    later, and processes and shards combine by addition. Neighbors by all layers, since a layer of pure noise is smooth among
-    the neighbors that the same noise makes.
+    later, and processes and shards combine by addition. Neighbors by all layers, since a layer of pure noise is smooth
+    among the neighbors that the same noise makes.
 
     Args:
         totals: Both matrices of each layer, changed in place.
