@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
 from hf_spectral.errors import SpectralError
+from hf_spectral.weighting import Weighting, as_weighting
 
 Pathway = Literal["where", "what"]
 Affinity = Literal["attention", "exponential", "cosine", "knn"]
@@ -35,6 +36,9 @@ class SpectralConfig:
         num_neighbors: Neighbors a token keeps in the `knn` affinity.
         threshold: Cosines at or below it are cut from the `knn` affinity.
         seed: Seed of every random start.
+        layer_weights: `"equal"`; `"auto"`, found without labels (see `graph` for an image, `fit` for a dataset);
+            one number a layer from layer 0 on; or numbers by layer index. Numbers are kept as pairs of index and
+            weight, and scaled to sum to 1 where they are used; a layer without one takes no part.
 
     Raises:
         SpectralError: If a value lies outside the range given above.
@@ -49,6 +53,7 @@ class SpectralConfig:
     num_neighbors: int = 50
     threshold: float = 0.1
     seed: int = 0
+    layer_weights: Weighting = "equal"
 
     def __post_init__(self) -> None:
         """Resolve the default affinity and refuse values out of range."""
@@ -74,6 +79,7 @@ class SpectralConfig:
             raise SpectralError(
                 "temperature", expected="a number above 0, or None", got=self.temperature, fix="Leave it out"
             )
+        object.__setattr__(self, "layer_weights", as_weighting(self.layer_weights))
         if self.layers is not None:
             object.__setattr__(self, "layers", _as_layer_indices(self.layers))
 

@@ -2,19 +2,21 @@
 
 Zhang, Yunis and Maire (CVPR 2024), with the generalized form for layers of different resolution: find x with
 
-    A x = (1 - lambda) B x,    A = mean_l P_l^T S_l P_l,    B = mean_l P_l^T P_l,
+    A x = (1 - lambda) B x,    A = sum_l w_l P_l^T S_l P_l,    B = sum_l w_l P_l^T P_l,
 
-where S_l is the normalized affinity of layer l and P_l pools the common grid to that layer's grid. Where all layers
-share one grid, B is the identity and A the average of the normalized affinities.
+where S_l is the normalized affinity of layer l, P_l pools the common grid to that layer's grid, and the weights w_l,
+equal unless given, are together 1. Where all layers share one grid, B is the identity and A the average of the
+normalized affinities.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from hf_spectral.affinities import affinity_operators
 from hf_spectral.config import SpectralConfig
@@ -33,10 +35,13 @@ from hf_spectral.operators import (
     symmetrize_,
 )
 from hf_spectral.records import AttentionRecord, SkippedLayer, selected
+from hf_spectral.weighting import weight_list
 
 # Up to here the sum of a grid's affinities is held as one matrix (16,384 nodes in float32); above, layers stay apart
 # and their rows are formed anew at every multiplication.
 MAX_DENSE_BYTES = 1 << 30
+# Random vectors that estimate the norm of a normalized affinity, which automatic layer weights follow.
+_PROBES = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +54,7 @@ class JointProblem:
         grid: The common grid that the nodes lie on.
         config: Settings that the problem was built with.
         layers: Names of the layers that entered, in call order.
+        layer_weights: Weight of each of them, together 1.
         skipped: Layers that did not enter, with reasons.
     """
 
@@ -57,6 +63,7 @@ class JointProblem:
     grid: TokenGrid
     config: SpectralConfig
     layers: tuple[str, ...]
+    layer_weights: tuple[float, ...]
     skipped: tuple[SkippedLayer, ...] = ()
 
     @property
@@ -103,13 +110,16 @@ class ProblemBuilder:
         self.max_dense_bytes = max_dense_bytes
         self._sums: dict[tuple[int, int], _GridSum] = {}
         self._layers: list[str] = []
+        self._indices: list[int] = []
+        self._weights: list[float] = []
         self._skipped: list[SkippedLayer] = []
 
-    def add(self, record: AttentionRecord) -> None:
+    def add(self, record: AttentionRecord, weight: float | None = None) -> None:
         """Add one layer of one image.
 
         Args:
             record: The layer; its tensors are not kept unless the problem is too large for a dense sum.
+            weight: How much it counts beside the others; None takes what `config.layer_weights` says.
 
         Raises:
             SpectralError: If the record holds more than one image.
@@ -122,10 +132,18 @@ class ProblemBuilder:
         if reason is not None:
             self._skipped.append(SkippedLayer(record.name, reason))
             return
+        self._indices.append(record.index)
+        if weight is None and not isinstance(self.config.layer_weights, str):
+            weight = dict(self.config.layer_weights).get(record.index, 0.0)
+        elif weight is None and self.config.layer_weights == "equal":
+            weight = 1.0
+        if weight == 0:
+            self._skipped.append(SkippedLayer(record.name, "its weight is 0"))
+            return
         shape = (record.grid.height, record.grid.width)
         if shape not in self._sums:
             self._sums[shape] = _GridSum(TokenGrid(*shape), self.max_dense_bytes)
-        self._sums[shape].add_layer(affinity_operators(record, self.config))
+        self._weights.append(self._sums[shape].add_layer(affinity_operators(record, self.config), weight))
         self._layers.append(record.name)
 
     def build(self) -> JointProblem:
@@ -142,8 +160,12 @@ class ProblemBuilder:
                 got=f"{self.config.pathway!r} ({reasons})",
                 fix="Try pathway='what'" if self.config.pathway == "where" else "Check `layers`",
             )
-        common, affinity, mass = _on_common_grid(list(self._sums.values()), 1 / len(self._layers))
-        return JointProblem(affinity, mass, common, self.config, tuple(self._layers), tuple(self._skipped))
+        if not isinstance(self.config.layer_weights, str):
+            weight_list(self._indices, self.config.layer_weights)  # Refuses weights of layers that are not there.
+        total = sum(self._weights)
+        common, affinity, mass = _on_common_grid(list(self._sums.values()), 1 / total)
+        weights = tuple(weight / total for weight in self._weights)
+        return JointProblem(affinity, mass, common, self.config, tuple(self._layers), weights, tuple(self._skipped))
 
 
 class _GridSum:
@@ -151,18 +173,27 @@ class _GridSum:
 
     def __init__(self, grid: TokenGrid, max_dense_bytes: int) -> None:
         self.grid = grid
-        self.num_layers = 0
+        self.weight = 0.0
         self._fits_dense = 4 * grid.num_nodes**2 <= max_dense_bytes
         self._dense: Tensor | None = None
         self._scratch: Tensor | None = None
         self._terms: list[AffinityOperator] = []
         self._weights: list[float] = []
 
-    def add_layer(self, affinities: list[AffinityOperator]) -> None:
-        """Add one layer: the mean of its normalized affinities."""
-        self.num_layers += 1
-        for affinity in affinities:
-            self._add(affinity, 1 / len(affinities))
+    def add_layer(self, affinities: list[AffinityOperator], weight: float | None) -> float:
+        """Add one layer, its weight times the mean of its normalized affinities.
+
+        Args:
+            affinities: Of the layer, one or one a head.
+            weight: None weighs each affinity by itself, see `_automatic`.
+
+        Returns:
+            The weight.
+        """
+        parts = [self._add(affinity, 1 / len(affinities), weight) for affinity in affinities]
+        used = sum(parts) if weight is None else weight
+        self.weight += used
+        return used
 
     def finish(self, scale: float) -> AffinityOperator:
         """Return the sum times a number; the sum is spent."""
@@ -172,21 +203,26 @@ class _GridSum:
         self._dense = self._scratch = None
         return terms[0] if weights == [1.0] else SumOperator(terms, weights)
 
-    def _add(self, affinity: AffinityOperator, weight: float) -> None:
+    def _add(self, affinity: AffinityOperator, share: float, weight: float | None) -> float:
         if isinstance(affinity, KernelOperator) and self._fits_dense:
-            self._add_kernel(affinity, weight)
-        elif isinstance(affinity, GramOperator):
+            return self._add_kernel(affinity, share, weight)
+        if isinstance(affinity, GramOperator):
             # Scaling the factor normalizes and keeps the rank r: a product then costs 2 n r instead of n^2.
-            normalized = affinity.scaled(inverse_root_degree(affinity.degree()))
+            scale = inverse_root_degree(affinity.degree())
+            normalized = affinity.scaled(scale)
+            weight = share * (_automatic(normalized.matmul, scale) if weight is None else weight)
             if self._fits_dense and 4 * affinity.rank >= affinity.num_nodes:
                 matrix = normalized.to_dense()
                 self._dense = matrix * weight if self._dense is None else self._dense.add_(matrix, alpha=weight)
             else:
                 self._keep(normalized, weight)
-        else:
-            self._keep(NormalizedOperator(affinity), weight)
+            return weight
+        operator = NormalizedOperator(affinity)
+        weight = share * (_automatic(operator.matmul, operator.inverse_root) if weight is None else weight)
+        self._keep(operator, weight)
+        return weight
 
-    def _add_kernel(self, affinity: KernelOperator, weight: float) -> None:
+    def _add_kernel(self, affinity: KernelOperator, share: float, weight: float | None) -> float:
         """Form the kernel once, in memory kept between layers, then normalize it on its way into the sum."""
         if self._scratch is None:
             self._scratch = torch.empty(affinity.num_nodes, affinity.num_nodes, device=affinity.device)
@@ -197,27 +233,58 @@ class _GridSum:
             degree[block] += rows.sum(1) / 2
             degree[columns] += rows.sum(0) / 2
         scale = inverse_root_degree(degree)
+        if weight is None:
+            weight = _automatic(lambda vectors: self._normalized_product(affinity, scale, vectors), scale)
+        weight = share * weight
         for block in affinity.blocks():
             columns = affinity.columns(block)
             scaled = self._scratch[block, columns] * scale[columns]
             self._dense[block, columns].addcmul_(scaled, scale[block, None], value=weight)
+        return weight
+
+    def _normalized_product(self, affinity: KernelOperator, scale: Tensor, vectors: Tensor) -> Tensor:
+        """Multiply the kernel held in memory, normalized, with a few vectors."""
+        assert self._scratch is not None
+        vectors = scale[:, None] * vectors
+        product = torch.zeros_like(vectors)
+        for block in affinity.blocks():
+            columns = affinity.columns(block)
+            rows = self._scratch[block, columns]
+            product[block] += rows @ vectors[columns]
+            product[columns] += rows.T @ vectors[block]
+        return scale[:, None] * product / 2
 
     def _keep(self, operator: AffinityOperator, weight: float) -> None:
         self._terms.append(operator)
         self._weights.append(weight)
 
 
-def _on_common_grid(parts: list[_GridSum], weight: float) -> tuple[TokenGrid, AffinityOperator, AffinityOperator]:
+def _automatic(multiply: Callable[[Tensor], Tensor], scale: Tensor) -> float:
+    """Return the automatic weight of a normalized affinity S, one over the sum of its squared eigenvalues.
+
+    That sum is about the number of groups of tokens that a layer tells apart. Early layers tell apart hundreds, by
+    texture and color, all with eigenvalues near 1, and with equal weights fill the leading eigenvectors of the joint
+    problem: see `tests/benchmarks/layer_weights.py`. It is estimated from a few products (Hutchinson 1989), its largest
+    eigenvalue, 1, taken exactly.
+    """
+    generator = torch.Generator().manual_seed(0)
+    probes = torch.randint(2, (len(scale), _PROBES), generator=generator).to(scale) * 2 - 1
+    trivial = normalize(inverse_root_degree(scale.square()), dim=0)
+    probes -= trivial[:, None] * (trivial @ probes)
+    return 1 / (1 + float(multiply(probes).square().sum()) / _PROBES)
+
+
+def _on_common_grid(parts: list[_GridSum], scale: float) -> tuple[TokenGrid, AffinityOperator, AffinityOperator]:
     """Sum the grids' affinities and masses, each pooled from the common grid."""
     common = finest([part.grid for part in parts])
     if len(parts) == 1:
-        affinity = parts[0].finish(weight)
+        affinity = parts[0].finish(scale)
         return common, affinity, IdentityOperator(common.num_nodes, affinity.device)
     affinities: list[AffinityOperator] = []
     masses: list[AffinityOperator] = []
     for part in parts:
-        operator = part.finish(weight)
-        mass = part.num_layers * weight * IdentityOperator(part.grid.num_nodes, operator.device)
+        operator = part.finish(scale)
+        mass = part.weight * scale * IdentityOperator(part.grid.num_nodes, operator.device)
         if part.grid.same_map(common):
             affinities.append(operator)
             masses.append(mass)

@@ -59,6 +59,7 @@ class SpectralResult:
         steps: Steps the solver took.
         grid: The map the eigenvectors lie on.
         layers: Names of the layers that took part.
+        layer_weights: Weight of each of them, together 1.
         config: Settings of the problem.
         solver: Name of the solver with its settings.
     """
@@ -70,6 +71,7 @@ class SpectralResult:
     steps: int
     grid: TokenGrid
     layers: tuple[str, ...]
+    layer_weights: tuple[float, ...]
     config: SpectralConfig
     solver: dict[str, Any]
 
@@ -94,6 +96,7 @@ class SpectralResult:
             "steps": self.steps,
             "num_prefix": self.grid.num_prefix,
             "layers": list(self.layers),
+            "layer_weights": list(self.layer_weights),
             "config": self.config.to_dict(),
             "solver": self.solver,
         }
@@ -157,6 +160,9 @@ def _parsed(path: Path) -> dict[str, Any]:
     layers = described["layers"]
     if not isinstance(layers, list) or not all(isinstance(name, str) for name in layers):
         raise ValueError("layers that are no names")
+    weights = described["layer_weights"]
+    if not isinstance(weights, list) or len(weights) != len(layers) or not all(map(_is_weight, weights)):
+        raise ValueError("layer weights that are not one a layer")
     if not isinstance(described["solver"], dict):
         raise ValueError("a solver that is no mapping")
     for name in ("steps", "num_prefix"):
@@ -168,6 +174,7 @@ def _parsed(path: Path) -> dict[str, Any]:
         "steps": described["steps"],
         "grid": TokenGrid(shape[1], shape[2], described["num_prefix"]),
         "layers": tuple(layers),
+        "layer_weights": tuple(map(float, weights)),
         "config": config,
         "solver": described["solver"],
     }
@@ -175,3 +182,7 @@ def _parsed(path: Path) -> dict[str, Any]:
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**31
+
+
+def _is_weight(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1

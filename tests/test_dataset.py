@@ -74,7 +74,7 @@ def nothing(features):
 @pytest.mark.parametrize("pathway", ["what", "where"])
 def test_fit_is_the_two_passes_of_the_accumulator(pipe, table, images, pathway):
     found = fit(pipe, table, pathway=pathway, num_eigenvectors=4, progress=False)
-    accumulator = BasisAccumulator(SpectralConfig(pathway, "cosine"))
+    accumulator = BasisAccumulator(SpectralConfig(pathway, "cosine", layer_weights="auto"))
     captures = []
     for image in images:
         with capture_attention(pipe.model) as capture:
@@ -255,9 +255,9 @@ def test_the_same_number_means_the_same_thing_in_every_image(pipe, table, basis)
     found = transform(pipe, table, basis, num_segments=3, dtype="float32", progress=False)
     again = transform(pipe, table, basis, num_segments=3, dtype="float32", batch_size=5, progress=False)
     maps = [np.asarray(row["eigenvectors"], np.float32).reshape(row["shape"]) for row in found]
-    centroids = clusters.find_centroids(maps, [one[0].size for one in maps], 3, 0)
+    centers, cluster = clusters.find_centroids(maps, [one[0].size for one in maps], 3, 0)
     for one, row, other in zip(maps, found, again, strict=True):
-        nearest = ((clusters.unit_rows(one)[:, None] - centroids) ** 2).sum(-1).argmin(1).reshape(one.shape[1:])
+        nearest = cluster[((clusters.unit_rows(one)[:, None] - centers) ** 2).sum(-1).argmin(1)].reshape(one.shape[1:])
         labels = np.asarray(row["segmentation"])
         height, width = labels.shape
         # At the centers of tokens the interpolated label is the token's own, but for rounding to whole pixels.

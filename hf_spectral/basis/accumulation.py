@@ -16,11 +16,12 @@ from hf_spectral.basis.mass import coupling
 from hf_spectral.basis.model import SpectralBasis
 from hf_spectral.basis.solution import solve_totals
 from hf_spectral.basis.totals import Totals, require_same
-from hf_spectral.basis.weights import final_weights, require_weight_of_each, require_weights, weight_list
+from hf_spectral.basis.weights import final_weights, start_weights
 from hf_spectral.config import SpectralConfig, require_positive_int
 from hf_spectral.errors import SpectralError
 from hf_spectral.grid import TokenGrid, finest
 from hf_spectral.records import AttentionRecord
+from hf_spectral.weighting import as_weighting
 
 Add = Callable[[AttentionRecord], None]
 
@@ -41,10 +42,9 @@ class BasisAccumulator:
     to all (`state_dict`, `load_state_dict`), let each add its Gram matrix, `merge` again.
 
     Args:
-        config: Pathway, layers and seed; `affinity` has to be `cosine` and `heads` `merged`.
+        config: Pathway, layers, layer weights and seed; `affinity` has to be `cosine` and `heads` `merged`.
         max_width: Bound on the sum of the factors' columns, hence on the Gram matrix (max_width^2 / 2 numbers of 8
             bytes); None keeps everything, which is exact. For the error it makes, see `layers.reduced`.
-        layer_weights: Weight of each layer index, above 0; None weighs all alike. Scaled to sum to 1.
         device: Where sums and products are made.
 
     Raises:
@@ -55,7 +55,6 @@ class BasisAccumulator:
         self,
         config: SpectralConfig,
         max_width: int | None = None,
-        layer_weights: Mapping[int, float | int] | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         if config.affinity != "cosine" or config.heads != "merged":
@@ -69,7 +68,6 @@ class BasisAccumulator:
             require_positive_int("max_width", max_width)
         self.config = config
         self.max_width = max_width
-        self.layer_weights = None if layer_weights is None else require_weights(layer_weights)
         self.device = torch.device(device)
         self._totals: Totals | None = None
         self._columns: tuple[torch.Tensor | None, ...] = ()
@@ -192,7 +190,7 @@ class BasisAccumulator:
         known = [BasisLayer(**layer) for layer in described.pop("known_layers")]
         require_same("state", self._settings(), described)
         if known:
-            loaded = Totals(known, self.config.pathway, self.device)
+            loaded = self._fresh(known)
             loaded.load(state["tensors"])
             self._start(known)
             self._totals = loaded
@@ -204,7 +202,7 @@ class BasisAccumulator:
         self,
         num_eigenvectors: int,
         seed: int = 0,
-        layer_weights: Mapping[int, float | int] | None = None,
+        layer_weights: str | Mapping[int, float | int] | Sequence[float | int] | None = None,
         backbone: Mapping[str, Any] | None = None,
         exactly: bool = True,
     ) -> SpectralBasis:
@@ -213,23 +211,24 @@ class BasisAccumulator:
         Args:
             num_eigenvectors: How many, the trivial one among them.
             seed: Seed of the start vectors; what is found does not depend on it beyond 1e-7.
-            layer_weights: Other weights than those given at the start; a layer left out or of weight 0 takes no part.
-                One Gram matrix serves them all, as long as the layers of each image share one grid.
+            layer_weights: Other weights than those of the config, as `SpectralConfig` takes them; a layer of weight 0
+                takes no part. One Gram matrix serves them all, as long as the layers of each image share one
+                grid.
             backbone: What identifies the backbone, for `SpectralBasis.check_backbone`: names with JSON values.
-
             exactly: False takes all eigenvectors there are where fewer exist than wanted.
 
         Returns:
             The basis.
 
         Raises:
-            SpectralError: If the passes saw different images, or fewer eigenvectors exist and `exactly` so many were
-                wanted.
+            SpectralError: If the passes saw different images, the weights do not fit, or fewer eigenvectors exist and
+                `exactly` so many were wanted.
         """
         require_positive_int("num_eigenvectors", num_eigenvectors)
         totals = self._require_totals()
-        weights = final_weights(totals, self.layer_weights, layer_weights)
-        config = dataclasses.replace(self.config, num_eigenvectors=num_eigenvectors)
+        chosen = self.config.layer_weights if layer_weights is None else as_weighting(layer_weights)
+        weights = final_weights(totals, self.config.layer_weights, chosen)
+        config = dataclasses.replace(self.config, num_eigenvectors=num_eigenvectors, layer_weights=chosen)
         return solve_totals(totals, config, weights, seed, self.max_width, dict(backbone or {}), exactly)
 
     @torch.no_grad()
@@ -262,13 +261,15 @@ class BasisAccumulator:
         arrived = in_order(arrived, self.layers)
         totals = self._require_totals()
         shapes = [one.shape for one in arrived]
-        joint = coupling(shapes, weight_list(self.layers, self.layer_weights))
+        joint = coupling(shapes, start_weights(totals, self.config.layer_weights))
         signed = [signs * total for signs, total in zip(totals.signs, totals.sums, strict=True)]
         for image in range(arrived[0].tokens[0].shape[0]):
             factors = [
                 normalized_factor(factor(one.tokens, image), total, int(num_tokens))
                 for one, total, num_tokens in zip(arrived, signed, totals.num_tokens, strict=True)
             ]
+            if joint is None:  # Of layers on several grids, the weights are in the mass already.
+                totals.add_evidence([one.tokens for one in arrived], factors, image)
             totals.add_gram(factors, shapes, joint)
 
     def _first_image(self, arrived: list[Arrived]) -> list[Arrived]:
@@ -279,10 +280,14 @@ class BasisAccumulator:
         return [dataclasses.replace(one, tokens=reduced(one.tokens, columns)) for one, columns in pairs]
 
     def _start(self, known: Sequence[BasisLayer]) -> None:
-        require_weight_of_each(known, self.layer_weights)
-        self._totals = Totals(known, self.config.pathway, self.device)
+        totals = self._fresh(known)
+        start_weights(totals, self.config.layer_weights)
+        self._totals = totals
         columns = layer_columns(known, self.config.seed)
         self._columns = tuple(None if part is None else part.to(self.device) for part in columns)
+
+    def _fresh(self, known: Sequence[BasisLayer]) -> Totals:
+        return Totals(known, self.config.pathway, self.device, self.config.layer_weights == "auto")
 
     def _require_totals(self) -> Totals:
         if self._totals is None:
@@ -293,7 +298,6 @@ class BasisAccumulator:
 
     def _settings(self) -> dict[str, Any]:
         """Return what shards and checkpoints have to share, as JSON gives it back."""
-        weights = None if self.layer_weights is None else sorted(self.layer_weights.items())
-        settings = {**self.config.to_dict(), "max_width": self.max_width, "layer_weights": weights}
+        settings = {**self.config.to_dict(), "max_width": self.max_width}
         settings.pop("num_eigenvectors")  # Chosen when solving.
         return dict(json.loads(json.dumps(settings)))

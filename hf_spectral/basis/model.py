@@ -249,7 +249,7 @@ class Projector:
             product = normalized @ projection.to(device)
             rows[shape] = rows[shape] + product if shape in rows else product
             if self._diffusion:
-                self._graphs[image].add(record.image(image))
+                self._graphs[image].add(record.image(image), basis.weights[position])
 
     @torch.no_grad()
     def results(self) -> list[SpectralResult]:
@@ -292,6 +292,7 @@ class Projector:
             steps=0,
             grid=grid,
             layers=tuple(layer.name for layer in basis.layers),
+            layer_weights=basis.weights,
             config=basis.config,
             solver={"name": "SpectralBasis", "diffusion": self._diffusion, "num_images": basis.num_images},
         )

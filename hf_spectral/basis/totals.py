@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from hf_spectral.basis.gram import BlockGram
-from hf_spectral.basis.layers import BasisLayer
+from hf_spectral.basis.layers import BasisLayer, UnitTokens
 from hf_spectral.basis.mass import Coupling, Shape
+from hf_spectral.basis.random_walk import walk_config
+from hf_spectral.basis.smoothness import add_evidence
 from hf_spectral.config import Pathway
 from hf_spectral.errors import SpectralError
 
@@ -22,9 +24,12 @@ class Totals:
         layers: The layers.
         pathway: Sets the width of each layer's factor.
         device: Where the sums live.
+        has_evidence: Collect what automatic layer weights need in the second pass.
     """
 
-    def __init__(self, layers: Sequence[BasisLayer], pathway: Pathway, device: torch.device) -> None:
+    def __init__(
+        self, layers: Sequence[BasisLayer], pathway: Pathway, device: torch.device, has_evidence: bool = False
+    ) -> None:
         self.layers = tuple(layers)
         self.ranks = [layer.rank(pathway) for layer in layers]
         self.signs = [layer.signs(pathway).to(device) for layer in layers]
@@ -33,6 +38,9 @@ class Totals:
         self._counts = torch.zeros(2, dtype=torch.int64, device=device)
         self._gram_counts = torch.zeros(2, dtype=torch.int64, device=device)
         self.gram: BlockGram | None = None
+        self.has_evidence = has_evidence
+        self._walk = walk_config(pathway)
+        self.evidence: list[Tensor] = []
 
     @property
     def num_summed(self) -> int:
@@ -57,7 +65,10 @@ class Totals:
     def start_gram(self) -> BlockGram:
         """Return the Gram matrix, zero at the first call; the sums are final from then on."""
         if self.gram is None:
-            self.gram = BlockGram(self.ranks, device=self._counts.device)
+            device = self._counts.device
+            self.gram = BlockGram(self.ranks, device=device)
+            if self.has_evidence:
+                self.evidence = [torch.zeros(2, rank, rank, dtype=torch.float64, device=device) for rank in self.ranks]
         return self.gram
 
     def add_sums(self, sums: Sequence[Tensor], num_tokens: Sequence[int], num_images: int, num_nodes: int) -> None:
@@ -85,12 +96,25 @@ class Totals:
         self.start_gram().add(factors, shapes, joint)
         self._gram_counts += torch.tensor([1, joint is not None], device=self._counts.device)
 
+    def add_evidence(self, tokens: Sequence[UnitTokens], factors: Sequence[Tensor], image: int) -> None:
+        """Add what automatic layer weights need of one image to the second pass, if it is to be collected.
+
+        Args:
+            tokens: Unit vectors of each layer, all on one grid.
+            factors: G of each layer.
+            image: Position in the batch.
+        """
+        self.start_gram()
+        if self.has_evidence:
+            add_evidence(self.evidence, tokens, factors, image, self._walk.num_neighbors, self._walk.threshold)
+
     def tensors(self) -> dict[str, Tensor]:
         """Return the live sums by name; names that begin with `gram` belong to the second pass."""
         named = {"counts": self._counts, "num_tokens": self.num_tokens, "gram_counts": self._gram_counts}
         named |= {f"sum.{position}": total for position, total in enumerate(self.sums)}
         if self.gram is not None:
             named |= {f"gram.{position}": block for position, block in enumerate(self.gram.blocks)}
+            named |= {f"gram_evidence.{position}": one for position, one in enumerate(self.evidence)}
         return named
 
     def merge(self, other: Totals) -> None:

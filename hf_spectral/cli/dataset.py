@@ -28,6 +28,13 @@ def add_parsers(commands: Any) -> None:
     fitting.add_argument("--resolution", type=int, metavar="PIXELS", help="longer side; default: the backbone's")
     fitting.add_argument("--layers", type=int, nargs="+", metavar="INDEX", help="default: all")
     fitting.add_argument("--max-width", type=int, metavar="N", help="bound on the Gram matrix; default: none, exact")
+    fitting.add_argument(
+        "--layer-weights",
+        nargs="+",
+        default=["auto"],
+        metavar="W",
+        help="auto, equal, or a number a layer; default: auto",
+    )
     fitting.add_argument("--checkpoint-dir", type=Path, metavar="DIR", help="save here, and go on from here")
     fitting.add_argument("--checkpoint-every", type=int, default=500, metavar="N", help="images; default: 500")
     fitting.add_argument("--seed", type=int, default=0, help="default: 0")
@@ -57,7 +64,8 @@ def run_fit(options: argparse.Namespace) -> int:
     names = ("pathway", "num_eigenvectors", "resolution", "layers", "max_width", "checkpoint_dir", "checkpoint_every")
     settings = {name: getattr(options, name) for name in (*names, "batch_size", "on_error", "seed")}
     report = FitReport()
-    basis = fit(pipe, options.folder, **settings, report=report)
+    weights = _layer_weights(options.layer_weights)
+    basis = fit(pipe, options.folder, **settings, layer_weights=weights, report=report)
     if Processes(pipe.device).is_main:
         basis.save_pretrained(options.output)
         report.save(options.output)
@@ -85,3 +93,11 @@ def run_transform(options: argparse.Namespace) -> int:
     if Processes(pipe.device).is_main:
         print(f"{len(rows)} rows written to {options.output}; read them by datasets.load_from_disk")
     return SOME_FAILED if report.skipped else DONE
+
+
+def _layer_weights(words: list[str]) -> str | list[float]:
+    """Return a name, or numbers; what is neither is refused with the others."""
+    try:
+        return [float(word) for word in words]
+    except ValueError:
+        return " ".join(words)

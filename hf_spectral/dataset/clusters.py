@@ -9,14 +9,12 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
-from sklearn.cluster import KMeans
 
 from hf_spectral.errors import SpectralError
-from hf_spectral.segmentation import upsample
+from hf_spectral.segmentation import merged_clusters, upsample
 
 # Tokens that decide where the clusters are: more than enough for the mean of a cluster, seconds of k-means.
 SAMPLE_TOKENS = 50_000
-_STARTS = 4
 
 Maps = Float[np.ndarray, "eigenvectors _height _width"]
 
@@ -55,8 +53,8 @@ def sample_tokens(num_tokens: Sequence[int], seed: int) -> list[Int[np.ndarray, 
 
 def find_centroids(
     images: Iterable[Maps], num_tokens: Sequence[int], num_segments: int, seed: int
-) -> Float[np.ndarray, "segments channels"]:
-    """Cluster a sample of all images' tokens by k-means.
+) -> tuple[Float[np.ndarray, "centers channels"], Int[np.ndarray, " centers"]]:
+    """Cluster a sample of all images' tokens, as `semantic_segmentation` does.
 
     Args:
         images: Eigenvectors of each image.
@@ -65,7 +63,7 @@ def find_centroids(
         seed: Seed of sample and starts.
 
     Returns:
-        One row a cluster, the largest first.
+        One row a center, and the cluster of each, of which the largest is 0.
 
     Raises:
         SpectralError: If there are fewer tokens than clusters.
@@ -81,15 +79,15 @@ def find_centroids(
     rows = np.concatenate([unit_rows(maps)[tokens] for maps, tokens in zip(images, chosen, strict=True)])
     # Rounding makes copies of a token differ in the last bits.
     distinct = len(np.unique(rows.round(4), axis=0))
-    fitted = KMeans(min(num_segments, distinct), n_init=_STARTS, random_state=seed % 2**32).fit(rows)
-    sizes = np.bincount(fitted.labels_, minlength=len(fitted.cluster_centers_))
-    return np.asarray(fitted.cluster_centers_[np.argsort(-sizes, kind="stable")], dtype=np.float32)
+    centers, cluster, _ = merged_clusters(rows, min(num_segments, distinct), distinct, seed % 2**32)
+    return np.asarray(centers, dtype=np.float32), cluster
 
 
 def label_images(
     images: Iterable[Maps],
     sizes: Iterable[tuple[int, int]],
-    centroids: Float[np.ndarray, "segments channels"],
+    centers: Float[np.ndarray, "centers channels"],
+    cluster: Int[np.ndarray, " centers"],
     num_segments: int,
 ) -> Iterator[bytes]:
     """Label the pixels of each image with the nearest cluster, distances interpolated between tokens.
@@ -97,7 +95,8 @@ def label_images(
     Args:
         images: Eigenvectors of each image.
         sizes: Height and width of each in pixels.
-        centroids: One row a cluster.
+        centers: What `find_centroids` gave.
+        cluster: The cluster of each center.
         num_segments: Clusters asked for: above 256 all pictures have 16 bits.
 
     Yields:
@@ -105,8 +104,8 @@ def label_images(
     """
     kind = np.uint8 if num_segments <= 256 else np.uint16
     for maps, size in zip(images, sizes, strict=True):
-        distances = torch.cdist(torch.from_numpy(unit_rows(maps)), torch.from_numpy(centroids))
-        labels = upsample(distances.T.reshape(len(centroids), *maps.shape[1:]).contiguous(), size)
+        distances = torch.cdist(torch.from_numpy(unit_rows(maps)), torch.from_numpy(centers))
+        nearest = upsample(distances.T.reshape(len(centers), *maps.shape[1:]).contiguous(), size)
         encoded = io.BytesIO()
-        Image.fromarray(labels.numpy().astype(kind)).save(encoded, format="png")
+        Image.fromarray(cluster[nearest.numpy()].astype(kind)).save(encoded, format="png")
         yield encoded.getvalue()

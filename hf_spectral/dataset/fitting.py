@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from hf_spectral.dataset.processes import Processes
 from hf_spectral.dataset.reading import Add, Backbone, OnError, Reader, in_batches, progress_bar
 from hf_spectral.dataset.report import FitReport, Skipped, log_skipped
 from hf_spectral.dataset.source import Source, none_left, open_source
+from hf_spectral.weighting import as_weighting
 
 _SUMS, _GRAM = "sums", "gram"
 # The description of a basis is to stay small.
@@ -33,6 +34,7 @@ def fit(
     layers: Sequence[int] | None = None,
     resolution: int | None = None,
     max_width: int | None = None,
+    layer_weights: str | Mapping[int, float] | Sequence[float] = "auto",
     checkpoint_dir: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 500,
     on_error: OnError = "raise",
@@ -64,6 +66,10 @@ def fit(
         layers: Indices of the layers to use, negative ones from the end; None means all.
         resolution: Longer side in pixels at which pictures are read; None takes the backbone's image size.
         max_width: Bound on the width of the Gram matrix, for wide backbones; see `BasisAccumulator`.
+        layer_weights: "auto" weighs layers by how smooth their own eigenvectors are inside images, which needs no
+            labels, and leaves out those below the mean (`basis.smoothness`); layers of different resolution it weighs
+            alike, since their weights enter the second pass before there is evidence. "equal" is the paper's choice;
+            or give one number a layer, or numbers by layer index.
         checkpoint_dir: Where to save what was added up; None saves nothing.
         checkpoint_every: Images between two saves, rounded up to whole batches: at most so many are read again.
         on_error: "raise" names the image that fails; "skip" leaves it out of both passes and lists it in
@@ -90,6 +96,7 @@ def fit(
         num_eigenvectors=num_eigenvectors,
         layers=None if layers is None else tuple(layers),
         seed=seed,
+        layer_weights=as_weighting(layer_weights),
     )
     pipe.check_reading(resolution, config.layers, [pathway])
     reader = Reader(pipe, resolution, on_error)

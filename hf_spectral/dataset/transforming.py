@@ -174,17 +174,17 @@ class _Run:
     def _segment(self, parts: Sequence[Path], order: np.ndarray, num_segments: int) -> None:
         import pyarrow as pa
 
-        centroids = None
+        found = None
         with self.processes.agreed():
             if self.processes.is_main:
                 rows = read_parts(parts).select_columns(["eigenvectors", "shape"]).with_format("arrow")
                 counts = np.array([shape[1] * shape[2] for shape in rows["shape"][:].to_pylist()])[order]
                 images = (_maps(rows[int(place)])[0] for place in order)
-                centroids = find_centroids(images, counts.tolist(), num_segments, self.basis.config.seed)
-        centroids = self.processes.from_main(centroids)
+                found = find_centroids(images, counts.tolist(), num_segments, self.basis.config.seed)
+        centers, cluster = self.processes.from_main(found)
 
         def change(table: pa.Table, sizes: Sequence[tuple[int, int]]) -> pa.Table:
-            pictures = label_images(_maps(table), sizes, centroids, num_segments)
+            pictures = label_images(_maps(table), sizes, centers, cluster, num_segments)
             place = table.schema.get_field_index("segmentation")
             column = [{"bytes": picture, "path": None} for picture in pictures]
             field = table.schema.field(place)

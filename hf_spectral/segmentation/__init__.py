@@ -2,6 +2,7 @@
 
 from hf_spectral.segmentation.embedding import spectral_embedding
 from hf_spectral.segmentation.instances import Instance, instances
+from hf_spectral.segmentation.merging import merged_clusters
 from hf_spectral.segmentation.partition import Segmentation, SegmentationMethod, segment
 from hf_spectral.segmentation.semantic import semantic_segmentation
 from hf_spectral.segmentation.upsampling import upsample
@@ -11,6 +12,7 @@ __all__ = [
     "Segmentation",
     "SegmentationMethod",
     "instances",
+    "merged_clusters",
     "segment",
     "semantic_segmentation",
     "spectral_embedding",

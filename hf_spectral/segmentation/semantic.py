@@ -8,16 +8,13 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from scipy.spatial.distance import cdist
-from sklearn.cluster import KMeans
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from hf_spectral.config import require_positive_int
 from hf_spectral.errors import SpectralError
-from hf_spectral.segmentation.embedding import centroids
+from hf_spectral.segmentation.merging import merged_clusters
 from hf_spectral.segmentation.upsampling import upsample
-
-_STARTS = 4
 
 
 def semantic_segmentation(
@@ -28,9 +25,9 @@ def semantic_segmentation(
 ) -> list[Int[Tensor, "_rows _columns"]]:
     """Cluster the tokens of all images together, so that a label means the same in every image.
 
-    k-means of the rows of the dataset-level eigenvectors, the trivial one left out, each row divided by its length
-    (Ng, Jordan, Weiss, NIPS 2001): tokens of one direction are alike, however strongly they belong. Score the labels
-    of all images, put into one array, with `metrics.matched_miou` and its kin.
+    k-means and merging (`merging.merged_clusters`) of the rows of the dataset-level eigenvectors, the trivial one left
+    out, each row divided by its length (Ng, Jordan, Weiss, NIPS 2001): tokens of one direction are alike, however
+    strongly they belong. Score the labels of all images, put into one array, with `metrics.matched_miou` and its kin.
 
     Args:
         eigenvectors: Maps of each image from one basis, the trivial one at index 0, at least two.
@@ -40,7 +37,7 @@ def semantic_segmentation(
         seed: Seed of k-means.
 
     Returns:
-        Labels from 0, one map an image.
+        Labels from 0, the largest cluster, one map an image.
 
     Raises:
         SpectralError: If there are no images, only the trivial eigenvector, values that are not finite, numbers that
@@ -59,14 +56,13 @@ def semantic_segmentation(
             got=num_clusters,
             fix="Ask for fewer clusters or give more images",
         )
-    labels = KMeans(num_clusters, n_init=_STARTS, random_state=seed).fit_predict(embedding).astype(np.int64)
-    labels = np.unique(labels, return_inverse=True)[1]
+    centers, cluster, labels = merged_clusters(embedding, num_clusters, distinct, seed)
     parts = np.split(labels, np.cumsum([len(row) for row in rows])[:-1])
     if sizes is None:
         return [torch.from_numpy(part).view(one.shape[1:]) for part, one in zip(parts, maps, strict=True)]
-    centers = centroids(embedding, labels)
+    of_center = torch.from_numpy(cluster)
     return [
-        upsample(torch.from_numpy(cdist(row, centers).T.reshape(-1, *one.shape[1:])).float(), size)
+        of_center[upsample(torch.from_numpy(cdist(row, centers).T.reshape(-1, *one.shape[1:])).float(), size)]
         for row, one, size in zip(rows, maps, sizes, strict=True)
     ]
 

@@ -95,6 +95,7 @@ def solve(problem: JointProblem, solver: Solver | None = None, *, require_conver
         steps=solution.steps,
         grid=problem.grid,
         layers=problem.layers,
+        layer_weights=problem.layer_weights,
         config=problem.config,
         solver={"name": type(solver).__name__, **dataclasses.asdict(solver)},  # type: ignore[call-overload]
     )

@@ -122,6 +122,9 @@ class DatasetGradientSolver:
         ]
         quotients, residuals = _quotients(maps, batches)
         described = {**dataclasses.asdict(self), "singular_values": singular_values.tolist()}
+        used = [record for record in records if config.pathway == "what" or not record.windowed]
+        # Ratio of the sides, as in `dataset_graph.GridGraph`.
+        plain = [(tables.grids[0].num_nodes / record.grid.num_nodes) ** 0.5 for record in used]
         return [
             SpectralResult(
                 eigenvalues=(1 - quotients).float().cpu(),
@@ -130,7 +133,8 @@ class DatasetGradientSolver:
                 status=SolveStatus.CONVERGED,
                 steps=self.rounds * batches.per_round * self.steps_per_batch,
                 grid=grid,
-                layers=tuple(record.name for record in records if config.pathway == "what" or not record.windowed),
+                layers=tuple(record.name for record in used),
+                layer_weights=tuple(weight / sum(plain) for weight in plain),
                 config=config,
                 solver={"name": type(self).__name__, **described},
             )
@@ -146,6 +150,13 @@ class DatasetGradientSolver:
                 expected="affinity='knn' and heads='merged'",
                 got=f"affinity={config.affinity!r} and heads={config.heads!r}",
                 fix=f"Use SpectralConfig({config.pathway!r}, 'knn')",
+            )
+        if config.layer_weights != "equal":
+            raise SpectralError(
+                "layer_weights",
+                expected="'equal': this solver weighs layers as the paper does, by their resolution",
+                got=config.layer_weights,
+                fix="Leave it out, or use fit",
             )
         if config.num_eigenvectors > self.channels:
             raise SpectralError(

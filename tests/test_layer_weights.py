@@ -1,0 +1,231 @@
+"""Layer weights: what may be said, what it does to a problem, and those found without labels."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from hf_spectral import BasisAccumulator, SpectralBasis, SpectralConfig, SpectralError, build_problem, solve
+from hf_spectral.affinities import affinity_operators
+from hf_spectral.basis.smoothness import add_evidence, smoothness
+from hf_spectral.graph import ProblemBuilder
+from hf_spectral.operators import NormalizedOperator
+from hf_spectral.result import SpectralResult
+from hf_spectral.solvers import DatasetGradientSolver
+from hf_spectral.weighting import as_weighting, weight_list
+from tests.synthetic import planted_record, random_record, three_blobs
+
+PATHWAYS = ["where", "what"]
+NOISE = (0, 3)
+
+
+def images_with_noise(count=8, shape=(12, 14)):
+    """Layers 1 and 2 know the three regions of each image, which recur in all of them; layers 0 and 3 are noise."""
+    images = []
+    for number in range(count):
+        labels = three_blobs(*shape).roll(number, 1)
+        layers = []
+        for index in range(4):
+            if index in NOISE:
+                layers.append(random_record(*shape, dim=8, seed=10 * number + index, index=index))
+            else:
+                record = planted_record(labels, noise=0, seed=index, index=index)
+                noise = random_record(*shape, dim=8, seed=1000 + 10 * number + index)
+                for name in ("query", "key", "value"):
+                    getattr(record, name).add_(0.15 * getattr(noise, name))
+                layers.append(record)
+        images.append(layers)
+    return images
+
+
+def fitted(images, pathway="what", layer_weights="auto", **settings):
+    accumulator = BasisAccumulator(SpectralConfig(pathway, "cosine", layer_weights=layer_weights), **settings)
+    for verb in (accumulator.add_sums, accumulator.add_gram):
+        for records in images:
+            verb(records)
+    return accumulator
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("auto", "auto"),
+        ("equal", "equal"),
+        ([0, 2.5], ((0, 0.0), (1, 2.5))),
+        ({3: 1, 1: 2}, ((1, 2.0), (3, 1.0))),
+        (((1, 2.0), (3, 1.0)), ((1, 2.0), (3, 1.0))),
+    ],
+)
+def test_every_way_to_say_it_has_one_form_that_json_keeps(given, kept):
+    config = SpectralConfig(layer_weights=given)
+    assert config.layer_weights == kept == as_weighting(kept)
+    assert SpectralConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    "given", ["best", 3, None, {0: -1.0}, {0: float("nan")}, {-1: 1.0}, {"0": 1.0}, [True], [(0, 1.0), (0, 2.0)]]
+)
+def test_what_is_no_weight_is_refused(given):
+    with pytest.raises(SpectralError, match="`layer_weights`: expected 'auto', 'equal', or finite weights"):
+        SpectralConfig(layer_weights=given)
+
+
+def test_weights_of_layers_that_are_not_there_are_refused():
+    with pytest.raises(SpectralError, match="`layer_weights`: expected a weight above 0"):
+        SpectralConfig(layer_weights=[0, 0])
+    with pytest.raises(SpectralError, match=r"`layer_weights`: expected indices among \[0, 1\].*got \[5\]"):
+        weight_list([0, 1], ((0, 1.0), (5, 1.0)))
+    records = [random_record(seed=index, index=index) for index in range(2)]
+    with pytest.raises(SpectralError, match=r"expected indices among \[0, 1\].*got \[5\]"):
+        build_problem(records, SpectralConfig(layer_weights={0: 1, 5: 1}))
+    with pytest.raises(SpectralError, match="expected 'equal': this solver weighs layers as the paper does"):
+        DatasetGradientSolver().fit([records], SpectralConfig("what", "knn", layer_weights="auto"))
+
+
+@pytest.mark.parametrize("max_dense_bytes", [0, 1 << 30])
+@pytest.mark.parametrize("affinity", ["exponential", "cosine", "knn"])
+def test_given_weights_make_the_weighted_mean_of_one_image(affinity, max_dense_bytes):
+    records = [random_record(seed=index, index=index) for index in range(3)]
+    config = SpectralConfig("what", affinity, layer_weights=[1, 0, 3])
+    builder = ProblemBuilder(config, max_dense_bytes)
+    for record in records:
+        builder.add(record)
+    problem = builder.build()
+    parts = [NormalizedOperator(affinity_operators(record, config)[0]).to_dense() for record in records]
+    torch.testing.assert_close(problem.affinity.to_dense(), 0.25 * parts[0] + 0.75 * parts[2], atol=1e-5, rtol=0)
+    assert problem.layers == ("layer.0", "layer.2")
+    assert problem.layer_weights == (0.25, 0.75)
+    assert [layer.reason for layer in problem.skipped] == ["its weight is 0"]
+
+
+def test_equal_weights_by_any_name_change_no_bit():
+    records = [random_record(seed=index, index=index) for index in range(3)]
+    plain = build_problem(records, SpectralConfig()).affinity.to_dense()
+    assert torch.equal(build_problem(records, SpectralConfig(layer_weights=[1, 1, 1])).affinity.to_dense(), plain)
+    parts = [NormalizedOperator(affinity_operators(record, SpectralConfig())[0]).to_dense() for record in records]
+    torch.testing.assert_close(plain, sum(parts) / 3, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("max_dense_bytes", [0, 1 << 30])
+@pytest.mark.parametrize("settings", [("what", None), ("where", None), ("what", "cosine"), ("what", "knn")])
+def test_automatic_weights_of_one_image_are_one_over_the_squared_norm(settings, max_dense_bytes):
+    config = SpectralConfig(*settings, layer_weights="auto")
+    records = [planted_record(three_blobs(), noise=noise, index=index) for index, noise in enumerate((0.1, 1.0, 6.0))]
+    builder = ProblemBuilder(config, max_dense_bytes)
+    for record in records:
+        builder.add(record)
+    norms = [
+        float(NormalizedOperator(affinity_operators(record, config)[0]).to_dense().square().sum()) for record in records
+    ]
+    expected = np.array([1 / norm for norm in norms]) / sum(1 / norm for norm in norms)
+    np.testing.assert_allclose(builder.build().layer_weights, expected, rtol=0.15)
+
+
+def test_automatic_weights_of_one_image_are_deterministic_and_saved(tmp_path):
+    records = [planted_record(three_blobs(), noise=1.0 + index, index=index) for index in range(3)]
+    results = [solve(build_problem(records, SpectralConfig(layer_weights="auto"))) for _ in range(2)]
+    assert results[0].layer_weights == results[1].layer_weights
+    assert len(set(results[0].layer_weights)) == 3
+    assert sum(results[0].layer_weights) == pytest.approx(1)
+    loaded = SpectralResult.load(results[0].save(tmp_path / "result.safetensors"))
+    assert (loaded.layer_weights, loaded.config) == (results[0].layer_weights, results[0].config)
+
+
+@pytest.mark.parametrize("pathway", PATHWAYS)
+def test_noise_gets_no_weight_in_a_dataset(pathway):
+    basis = fitted(images_with_noise(), pathway).solve(4)
+    assert [layer.index for layer in basis.layers] == [1, 2]
+    assert basis.config.layer_weights == "auto"
+    assert basis.project(images_with_noise(1)[0]).layer_weights == basis.weights
+
+
+def test_layers_that_are_alike_keep_the_same_weight():
+    images = [[planted_record(three_blobs(), seed=0, index=index) for index in range(3)]] * 4
+    assert fitted(images).solve(3).weights == pytest.approx((1 / 3,) * 3)
+
+
+@pytest.mark.parametrize("pathway", PATHWAYS)
+def test_smoothness_is_the_mean_quotient_of_a_layers_own_eigenvectors(pathway, monkeypatch):
+    monkeypatch.setattr("hf_spectral.basis.smoothness._STRIDE", 1)
+    generator = torch.Generator().manual_seed(0)
+    totals, rows, means = [torch.zeros(2, 5, 5, dtype=torch.float64) for _ in range(2)], [], []
+    for _ in range(2):
+        sides = 2 if pathway == "where" else 1
+        layers = [
+            tuple(
+                torch.nn.functional.normalize(torch.randn(1, 30, 6, generator=generator), dim=2) for _ in range(sides)
+            )
+            for _ in range(2)
+        ]
+        factor = torch.randn(30, 5, generator=generator)
+        add_evidence(totals, layers, [factor, factor], 0, num_neighbors=4, threshold=0.1)
+        walk = np.zeros((30, 30))
+        for parts in layers:
+            left, right = parts[0][0].numpy(), parts[-1][0].numpy()
+            cosine = (left @ right.T + right @ left.T) / 2
+            np.fill_diagonal(cosine, -9)
+            edges = np.where((cosine > 0.1) & (cosine >= np.sort(cosine, 1)[:, -4:-3]), cosine, 0)
+            walk += edges / edges.sum(1, keepdims=True) / 2
+        rows.append(factor.double().numpy())
+        means.append(walk @ rows[-1])
+    rows, means = np.concatenate(rows), np.concatenate(means)
+    own, singular, right_vectors = np.linalg.svd(rows, full_matrices=False)
+    quotients = np.einsum("nk,nk->k", own, means @ right_vectors.T / singular)
+    expected = np.average(quotients[1:], weights=singular[1:] ** 2)
+    assert smoothness(totals[0], torch.ones(5, dtype=torch.float64)) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("pathway", PATHWAYS)
+def test_order_batches_and_shards_change_no_weight(pathway):
+    images = images_with_noise(6)
+    whole = fitted(images, pathway)
+    weights = whole.solve(4).weights
+    assert fitted(images[::-1], pathway).solve(4).weights == pytest.approx(weights, abs=1e-6)
+    shards = [BasisAccumulator(whole.config) for _ in range(2)]
+    for number, records in enumerate(images):
+        shards[number % 2].add_sums(records)
+    shards[0].merge(shards[1])
+    state = shards[0].state_dict()
+    shards = [BasisAccumulator(whole.config) for _ in range(2)]
+    for shard in shards:
+        shard.load_state_dict(state)
+        shard.finish_sums()
+    for number, records in enumerate(images):
+        shards[number % 2].add_gram(records)
+    shards[0].merge(shards[1])
+    assert shards[0].solve(4).weights == pytest.approx(weights, abs=1e-6)
+
+
+def test_the_number_of_eigenvectors_asked_for_changes_no_weight_and_a_basis_keeps_them(tmp_path):
+    accumulator = fitted(images_with_noise(4))
+    basis = accumulator.solve(3)
+    assert basis.weights == accumulator.solve(6).weights
+    loaded = SpectralBasis.from_pretrained(basis.save_pretrained(tmp_path))
+    assert (loaded.weights, loaded.config) == (basis.weights, basis.config)
+
+
+def test_automatic_weights_leave_the_choice_of_others_open():
+    images = images_with_noise(4)
+    accumulator = fitted(images)
+    for weights in ("equal", {1: 1.0, 3: 2.0}):
+        found, expected = accumulator.solve(3, layer_weights=weights), fitted(images, layer_weights="equal")
+        expected = expected.solve(3, layer_weights=weights)
+        assert found.weights == expected.weights
+        assert torch.equal(found.eigenvalues, expected.eigenvalues)
+        assert found.config.layer_weights == as_weighting(weights)
+    with pytest.raises(SpectralError, match="`layer_weights`: expected 'auto' at the start"):
+        fitted(images, layer_weights="equal").solve(3, layer_weights="auto")
+
+
+def test_layers_of_different_resolution_are_weighed_alike():
+    images = [
+        [planted_record(three_blobs(*shape), index=index) for index, shape in enumerate([(8, 8), (4, 4)])]
+        for _ in range(3)
+    ]
+    assert fitted(images).solve(3).weights == (0.5, 0.5)
+
+
+def test_images_of_one_token_weigh_all_layers_alike():
+    images = [[random_record(1, 1, seed=10 * number + index, index=index) for index in range(2)] for number in range(6)]
+    assert fitted(images).solve(2).weights == pytest.approx((0.5, 0.5))
