@@ -260,18 +260,19 @@ class _GridSum:
 
 
 def _automatic(multiply: Callable[[Tensor], Tensor], scale: Tensor) -> float:
-    """Return the automatic weight of a normalized affinity S, one over the sum of its squared eigenvalues.
+    """Return the automatic weight of a normalized affinity S: one over the square root of its Frobenius norm.
 
-    That sum is about the number of groups of tokens that a layer tells apart. Early layers tell apart hundreds, by
-    texture and color, all with eigenvalues near 1, and with equal weights fill the leading eigenvectors of the joint
-    problem: see `tests/benchmarks/layer_weights.py`. It is estimated from a few products (Hutchinson 1989), its largest
+    The squared norm, the sum of the squared eigenvalues, is about the number of groups of tokens that a layer tells
+    apart. Some layers tell apart hundreds, by texture and color, all with eigenvalues near 1, and with equal weights
+    fill the leading eigenvectors of the joint problem. Stronger powers gain more at 700 tokens and lose at 3,000: see
+    `tests/benchmarks/layer_weights.py`. The norm is estimated from a few products (Hutchinson 1989), the largest
     eigenvalue, 1, taken exactly.
     """
     generator = torch.Generator().manual_seed(0)
     probes = torch.randint(2, (len(scale), _PROBES), generator=generator).to(scale) * 2 - 1
     trivial = normalize(inverse_root_degree(scale.square()), dim=0)
     probes -= trivial[:, None] * (trivial @ probes)
-    return 1 / (1 + float(multiply(probes).square().sum()) / _PROBES)
+    return (1 + float(multiply(probes).square().sum()) / _PROBES) ** -0.25
 
 
 def _on_common_grid(parts: list[_GridSum], scale: float) -> tuple[TokenGrid, AffinityOperator, AffinityOperator]:
