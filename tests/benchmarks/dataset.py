@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--images", type=int, help="default: all")
     parser.add_argument("--resolution", type=int, default=392)
+    parser.add_argument("--single-layers", type=int, nargs="*", help="layers to try alone; default: each")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--gradient-images", type=int, default=40)
     parser.add_argument("--gradient-resolution", type=int, default=224)
@@ -118,7 +119,10 @@ def quality(pipe: SpectralPathwaysPipeline, options: argparse.Namespace) -> Rows
     labeled = load_labeled(options.msrc, options.images)
     room = accumulated(lambda: records_over(pipe, labeled, options.resolution), "what")
     bases = {"hf_spectral, what, all layers": room.solve(NUM_EIGENVECTORS)}
+    bases["hf_spectral, what, equal weights"] = room.solve(NUM_EIGENVECTORS, layer_weights="equal")
     for layer in room.layers:
+        if options.single_layers is not None and layer.index not in options.single_layers:
+            continue
         alone = room.solve(NUM_EIGENVECTORS, layer_weights={layer.index: 1})
         bases[f"hf_spectral, what, layer {layer.index} alone"] = alone
     first = next(iter(bases))
@@ -188,7 +192,7 @@ def gradient(pipe: SpectralPathwaysPipeline, options: argparse.Namespace) -> Row
 
 def accumulated(images: Callable[[], Iterator[Sequence[AttentionRecord]]], pathway: str) -> BasisAccumulator:
     """Both passes over records."""
-    room = BasisAccumulator(SpectralConfig(pathway, "cosine"))
+    room = BasisAccumulator(SpectralConfig(pathway, "cosine", layer_weights="auto"))
     for records in images():
         room.add_sums(records)
     for records in images():
