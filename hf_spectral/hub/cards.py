@@ -191,6 +191,10 @@ def _of_basis(basis: SpectralBasis, details: CardDetails) -> dict[str, Any]:
         "num_skipped": len(basis.skipped),
         "num_nodes": basis.num_nodes,
         "num_layers": len(basis.layers),
+        "layer_weights": [
+            [layer.index, layer.timestep, round(weight, 3)]
+            for layer, weight in zip(basis.layers, basis.weights, strict=True)
+        ],
         "num_eigenvectors": len(basis.eigenvalues),
         "settings": json.dumps(described, indent=2, sort_keys=True),
         **_of_details(details, details.base_model or (name if "/" in name else None)),
