@@ -24,7 +24,8 @@ class AttentionRecord:
         value: As the layer mixes it.
         scale: Factor on the query-key product inside the softmax.
         grid: The map of the nodes; prefix tokens are already dropped, their number is kept for the reader.
-        timestep: Diffusion timestep as the denoiser was given it, or None.
+        timestep: Diffusion timestep as the denoiser was given it, or None. `SpectralDiffusionPipeline` gives its own,
+            from 0 (data) to noise, whatever units the denoiser counts in.
         windowed: True if the layer compares tokens within windows only, so that query-key pairs across windows are
             none that the network ever formed.
         where_refused: Why queries and keys of the layer cannot be compared at all, or None if they can.

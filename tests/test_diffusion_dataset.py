@@ -73,7 +73,7 @@ def recorded(pipe, group):
     return found
 
 
-def same(one: SpectralBasis, other: SpectralBasis, tolerance=1e-4):
+def assert_same(one: SpectralBasis, other: SpectralBasis, tolerance=1e-4):
     assert one.layers == other.layers
     torch.testing.assert_close(one.eigenvalues, other.eigenvalues, atol=tolerance, rtol=0)
     for mine, theirs in zip(one.projections, other.projections, strict=True):
@@ -123,16 +123,16 @@ def test_layers_at_all_timesteps_enter_one_problem_over_the_dataset(sd, table, i
         accumulator.add_sums(records)
     for records in captures:
         accumulator.add_gram(records)
-    same(found, accumulator.solve(4))
+    assert_same(found, accumulator.solve(4))
 
 
 def test_batches_order_and_kind_of_dataset_change_nothing(sd, table, folder):
     pipe = sd.at([50, 250])
     settings = {"num_eigenvectors": 4, "resolution": RESOLUTION, "progress": False}
     expected = fit(pipe, table, **settings)
-    same(fit(pipe, table, batch_size=3, **settings), expected)
-    same(fit(pipe, table.select(range(NUM_IMAGES - 1, -1, -1)), batch_size=2, **settings), expected)
-    same(fit(pipe, folder, batch_size=NUM_IMAGES, **settings), expected)
+    assert_same(fit(pipe, table, batch_size=3, **settings), expected)
+    assert_same(fit(pipe, table.select(range(NUM_IMAGES - 1, -1, -1)), batch_size=2, **settings), expected)
+    assert_same(fit(pipe, folder, batch_size=NUM_IMAGES, **settings), expected)
 
 
 def test_two_shards_add_up_to_the_whole(sd, images):
@@ -150,7 +150,7 @@ def test_two_shards_add_up_to_the_whole(sd, images):
             shards[0].add_gram(records)
         return shards[0].solve(4)
 
-    same(accumulated(captures[:2], captures[2:]), accumulated(captures))
+    assert_same(accumulated(captures[:2], captures[2:]), accumulated(captures))
 
 
 def test_two_processes_find_what_one_finds(folder, tmp_path):
@@ -169,7 +169,7 @@ def test_two_processes_find_what_one_finds(folder, tmp_path):
     )
     assert ran.returncode == 0, ran.stderr[:3000]
     assert json.loads((tmp_path / "two" / "fit.json").read_text())["num_processes"] == 2
-    same(SpectralBasis.from_pretrained(tmp_path / "two"), SpectralBasis.from_pretrained(tmp_path / "one"))
+    assert_same(SpectralBasis.from_pretrained(tmp_path / "two"), SpectralBasis.from_pretrained(tmp_path / "one"))
 
 
 def test_transform_projects_every_picture_and_refuses_another_reading(sd, table, tmp_path):
@@ -247,7 +247,7 @@ def test_a_denoiser_that_is_offloaded_layer_by_layer_gives_the_same(table):
     for model in (pipe.transformer, pipe.vae):
         cpu_offload(model, execution_device="cpu")
     assert pipe.device.type == "meta"
-    same(fit(pipe, table, num_eigenvectors=3, resolution=RESOLUTION, progress=False), expected)
+    assert_same(fit(pipe, table, num_eigenvectors=3, resolution=RESOLUTION, progress=False), expected)
 
 
 @pytest.mark.parametrize(

@@ -146,12 +146,12 @@ class Watch(abc.ABC, Generic[AnyLayer]):
             The hook to register.
         """
 
-        def called(*arguments: Any) -> None:
+        def _called(*arguments: Any) -> None:
             # Another thread may meet a hook before its registration is complete, and then passes fewer arguments.
             if threading.get_ident() == self._thread:
                 hook(*arguments)
 
-        return called
+        return _called
 
     def _installed(self) -> Iterator[Any]:
         yield self.model.register_forward_pre_hook(self.mine(self._start_forward), with_kwargs=True)
