@@ -56,7 +56,7 @@ from tests.tiny_backbones import BACKBONES  # noqa: E402
 
 BOB = "hf_bobwrites"
 BACKBONE = "alice/tiny-dinov2"
-ROWS = [ReportRow("what", layer, None, "layer", 0.1, 0.2, 0.3, 4, 9) for layer in (0, 1, None)]
+ROWS = [ReportRow("what", layer, None, None, "layer", 0.1, 0.2, 0.3, 4, 9) for layer in (0, 1, None)]
 
 
 def ask(method, control, /, **values):

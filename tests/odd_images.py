@@ -68,7 +68,8 @@ def _modes(rng):
         for form in ("PNG", "TIFF"):
             try:
                 content = _encoded(image, form)
-            except (OSError, KeyError, ValueError):  # No such mode in this container.
+                Image.open(io.BytesIO(content)).load()
+            except (OSError, KeyError, ValueError):  # This container has no such mode, or Pillow cannot read its own.
                 continue
             yield f"{mode.replace(';', '')}.{form.lower()}", content
 
