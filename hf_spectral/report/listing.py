@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import os
 from collections.abc import Sequence
@@ -11,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hf_spectral.atomic import replacing
 from hf_spectral.config import PATHWAYS
 from hf_spectral.dataset.reading import Backbone
 from hf_spectral.records import AttentionRecord, SkippedLayer
+from hf_spectral.report.csv_file import write_csv
 
 _TITLES = ("layer", "module", "grid", "heads", "width", "prefix", "text", "pathways")
 _SIDE = 512  # Of the picture that is shown, before the backbone's own size is taken.
@@ -68,12 +67,7 @@ class LayerListing:
         Returns:
             The path written.
         """
-        path = Path(path)
-        with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(LayerRow)])
-            writer.writeheader()
-            writer.writerows({**dataclasses.asdict(row), "pathways": " ".join(row.pathways)} for row in self.rows)
-        return path
+        return write_csv(path, [{**dataclasses.asdict(row), "pathways": " ".join(row.pathways)} for row in self.rows])
 
     def to_text(self) -> str:
         """Return the table in columns, the reasons below it, each with the layers it holds for."""

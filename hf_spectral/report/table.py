@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import importlib.util
 import os
@@ -12,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from hf_spectral.atomic import replacing
 from hf_spectral.config import PATHWAYS, Pathway
 from hf_spectral.dataset.report import Skipped
 from hf_spectral.errors import SpectralError
+from hf_spectral.report.csv_file import write_csv
 from hf_spectral.visualization import heat_maps, layer_chart
 
 if TYPE_CHECKING:
@@ -78,12 +77,7 @@ class LayerReport:
         Returns:
             The path written.
         """
-        path = Path(path)
-        with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(ReportRow)])
-            writer.writeheader()
-            writer.writerows(dataclasses.asdict(row) for row in self.rows)
-        return path
+        return write_csv(path, [dataclasses.asdict(row) for row in self.rows])
 
     def to_dataset(self) -> datasets.Dataset:
         """Return the table as a dataset.
