@@ -142,7 +142,7 @@ def fitted(backbone, tmp_path_factory):
     for number, name in enumerate(("a", "below/b", "c")):
         photo(60 + 16 * number, 90, number).save(folder / "in" / f"{name}.png")
     words = ["--pathway", "where", "--num-eigenvectors", 4, "--resolution", 96, "--batch-size", 2, "--max-width", 150]
-    words += ["--checkpoint-dir", folder / "checkpoint", "--layers", 0, -1]
+    words += ["--checkpoint-dir", folder / "checkpoint", "--layers", 0, -1, "--layer-weights", "equal"]
     assert run("fit", folder / "in", "--model", backbone, *words, "--output", folder / "basis") == 0
     return folder
 
@@ -201,6 +201,8 @@ def test_report_writes_a_table_and_a_chart(backbone, tmp_path, capsys, caplog):
     [
         (["fit", "IN", "--num-eigenvectors", 999], "`num_eigenvectors`: expected at most the"),
         (["fit", "IN", "--layers", 9], "`layers`: expected indices from -3 to 2"),
+        (["fit", "IN", "--layer-weights", "best"], "`layer_weights`: expected 'auto', 'equal', or finite weights"),
+        (["fit", "IN", "--layer-weights", 0, 0], "`layer_weights`: expected a weight above 0"),
         (["fit", "IN", "--checkpoint-dir", "CHECKPOINT"], "`checkpoint_dir`: expected a run of the same settings"),
         (["fit", "IN/nowhere"], "Check that the folder exists"),
         (["fit", "BAD"], "bad.png: "),
