@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.linalg
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from hf_spectral import BasisAccumulator, SpectralConfig
+from hf_spectral.config import PATHWAYS
 from hf_spectral.metrics import majority_miou, matched_miou, normalized_mutual_information, purity, where_score
 from hf_spectral.pipelines import SpectralPathwaysPipeline
 from hf_spectral.pipelines.images import read_image
@@ -42,6 +44,7 @@ from tests.benchmarks.dataset_cost import Rows, memory, pictures, probe, process
 from tests.benchmarks.single_image import records_and_tokens
 
 NUM_EIGENVECTORS = 64
+EXACT_RESOLUTION = 112
 SEEDS = range(3)
 VOID = 0
 
@@ -111,6 +114,36 @@ def scores(pipe: SpectralPathwaysPipeline, options: argparse.Namespace) -> Rows:
     print(
         {f"{name}: metrics.where_score": round(float(where_score(maps[name]).mean()), 3) for name in maps}, flush=True
     )
+    return rows
+
+
+def exact(pipe: SpectralPathwaysPipeline, options: argparse.Namespace) -> Rows:
+    """The streamed basis of twelve small pictures against the dense eigenvectors of the matrix of all their tokens."""
+    from tests.test_basis import dense_joint, rows_of
+
+    paths = pictures(options.coco)[:12]
+    images = [records_and_tokens(pipe, read_image(path), EXACT_RESOLUTION)[0] for path in paths]
+    rows = []
+    for pathway in PATHWAYS:
+        affinity, mass = dense_joint(images, pathway)
+        values, vectors = scipy.linalg.eigh(affinity, mass)
+        room = BasisAccumulator(SpectralConfig(pathway, "cosine"))
+        for add in (room.add_sums, room.add_gram):
+            for records in images:
+                add(records)
+        count = 12
+        basis = room.solve(count)
+        found = 1 - basis.eigenvalues.double().numpy()
+        angles = scipy.linalg.subspace_angles(rows_of(basis, images), vectors[:, ::-1][:, :count])
+        rows.append(
+            {
+                "pathway": pathway,
+                "tokens": len(values),
+                "eigenvectors": count,
+                "largest error of an eigenvalue": f"{np.abs(found - values[::-1][:count]).max():.1e}",
+                "largest angle of the subspace": f"{angles.max():.1e}",
+            }
+        )
     return rows
 
 
@@ -246,6 +279,7 @@ PARTS: dict[str, tuple[Callable[[SpectralPathwaysPipeline, argparse.Namespace], 
     "memory": (memory, "coco"),
     "processes": (processes, "coco"),
     "scores": (scores, "coco"),
+    "exact": (exact, "coco"),
     "quality": (quality, "msrc"),
     "unseen": (unseen, "msrc"),
     "gradient": (gradient, "msrc"),
