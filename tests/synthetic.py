@@ -5,6 +5,17 @@ import torch
 from hf_spectral.grid import TokenGrid
 from hf_spectral.records import AttentionRecord
 
+# Each pathway with every affinity that serves it.
+AFFINITIES = [
+    ("where", "attention"),
+    ("where", "exponential"),
+    ("where", "cosine"),
+    ("where", "knn"),
+    ("what", "exponential"),
+    ("what", "cosine"),
+    ("what", "knn"),
+]
+
 
 def random_record(height=6, width=8, heads=2, dim=5, seed=0, index=0, **fields):
     """A layer of unrelated Gaussian tokens."""

@@ -14,16 +14,12 @@ from PIL import Image
 
 from hf_spectral import SpectralBasis, SpectralResult
 from hf_spectral.cli import main
-from tests.test_pipeline import PROCESSOR, photo
-from tests.tiny_backbones import BACKBONES
+from tests.test_pipeline import photo, saved_backbone
 
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("backbone")
-    BACKBONES["dinov2"].model().save_pretrained(folder)
-    PROCESSOR.save_pretrained(folder)
-    return str(folder)
+    return saved_backbone(tmp_path_factory.mktemp("backbone"))
 
 
 def run(*words):

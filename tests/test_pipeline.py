@@ -15,6 +15,13 @@ from tests.tiny_backbones import BACKBONES, build_dinov2
 PROCESSOR = BitImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
 
 
+def saved_backbone(folder):
+    """Save a tiny random DINOv2 with its processor, as a user's folder would hold them."""
+    BACKBONES["dinov2"].model().save_pretrained(folder)
+    PROCESSOR.save_pretrained(folder)
+    return str(folder)
+
+
 def photo(height=60, width=90, seed=0):
     """A picture of two flat halves with noise on them."""
     pixels = np.random.default_rng(seed).integers(0, 60, (height, width, 3))

@@ -12,18 +12,9 @@ from hf_spectral.basis import BasisAccumulator
 from hf_spectral.config import SpectralConfig
 from hf_spectral.graph import build_problem
 from hf_spectral.grid import area_pooling
-from tests.synthetic import random_record
+from tests.synthetic import AFFINITIES, random_record
 
 EXAMPLES = settings(max_examples=200, deadline=None, derandomize=True)
-AFFINITIES = [
-    ("where", "attention"),
-    ("where", "exponential"),
-    ("where", "cosine"),
-    ("where", "knn"),
-    ("what", "exponential"),
-    ("what", "cosine"),
-    ("what", "knn"),
-]
 configs = st.builds(
     lambda kind, heads: SpectralConfig(*kind, heads=heads, num_neighbors=5),
     st.sampled_from(AFFINITIES),

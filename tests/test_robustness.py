@@ -11,8 +11,7 @@ import transformers
 from hf_spectral import SpectralError, fit
 from hf_spectral.cli import main
 from tests.odd_images import COUNT, odd_files
-from tests.test_pipeline import PROCESSOR
-from tests.tiny_backbones import BACKBONES
+from tests.test_pipeline import saved_backbone
 
 # Pillow says what it finds wrong with a file that it reads all the same.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -23,10 +22,7 @@ BROKEN = re.compile("cut|changed|says|empty|one-byte|text|page|vector|nan|infini
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("backbone")
-    BACKBONES["dinov2"].model().save_pretrained(folder)
-    PROCESSOR.save_pretrained(folder)
-    return str(folder)
+    return saved_backbone(tmp_path_factory.mktemp("backbone"))
 
 
 @pytest.fixture(scope="module")

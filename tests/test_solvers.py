@@ -13,18 +13,9 @@ from hf_spectral.graph import ProblemBuilder, build_problem
 from hf_spectral.grid import area_pooling
 from hf_spectral.result import SolveStatus, SpectralResult
 from hf_spectral.solvers import EigenSolver, GradientSolver, solve
-from tests.synthetic import planted_record, random_record, three_blobs
+from tests.synthetic import AFFINITIES, planted_record, random_record, three_blobs
 
 KRYLOV = EigenSolver(dense_below=0)  # For 60 nodes and more; below, the basis would span everything.
-AFFINITIES = [
-    ("where", "attention"),
-    ("where", "exponential"),
-    ("where", "cosine"),
-    ("where", "knn"),
-    ("what", "exponential"),
-    ("what", "cosine"),
-    ("what", "knn"),
-]
 
 
 def dense_normalized_affinity(record, config):

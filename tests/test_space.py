@@ -32,8 +32,7 @@ from spaces_app.pictures import MAX_PIXELS, MAX_SIDE, check_file, examples, open
 from spaces_app.settings import settings_of
 from tests import space_server
 from tests.browser import OUTPUT
-from tests.test_pipeline import PROCESSOR, photo
-from tests.tiny_backbones import BACKBONES
+from tests.test_pipeline import photo, saved_backbone
 
 FOLDER = Path(spaces_app.__file__).parent
 # After a first round of requests, a second one may raise the memory of the server by so much.
@@ -43,10 +42,7 @@ CHOICES = {"model": "", "pathway": "what", "num_eigenvectors": 4, "num_segments"
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("backbone")
-    BACKBONES["dinov2"].model().save_pretrained(folder)
-    PROCESSOR.save_pretrained(folder)
-    return str(folder)
+    return saved_backbone(tmp_path_factory.mktemp("backbone"))
 
 
 @pytest.fixture(scope="module")
