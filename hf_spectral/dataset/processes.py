@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -30,7 +32,7 @@ class Processes:
         is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         self.count, self.rank = 1, 0
         if started > 1 or is_distributed or PartialState._shared_state:
-            state = PartialState(cpu=device.type == "cpu")
+            state = _state(device.type == "cpu")
             self.count, self.rank = state.num_processes, state.process_index
         if started > 1 and self.count == 1:
             raise SpectralError(
@@ -132,5 +134,25 @@ def announced_device(device: str | None) -> str | None:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return device
     on_cpu = device == "cpu" or (device is None and not torch.accelerator.is_available())
-    state = PartialState(cpu=on_cpu)
+    state = _state(on_cpu)
     return "cpu" if on_cpu else str(state.device) if device in (None, state.device.type) else device
+
+
+def _state(on_cpu: bool) -> PartialState:
+    state = PartialState(cpu=on_cpu)
+    _disconnect_at_exit()
+    return state
+
+
+@functools.cache
+def _disconnect_at_exit() -> None:
+    """Close the connections before the interpreter ends.
+
+    Left open, gloo's threads outlive it, and now and then the process aborts with all its work done.
+    """
+    atexit.register(_disconnect)
+
+
+def _disconnect() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
