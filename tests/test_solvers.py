@@ -9,8 +9,9 @@ from sklearn.metrics import adjusted_rand_score
 
 from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import NotConvergedError, SpectralError
-from hf_spectral.graph import ProblemBuilder, build_problem
-from hf_spectral.grid import area_pooling
+from hf_spectral.graph import JointProblem, ProblemBuilder, build_problem
+from hf_spectral.grid import TokenGrid, area_pooling
+from hf_spectral.operators import DenseOperator, IdentityOperator
 from hf_spectral.result import SolveStatus, SpectralResult
 from hf_spectral.solvers import EigenSolver, GradientSolver, solve
 from tests.synthetic import AFFINITIES, planted_record, random_record, three_blobs
@@ -117,6 +118,18 @@ def test_gradient_reaches_nearly_the_exact_rayleigh_quotient_and_never_passes_it
     found = solve(problem, GradientSolver(max_steps=300, accumulation_steps=1, hidden_channels=32)).eigenvalues
     assert (found >= exact - 1e-5).all()
     assert found[:3].mean() == pytest.approx(exact[:3].mean().item(), abs=0.02)
+
+
+def test_crowded_eigenvalues_are_told_apart_within_the_default_steps():
+    size = 800
+    rotation, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((size, size)))
+    expected = np.r_[0, 0.003 + np.linspace(0, 1, size - 1) ** 2.5]  # The second and the third differ by 6e-8.
+    matrix = torch.from_numpy((rotation * (1 - expected)) @ rotation.T).float()
+    grid = TokenGrid(20, 40, 0)
+    mass = IdentityOperator(size, torch.device("cpu"))
+    problem = JointProblem(DenseOperator(matrix), mass, grid, SpectralConfig(), ("made",), (1.0,))
+    result = solve(problem, EigenSolver(dense_below=0))
+    np.testing.assert_allclose(result.eigenvalues, expected[:16], atol=1e-5)
 
 
 def test_gradient_accumulation_repeats_the_same_gradient_on_a_fixed_problem():
