@@ -1,0 +1,203 @@
+"""What the README claims, and the command that shows each claim to be true or not."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from pathlib import Path
+
+DATA = "{data}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """One claim.
+
+    Args:
+        name: Of its file in `results/`.
+        says: The claim.
+        command: Words after `python -m tests.benchmarks.`; `{data}` stands for the folder of the pictures.
+        part: Name of the benchmark's part, under which its JSON holds the rows.
+        figures: What the run gave, in the words of Jinja: `row(...)` is the row whose first columns hold these values.
+        chart: Column that the picture shows.
+        minutes: About how long it takes on two cores.
+    """
+
+    name: str
+    says: str
+    command: str
+    part: str
+    figures: str
+    chart: str
+    minutes: int
+
+    def words(self, data: Path) -> list[str]:
+        """Return the command as words, with the folder of the pictures put in."""
+        return [word.replace(DATA, str(data)) for word in shlex.split(self.command)]
+
+
+CLAIMS = (
+    Claim(
+        "image-quality",
+        "One problem over all layers cuts a photograph into what people see in it better than any single layer does, "
+        "and better than clustering the last hidden state.",
+        "single_image {data}/bsds500_val --parts quality --threads 1",
+        "quality",
+        "covering {{ row('hf_spectral, what, all layers').covering }}; best single layer "
+        "{{ best('covering', ' alone') }}; ncut-pytorch {{ row('ncut-pytorch, last hidden state').covering }}, "
+        "k-means {{ row('k-means, last hidden state').covering }}",
+        "covering",
+        60,
+    ),
+    Claim(
+        "image-cost",
+        "Both pathways of an image cost about one more forward pass of the backbone.",
+        "single_image --parts speed --threads 1",
+        "speed",
+        "{{ row('37 x 37')['after the forward / forward'] }} of it at 37 x 37 tokens, "
+        "{{ row('68 x 46')['after the forward / forward'] }} at 68 x 46",
+        "after the forward / forward",
+        3,
+    ),
+    Claim(
+        "image-memory",
+        "They take little memory beside it.",
+        "single_image --parts memory --threads 1",
+        "memory",
+        "{{ rows[0]['above the forward, MiB'] | round | int }} MiB above a forward pass of 68 x 46 tokens",
+        "above the forward, MiB",
+        1,
+    ),
+    Claim(
+        "image-gradient",
+        "The exact solver does better than the paper's 2,000 gradient steps, hundreds of times faster.",
+        "single_image {data}/bsds500_val --parts gradient --threads 1",
+        "gradient",
+        "{{ spread('times slower than eigen', \"gradient, the paper's 2,000 steps\") }} times faster, Rayleigh "
+        "quotient {{ spread('Rayleigh quotient', 'eigen') }} against "
+        "{{ spread('Rayleigh quotient', \"gradient, the paper's 2,000 steps\") }}",
+        "times slower than eigen",
+        15,
+    ),
+    Claim(
+        "dataset-exact",
+        "The streamed basis of a dataset is the exact solution of the dense problem.",
+        "dataset --coco {data}/coco100 --parts exact --threads 1",
+        "exact",
+        "eigenvalues off by at most {{ row('where')['largest error of an eigenvalue'] }} (where), "
+        "{{ row('what')['largest error of an eigenvalue'] }} (what); angle of the subspaces "
+        "{{ row('where')['largest angle of the subspace'] }}, {{ row('what')['largest angle of the subspace'] }}",
+        "largest error of an eigenvalue",
+        1,
+    ),
+    Claim(
+        "dataset-quality",
+        "Clusters of a whole dataset agree with its classes far better than those of the last hidden state do.",
+        "dataset --msrc {data}/msrc_dev --parts quality --single-layers 6 8 9 11 --threads 1",
+        "quality",
+        "NMI {{ row('hf_spectral, what, all layers').NMI }}; equal weights "
+        "{{ row('hf_spectral, what, equal weights').NMI }}; best of the layers 6, 8, 9, 11 alone "
+        "{{ best('NMI', ' alone') }}; ncut-pytorch {{ row('ncut-pytorch, last hidden state').NMI }}, k-means "
+        "{{ row('k-means, last hidden state').NMI }}",
+        "NMI",
+        20,
+    ),
+    Claim(
+        "dataset-unseen",
+        "A basis serves images that it was not fitted on.",
+        "dataset --msrc {data}/msrc_dev --parts unseen --threads 1",
+        "unseen",
+        "NMI {{ row('unseen half').NMI }} on the unseen half, {{ row('fitted half').NMI }} on the fitted one",
+        "NMI",
+        8,
+    ),
+    Claim(
+        "dataset-gradient",
+        "`fit` does not do worse than the paper's own optimization of a dataset, and is much faster.",
+        "dataset --msrc {data}/msrc_dev --parts gradient --threads 2",
+        "gradient",
+        "{{ row(\"the paper's gradient mode\")['times slower'] | round | int }} times faster; NMI "
+        "{{ row('hf_spectral, what, default').NMI }} against {{ row(\"the paper's gradient mode\").NMI }}",
+        "NMI",
+        16,
+    ),
+    Claim(
+        "dataset-cost",
+        "`fit` costs a few forward passes over the images.",
+        "dataset --coco {data}/coco100 --parts speed --images 40 --repeats 1 --threads 1",
+        "speed",
+        "what {{ row('what')['/ forward'] }} of them, where {{ row('where')['/ forward'] }}",
+        "/ forward",
+        4,
+    ),
+    Claim(
+        "dataset-memory",
+        "Its memory does not grow with the number of images.",
+        "dataset --coco {data}/coco100 --parts memory --memory-images 50 100 400 --resolution 224 --threads 1",
+        "memory",
+        "400 images take {{ row('what', 400)['/ second'] }} (what), {{ row('where', 400)['/ second'] }} (where) of the "
+        "memory of 100",
+        "peak, MiB",
+        10,
+    ),
+    Claim(
+        "dataset-processes",
+        "Two processes do it in half the time, with the same result.",
+        "dataset --coco {data}/coco100 --parts processes --images 40 --repeats 1 --threads 1",
+        "processes",
+        "{{ row('what')['times faster'] }} times as fast (what), {{ row('where')['times faster'] }} (where); "
+        "eigenvalues differ by {{ row('what')['largest difference of eigenvalues'] }}, "
+        "{{ row('where')['largest difference of eigenvalues'] }}",
+        "times faster",
+        5,
+    ),
+    Claim(
+        "layer-scores",
+        "Where follows the layout of an image, what does not.",
+        "dataset --coco {data}/coco100 --parts scores --threads 1",
+        "scores",
+        "where-score of all layers together {{ row('where', 'all')['where-score'] }} (where), "
+        "{{ row('what', 'all')['where-score'] }} (what); what-score {{ row('where', 'all')['what-score'] }}, "
+        "{{ row('what', 'all')['what-score'] }}, which hardly tells them apart",
+        "where-score",
+        8,
+    ),
+    Claim(
+        "denoiser-cost",
+        "A UNet of the size of Stable Diffusion 1.5 (random weights) is read on two CPU cores.",
+        "diffusion --parts cost",
+        "cost",
+        "{{ rows[1]['after the forward / forward'] }} of its forward pass where latents look like a picture, "
+        "{{ rows[0]['after the forward / forward'] }} where they are random; peak {{ rows[1]['peak, MiB'] }} MiB",
+        "after the forward / forward",
+        3,
+    ),
+    Claim(
+        "denoiser-memory",
+        "Memory does not grow with the number of timesteps.",
+        "diffusion --parts memory",
+        "memory",
+        "12 timesteps take {{ row(12)['peak / peak of the first'] }} of the memory of 2",
+        "peak, MiB",
+        2,
+    ),
+    Claim(
+        "ablation-image",
+        "Each default of a single image is the best of its kind, or near it.",
+        "ablation --bsds {data}/bsds500_val --images 25 --parts image --threads 1",
+        "image",
+        "covering {{ row('default').covering }}; best of all variants {{ best('covering', '') }}",
+        "covering",
+        15,
+    ),
+    Claim(
+        "ablation-dataset",
+        "The walk inside images and the number of eigenvectors are what a dataset's clusters need.",
+        "ablation --msrc {data}/msrc_dev --parts dataset --threads 1",
+        "dataset",
+        "NMI {{ row('default').NMI }}; without the walk {{ row('diffusion 0').NMI }}; best of all variants "
+        "{{ best('NMI', '') }}",
+        "NMI",
+        25,
+    ),
+)
