@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hf_spectral import BasisAccumulator, SpectralBasis, SpectralConfig, build_problem, solve
+from hf_spectral.config import PATHWAYS
 from hf_spectral.metrics import adjusted_rand_index, covering
 from hf_spectral.pipelines import SpectralPathwaysPipeline
 from hf_spectral.records import AttentionRecord
@@ -55,7 +56,7 @@ IMAGE_ROWS: dict[str, dict[str, Any]] = {
     "952 pixels": {"resolution": 952},
 }
 SEGMENT_SETTINGS = ("method", "num_segments")
-DATASET_WALKS = (0, 0.5, 0.8, 0.95, 0.98)
+DATASET_WALKS = (0, 0.5, 0.8, 0.9, 0.95, 0.98)
 DATASET_COUNTS = (16, 32, 128)
 
 
@@ -121,21 +122,24 @@ def segments_of(records: Sequence[AttentionRecord], labeled: Labeled, change: di
 
 def of_dataset(pipe: SpectralPathwaysPipeline, pictures: Sequence[Labeled], options: argparse.Namespace) -> Rows:
     """Agreement of a dataset's clusters with its classes, a row a setting."""
-    room = BasisAccumulator(SpectralConfig("what", "cosine", layer_weights="auto"))
-    for add in (room.add_sums, room.add_gram):
+    rooms = {pathway: BasisAccumulator(SpectralConfig(pathway, "cosine", layer_weights="auto")) for pathway in PATHWAYS}
+    for step in ("add_sums", "add_gram"):
         for records in records_over(pipe, pictures, options.dataset_resolution):
-            add(records)
+            for room in rooms.values():
+                getattr(room, step)(records)
+    room = rooms["what"]
     largest = room.solve(max(DATASET_COUNTS))
     bases: dict[str, tuple[SpectralBasis, float | None]] = {"default": (room.solve(NUM_EIGENVECTORS), None)}
     bases["equal layer weights"] = (room.solve(NUM_EIGENVECTORS, layer_weights="equal"), None)
+    bases["pathway where"] = (rooms["where"].solve(NUM_EIGENVECTORS), None)
     half = len(room.layers) // 2
     for name, layers in (("first", range(half)), ("second", range(half, 2 * half))):
         weights = dict.fromkeys(layers, 1.0)
         bases[f"{name} half of the layers"] = (room.solve(NUM_EIGENVECTORS, layer_weights=weights), None)
     for walk in DATASET_WALKS:
         bases[f"diffusion {walk}"] = (bases["default"][0], walk)
-    for walk in DATASET_WALKS:
-        bases[f"equal layer weights, diffusion {walk}"] = (bases["equal layer weights"][0], walk)
+        for name in ("equal layer weights", "pathway where"):
+            bases[f"{name}, diffusion {walk}"] = (bases[name][0], walk)
     maps: dict[str, list[Tensor]] = defaultdict(list)
     for records in records_over(pipe, pictures, options.dataset_resolution):
         for name, (basis, walk) in bases.items():
