@@ -41,9 +41,10 @@ CLAIMS = (
         "image-quality",
         "One problem over all layers cuts a photograph into what people see in it better than any single layer does, "
         "and better than clustering the last hidden state.",
-        "single_image {data}/bsds500_val --parts quality --threads 1",
+        "single_image {data}/bsds500_val --parts quality --images 40 --threads 1 "
+        "--methods 'what, all layers' ncut 'k-means, last' 'layer 8 ' 'layer 10' 'layer 11'",
         "quality",
-        "covering {{ row('hf_spectral, what, all layers').covering }}; best single layer "
+        "covering {{ row('hf_spectral, what, all layers').covering }}; best of the layers 8, 10, 11 alone "
         "{{ best('covering', ' alone') }}; ncut-pytorch {{ row('ncut-pytorch, last hidden state').covering }}, "
         "k-means {{ row('k-means, last hidden state').covering }}",
         "covering",
@@ -184,7 +185,7 @@ CLAIMS = (
     Claim(
         "ablation-image",
         "Each default of a single image is the best of its kind, or near it.",
-        "ablation --bsds {data}/bsds500_val --images 25 --parts image --threads 1",
+        "ablation --bsds {data}/bsds500_val --images 10 --parts image --threads 1",
         "image",
         "covering {{ row('default').covering }}; best of all variants {{ best('covering', '') }}",
         "covering",
