@@ -20,7 +20,7 @@ from hf_spectral.segmentation import instances, segment
 from hf_spectral.solvers import EigenSolver, GradientSolver, solve
 from hf_spectral.token_rows import TokenAffinity, token_affinity
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "AttentionRecord",
