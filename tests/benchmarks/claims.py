@@ -115,7 +115,7 @@ CLAIMS = (
     Claim(
         "dataset-gradient",
         "`fit` does not do worse than the paper's own optimization of a dataset, and is much faster.",
-        "dataset --msrc {data}/msrc_dev --parts gradient --threads 2",
+        "dataset --msrc {data}/msrc_dev --parts gradient --gradient-images 20 --threads 1",
         "gradient",
         "{{ row(\"the paper's gradient mode\")['times slower'] | round | int }} times faster; NMI "
         "{{ row('hf_spectral, what, default').NMI }} against {{ row(\"the paper's gradient mode\").NMI }}",
