@@ -77,6 +77,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3, help="of points below 10 seconds")
     parser.add_argument("--limit-seconds", type=float, default=180, help="points estimated above it are skipped")
+    parser.add_argument("--limit-gib", type=float, default=8, help="of a fit of synthetic records")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plots", type=Path)
@@ -174,7 +175,18 @@ def synthetic_rows(options: argparse.Namespace, axis: str, shapes: Sequence[tupl
             row: Row = {"pathway": name, axis: count if axis == "layers" else wide}
             one = probed(options, kind="synthetic", problem=name, layers=count, width=wide)
             row |= {"image, s": one.get("seconds"), "image, CPU s": one.get("CPU, s")}
-            yield row | probed(options, kind="fit", pathway=name, layers=count, width=wide)
+            gib = fit_gib(name, count, wide)
+            if gib > options.limit_gib:
+                yield row | {"note": f"fit skipped: it may take {gib:.1f} GiB"}
+            else:
+                yield row | probed(options, kind="fit", pathway=name, layers=count, width=wide)
+
+
+def fit_gib(pathway: str, count: int, wide: int) -> float:
+    """Most memory of a fit: the Gram matrix, its copy where layers are left out, and the evidence for their weights."""
+    rank = wide + 1 if pathway == "what" else 2 * wide + 1
+    blocks = rank**2 * count * (count + 1) / 2
+    return 8 * (2 * blocks + 2 * count * rank**2) / 2**30
 
 
 def processes(options: argparse.Namespace) -> Iterator[Row]:
@@ -364,6 +376,9 @@ def merged(old: list[Row], new: Row) -> list[Row]:
     """Replace the old row of the same two leading values, keep the others; all rows get the same columns."""
     leading = tuple(new.values())[:2]
     rows = [row for row in old if tuple(row.values())[:2] != leading] + [new]
+    groups = list(dict.fromkeys(next(iter(row.values())) for row in rows))
+    if all(isinstance(list(row.values())[1], int) for row in rows):
+        rows.sort(key=lambda row: (groups.index(next(iter(row.values()))), list(row.values())[1]))
     columns = dict.fromkeys(name for row in rows for name in row)
     columns = dict.fromkeys([name for name in columns if name != "note"] + (["note"] if "note" in columns else []))
     return [{name: row.get(name) for name in columns} for row in rows]
