@@ -42,7 +42,7 @@ def slope_row(curve: str, points: Points, target: str = "-") -> dict[str, str]:
 
 
 def power_chart(panels: Mapping[str, Mapping[str, Points]], columns: int = 2, width: int = 1200) -> Image.Image:
-    """Draw curves on log-log axes, each with its slope at its end.
+    """Draw curves on log-log axes, each with its slope beside its name.
 
     Args:
         panels: By title ("y against x"), then by name of the curve.
@@ -54,7 +54,7 @@ def power_chart(panels: Mapping[str, Mapping[str, Points]], columns: int = 2, wi
     for number, (title, lines) in enumerate(panels.items()):
         left = width * (0.06 + number % columns * 0.94 / columns)
         above = width * (0.075 + 0.36 * (number // columns))
-        _panel(canvas, title, lines, (left, above, width * (0.94 / columns - 0.15), width * 0.23))
+        _panel(canvas, title, lines, (left, above, width * (0.94 / columns - 0.08), width * 0.23))
     return canvas.finish()
 
 
@@ -76,19 +76,10 @@ def _panel(canvas: _Canvas, title: str, lines: Mapping[str, Points], place: tupl
     for x in xs:
         canvas.text(spot(x, 1)[0], above + high + canvas.width * 0.014, f"{x:,g}", 0.0115, MUTED, "mm")
     colors = dict(zip(lines, COLORS * len(lines), strict=False))
-    canvas.legend(left, above - canvas.width * 0.024, {name: colors[name] for name, one in lines.items() if one})
-    taken: list[float] = []
-    for name, points in sorted(lines.items(), key=lambda one: one[1][-1][1] if one[1] else 0, reverse=True):
-        if not points:
-            continue
-        places = [spot(x, y) for x, y in points]
+    names = {name: f"{name}, {log_slope(one)[0]:.2f}" if len(one) > 1 else name for name, one in lines.items() if one}
+    canvas.legend(left, above - canvas.width * 0.024, {words: colors[name] for name, words in names.items()})
+    for name in names:
+        places = [spot(x, y) for x, y in lines[name]]
         canvas.line(places, colors[name], 2.4)
         for x, y in places:
             canvas.dot(x, y, 3.4, colors[name])
-        if len(points) > 1:
-            x, y = places[-1]
-            while any(abs(y - other) < canvas.width * 0.015 for other in taken):
-                y += canvas.width * 0.003
-            taken.append(y)
-            words = f"slope {log_slope(points)[0]:.2f}"
-            canvas.text(x + canvas.width * 0.01, y, words, 0.0125, colors[name], "lm")
