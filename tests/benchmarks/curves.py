@@ -26,6 +26,11 @@ def log_slope(points: Points) -> tuple[float, float]:
     return slope, math.sqrt(residual / (len(x) - 2) / float(x @ x))
 
 
+def short(slope: float) -> str:
+    """Two digits, without the sign of a zero."""
+    return f"{round(slope, 2) + 0.0:.2f}"
+
+
 def slope_row(curve: str, points: Points, target: str = "-") -> dict[str, str]:
     """Describe a curve: its slope, that of its last step, and what was aimed at."""
     if len(points) < 2:
@@ -35,8 +40,8 @@ def slope_row(curve: str, points: Points, target: str = "-") -> dict[str, str]:
         "curve": curve,
         "from": f"{points[0][0]:,}",
         "to": f"{points[-1][0]:,}",
-        "slope": f"{slope:.2f}" + ("" if math.isnan(error) else f" +- {error:.2f}"),
-        "last step": f"{log_slope(points[-2:])[0]:.2f}",
+        "slope": short(slope) + ("" if math.isnan(error) else f" +- {error:.2f}"),
+        "last step": short(log_slope(points[-2:])[0]),
         "target": target,
     }
 
@@ -76,7 +81,7 @@ def _panel(canvas: _Canvas, title: str, lines: Mapping[str, Points], place: tupl
     for x in xs:
         canvas.text(spot(x, 1)[0], above + high + canvas.width * 0.014, f"{x:,g}", 0.0115, MUTED, "mm")
     colors = dict(zip(lines, COLORS * len(lines), strict=False))
-    names = {name: f"{name}, {log_slope(one)[0]:.2f}" if len(one) > 1 else name for name, one in lines.items() if one}
+    names = {name: f"{name}, {short(log_slope(one)[0])}" if len(one) > 1 else name for name, one in lines.items() if one}
     canvas.legend(left, above - canvas.width * 0.024, {words: colors[name] for name, words in names.items()})
     for name in names:
         places = [spot(x, y) for x, y in lines[name]]

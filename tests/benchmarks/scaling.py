@@ -114,7 +114,7 @@ def main() -> None:
             if title.startswith("CPU"):  # In the table, for those who doubt the clock.
                 continue
             panels.setdefault(title, {})[name.rsplit(": ", 1)[-1]] = points
-        power_chart(panels).quantize(64).save(options.plots / "scaling.png", optimize=True)
+        power_chart(panels).quantize(256).save(options.plots / "scaling.png", optimize=True)
 
 
 def tokens(options: argparse.Namespace) -> Iterator[Row]:
