@@ -81,7 +81,9 @@ def _panel(canvas: _Canvas, title: str, lines: Mapping[str, Points], place: tupl
     for x in xs:
         canvas.text(spot(x, 1)[0], above + high + canvas.width * 0.014, f"{x:,g}", 0.0115, MUTED, "mm")
     colors = dict(zip(lines, COLORS * len(lines), strict=False))
-    names = {name: f"{name}, {short(log_slope(one)[0])}" if len(one) > 1 else name for name, one in lines.items() if one}
+    names = {
+        name: f"{name}, {short(log_slope(one)[0])}" if len(one) > 1 else name for name, one in lines.items() if one
+    }
     canvas.legend(left, above - canvas.width * 0.024, {words: colors[name] for name, words in names.items()})
     for name in names:
         places = [spot(x, y) for x, y in lines[name]]
