@@ -172,14 +172,15 @@ def probe(options: argparse.Namespace) -> None:
     pipe = default_pipe(options.threads)
     with grown(options.coco, int(count) or None) as copied:
         folder = copied if int(count) else options.coco
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         basis = fit(pipe, folder, options, pathway)
-        seconds = time.perf_counter() - start
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - busy
     is_first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
     if is_first:
         if output != "-":
             basis.save_pretrained(output)
         world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-        print(json.dumps({"seconds": seconds, "peak_mib": peak_mib(), "processes": world}), flush=True)
+        found = {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mib": peak_mib(), "processes": world}
+        print(json.dumps(found), flush=True)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
