@@ -145,12 +145,12 @@ class ExponentialOperator(KernelOperator):
         out[:, block.stop - block.start :] *= 2
 
 
-def symmetrize_(matrix: Matrix, block: int = 1024) -> Matrix:
+def symmetrize_(matrix: Matrix, block: int = 256) -> Matrix:
     """Replace a matrix by its symmetric part, in place, a pair of blocks at a time.
 
     Args:
         matrix: Square matrix, overwritten.
-        block: Rows and columns of a block.
+        block: Rows and columns of a block; a pair of blocks should fit into the processor's cache.
 
     Returns:
         The same memory.
