@@ -107,10 +107,14 @@ class Result:
         digits = 0 if min(values) > 10 else 4
         return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
+    def slope(self, curve: str) -> str:
+        """Return the slope of a curve."""
+        return str(self.row(curve)["slope"])
+
     @property
     def figures(self) -> str:
         """The claim's figures in words."""
-        asks = {"rows": self.rows, "row": self.row, "best": self.best, "spread": self.spread}
+        asks = {"rows": self.rows, "row": self.row, "best": self.best, "spread": self.spread, "slope": self.slope}
         return PAGES.from_string(self.claim.figures).render(asks)
 
 

@@ -201,4 +201,19 @@ CLAIMS = (
         "NMI",
         25,
     ),
+    Claim(
+        "scaling",
+        "Time of `fit` grows with the images, its memory does not; one image, with the square of its tokens.",
+        "scaling --coco {data}/coco100 --sides 16 32 64 128 256",
+        "slopes",
+        "slope of `fit` in images {{ slope('CPU seconds of fit against images: what') }} (what), "
+        "{{ slope('CPU seconds of fit against images: where') }} (where), of its memory "
+        "{{ slope('peak of fit in MiB against images: what') }}, "
+        "{{ slope('peak of fit in MiB against images: where') }}; "
+        "of one image in tokens {{ slope('seconds of one image against tokens: what') }} (what), "
+        "{{ slope('seconds of one image against tokens: where') }} (where), "
+        "{{ slope('seconds of one image against tokens: what, low rank') }} (what, low rank)",
+        "slope",
+        25,
+    ),
 )
