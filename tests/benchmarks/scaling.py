@@ -365,6 +365,7 @@ def curves(report: dict[str, Any]) -> dict[str, tuple[str, list[tuple[float, flo
 
 def estimate(points: Points, x: float) -> float:
     """Seconds expected at x: by the growth of the last step, at least in proportion."""
+    points = sorted(dict(points).items())  # A point measured again counts once.
     if len(points) < 2:
         return 0.0
     (first, low), (last, high) = points[-2:]
