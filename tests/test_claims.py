@@ -43,7 +43,7 @@ def test_each_command_is_of_a_benchmark_that_exists(claim):
 
 def test_no_result_holds_a_path():
     for path in (claims.HERE / "results").iterdir():
-        assert not re.search(r"\"/|/home/|/tmp/", path.read_text(encoding="utf-8"))
+        assert not re.search(r"\"/\w+/", path.read_text(encoding="utf-8"))
 
 
 def result(rows):
