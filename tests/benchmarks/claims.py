@@ -202,7 +202,7 @@ CLAIMS = (
         25,
     ),
     Claim(
-        "scaling",
+        "growth",
         "Time of `fit` grows with the images, its memory does not; one image, with the square of its tokens.",
         "scaling --coco {data}/coco100 --sides 16 32 64 128 256",
         "slopes",
