@@ -14,7 +14,7 @@ import hf_spectral
 from hf_spectral import BasisAccumulator, FitReport, SpectralBasis, SpectralConfig, SpectralError, fit, transform
 from hf_spectral.capture import capture_attention
 from hf_spectral.dataset import clusters, rows
-from tests.test_pipeline import PROCESSOR, photo
+from tests.test_pipeline import PROCESSOR, photo, saved_backbone
 from tests.tiny_backbones import BACKBONES, build_dinov2
 
 NUM_IMAGES = 7
@@ -221,10 +221,7 @@ def test_the_basis_knows_its_backbone(pipe, table, basis):
 
 
 def test_a_backbone_from_a_folder_is_described_without_its_path(tmp_path):
-    target = tmp_path / "secret" / "tiny"
-    BACKBONES["dinov2"].model().save_pretrained(target)
-    PROCESSOR.save_pretrained(target)
-    described = hf_spectral.pipeline(str(target)).describe_backbone(64)
+    described = hf_spectral.pipeline(saved_backbone(tmp_path / "secret" / "tiny")).describe_backbone(64)
     assert described["id"] == "tiny"
     assert "secret" not in json.dumps(described)
 

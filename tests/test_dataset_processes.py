@@ -23,7 +23,7 @@ import hf_spectral
 from hf_spectral import FitReport, SpectralBasis, SpectralError, fit, transform
 from hf_spectral.dataset.checkpoint import Checkpoint
 from hf_spectral.dataset.processes import Processes
-from tests.test_pipeline import PROCESSOR, photo
+from tests.test_pipeline import PROCESSOR, photo, saved_backbone
 from tests.tiny_backbones import BACKBONES
 
 SETTINGS = {"num_eigenvectors": 5, "batch_size": 3, "on_error": "skip", "progress": False}
@@ -218,9 +218,7 @@ SCRIPT = """
 
 
 def test_two_processes_find_what_one_finds(folder, undisturbed, tmp_path):
-    backbone = tmp_path / "backbone"
-    BACKBONES["dinov2"].model().save_pretrained(backbone)
-    PROCESSOR.save_pretrained(backbone)
+    backbone = saved_backbone(tmp_path / "backbone")
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(SCRIPT))
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]

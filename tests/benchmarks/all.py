@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from typing import Any
 import jinja2
 
 from tests.benchmarks.claims import CLAIMS, Claim
+from tests.benchmarks.common import cell, leading, spread
 
 HERE = Path(__file__).parent
 README = HERE.parent.parent / "README.md"
@@ -27,7 +27,7 @@ BEGIN, END = "<!-- figures: python -m tests.benchmarks.all -->\n", "<!-- end of 
 PAGES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(HERE / "templates"),
     undefined=jinja2.StrictUndefined,
-    finalize=lambda value: f"{value:.3f}" if isinstance(value, float) else value,
+    finalize=cell,
     trim_blocks=True,
     keep_trailing_newline=True,
 )
@@ -59,7 +59,6 @@ def run(claim: Claim, data: Path) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "found.json"
         words = [sys.executable, "-m", *claim.words(data), "--json", str(path)]
-        words[2] = f"tests.benchmarks.{words[2]}"
         if subprocess.run(words, check=False).returncode or not path.exists():
             return False
         found = json.loads(path.read_text())
@@ -104,23 +103,13 @@ class Result:
     def spread(self, column: str, solver: str) -> str:
         """Return median, smallest and largest value of a column over the rows of one solver."""
         values = [float(one[column]) for one in self.rows if one["solver"] == solver]
-        digits = 0 if min(values) > 10 else 4
-        return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
-
-    def slope(self, curve: str) -> str:
-        """Return the slope of a curve."""
-        return str(self.row(curve)["slope"])
+        return spread(values, digits=0 if min(values) > 10 else 4)
 
     @property
     def figures(self) -> str:
         """The claim's figures in words."""
-        asks = {"rows": self.rows, "row": self.row, "best": self.best, "spread": self.spread, "slope": self.slope}
+        asks = {"rows": self.rows, "row": self.row, "best": self.best, "spread": self.spread}
         return PAGES.from_string(self.claim.figures).render(asks)
-
-
-def leading(cell: Any) -> float:
-    """The number a cell begins with: `0.659 (0.652-0.670)` gives 0.659."""
-    return float(str(cell).split()[0])
 
 
 def results() -> dict[str, Result]:

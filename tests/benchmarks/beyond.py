@@ -136,6 +136,16 @@ def gram_traffic(ranks: Sequence[int], tokens: int) -> float:
     return 24.0 * upper_entries(ranks) * math.ceil(tokens / _ROWS)
 
 
+def pass_flop(ranks: Sequence[int], tokens: int) -> float:
+    """Operations of the second pass on one image, beside the backbone's."""
+    return gram_flop(ranks, tokens) + evidence_flop(ranks, tokens)
+
+
+def held_bytes(ranks: Sequence[int]) -> int:
+    """Bytes that every process holds, sends and saves."""
+    return gram_bytes(ranks) + evidence_bytes(ranks)
+
+
 def ring_bytes(size: float, processes: int) -> float:
     """Bytes that each process sends in a ring all-reduce."""
     return 2 * (processes - 1) / processes * size
@@ -163,9 +173,9 @@ class Rates:
 def hours(backbone: Backbone, pathway: str, images: int, gpus: int, rates: Rates, every: int, eigenvectors: int) -> Any:
     """Hours of each step of `fit`, steps one after the other as the code runs them."""
     ranks, tokens = backbone.ranks(pathway), backbone.tokens()
-    held = gram_bytes(ranks) + evidence_bytes(ranks)
+    held = held_bytes(ranks)
     share = images / gpus
-    products = gram_flop(ranks, tokens) + evidence_flop(ranks, tokens)
+    products = pass_flop(ranks, tokens)
     seconds = {
         "reading": FIT_PASSES * share * rates.read,
         "forward": FIT_PASSES * share * forward_flop(backbone) / rates.forward,
@@ -204,9 +214,8 @@ def fit_table(rates: Rates, every: int, eigenvectors: int) -> list[dict[str, str
     rows = []
     for backbone, pathway in ((BACKBONES[0], "what"), (BACKBONES[1], "where")):
         ranks = backbone.ranks(pathway)
-        held = gram_bytes(ranks) + evidence_bytes(ranks)
-        work = FIT_PASSES * forward_flop(backbone) + gram_flop(ranks, backbone.tokens())
-        work += evidence_flop(ranks, backbone.tokens())
+        held = held_bytes(ranks)
+        work = FIT_PASSES * forward_flop(backbone) + pass_flop(ranks, backbone.tokens())
         for name, (images, _) in DATASETS.items():
             for gpus in GPUS:
                 found = hours(backbone, pathway, images, gpus, rates, every, eigenvectors)
@@ -283,7 +292,7 @@ def measured_lines(report: dict[str, Any]) -> list[str]:
     for row in report.get("width", []):
         if row.get("Gram, s an image") and row["width"] in (384, 768):
             ranks = Backbone("", 12, row["width"]).ranks(row["pathway"])
-            work = gram_flop(ranks, 256) + evidence_flop(ranks, 256)
+            work = pass_flop(ranks, 256)
             lines.append(
                 f"- Gram pass, {row['pathway']}, width {row['width']}, 256 tokens: {row['Gram, s an image']:.3f} s an "
                 f"image, {work / row['Gram, s an image'] / 1e9:.0f} GFLOP/s of the operations counted below"
@@ -326,7 +335,7 @@ def verdicts(rates: Rates, every: int, eigenvectors: int, places: float) -> str:
     small, base, last = BACKBONES[0], BACKBONES[1], BACKBONES[-1]
     found = hours(small, "what", DATASETS["ImageNet train"][0], 8, rates, every, eigenvectors)
     order = sorted(found, key=lambda one: -found[one])
-    held = gram_bytes(base.ranks("where")) + evidence_bytes(base.ranks("where"))
+    held = held_bytes(base.ranks("where"))
     save = held / rates.disk
     run = every * (rates.read + forward_flop(base) / rates.forward)
     crawl, picture = DATASETS["a crawl"]

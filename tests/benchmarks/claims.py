@@ -32,8 +32,8 @@ class Claim:
     minutes: int
 
     def words(self, data: Path) -> list[str]:
-        """Return the command as words, with the folder of the pictures put in."""
-        return [word.replace(DATA, str(data)) for word in shlex.split(self.command)]
+        """Return the command after `python -m` as words, with the folder of the pictures put in."""
+        return [word.replace(DATA, str(data)) for word in shlex.split(f"tests.benchmarks.{self.command}")]
 
 
 CLAIMS = (
@@ -206,13 +206,13 @@ CLAIMS = (
         "Time of `fit` grows with the images, its memory does not; one image, with the square of its tokens.",
         "scaling --coco {data}/coco100 --sides 16 32 64 128 256",
         "slopes",
-        "slope of `fit` in images {{ slope('CPU seconds of fit against images: what') }} (what), "
-        "{{ slope('CPU seconds of fit against images: where') }} (where), of its memory "
-        "{{ slope('peak of fit in MiB against images: what') }}, "
-        "{{ slope('peak of fit in MiB against images: where') }}; "
-        "of one image in tokens {{ slope('seconds of one image against tokens: what') }} (what), "
-        "{{ slope('seconds of one image against tokens: where') }} (where), "
-        "{{ slope('seconds of one image against tokens: what, low rank') }} (what, low rank)",
+        "slope of `fit` in images {{ row('CPU seconds of fit against images: what').slope }} (what), "
+        "{{ row('CPU seconds of fit against images: where').slope }} (where), of its memory "
+        "{{ row('peak of fit in MiB against images: what').slope }}, "
+        "{{ row('peak of fit in MiB against images: where').slope }}; "
+        "of one image in tokens {{ row('seconds of one image against tokens: what').slope }} (what), "
+        "{{ row('seconds of one image against tokens: where').slope }} (where), "
+        "{{ row('seconds of one image against tokens: what, low rank').slope }} (what, low rank)",
         "slope",
         25,
     ),

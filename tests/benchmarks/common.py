@@ -93,14 +93,23 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     return f"{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
 
 
+def leading(value: Any) -> float:
+    """The number that a cell begins with: `0.659 (0.652-0.670)` gives 0.659."""
+    return float(str(value).split()[0])
+
+
+def cell(value: Any) -> str:
+    """A value as a table shows it."""
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
     """Print rows of equal keys as a Markdown table."""
     columns = list(rows[0])
     print("| " + " | ".join(columns) + " |")
     print("|" + "---|" * len(columns))
     for row in rows:
-        cells = (f"{row[column]:.3f}" if isinstance(row[column], float) else str(row[column]) for column in columns)
-        print("| " + " | ".join(cells) + " |", flush=True)
+        print("| " + " | ".join(cell(row[column]) for column in columns) + " |", flush=True)
 
 
 def machine() -> dict[str, Any]:

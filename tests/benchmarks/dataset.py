@@ -127,12 +127,8 @@ def exact(pipe: SpectralPathwaysPipeline, options: argparse.Namespace) -> Rows:
     for pathway in PATHWAYS:
         affinity, mass = dense_joint(images, pathway)
         values, vectors = scipy.linalg.eigh(affinity, mass)
-        room = BasisAccumulator(SpectralConfig(pathway, "cosine"))
-        for add in (room.add_sums, room.add_gram):
-            for records in images:
-                add(records)
         count = 12
-        basis = room.solve(count)
+        basis = accumulated(lambda: iter(images), pathway).solve(count, layer_weights="equal")
         found = 1 - basis.eigenvalues.double().numpy()
         angles = scipy.linalg.subspace_angles(rows_of(basis, images), vectors[:, ::-1][:, :count])
         rows.append(

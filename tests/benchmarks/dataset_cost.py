@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -14,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 
 import hf_spectral
 from hf_spectral import SpectralBasis
+from hf_spectral.dataset.processes import announced_device
 from hf_spectral.pipelines import SpectralPathwaysPipeline
 from hf_spectral.pipelines.images import read_image
 from tests.benchmarks.common import default_pipe, in_fresh_process, paired_seconds, peak_mib, spread
@@ -167,8 +166,7 @@ def probe(options: argparse.Namespace) -> None:
     The count is 0 where processes have to share the folder itself.
     """
     pathway, count, output = options.probe
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        PartialState(cpu=True)  # Before anything else makes one: the first decides.
+    announced_device("cpu")
     pipe = default_pipe(options.threads)
     with grown(options.coco, int(count) or None) as copied:
         folder = copied if int(count) else options.coco
@@ -182,5 +180,3 @@ def probe(options: argparse.Namespace) -> None:
         world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         found = {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mib": peak_mib(), "processes": world}
         print(json.dumps(found), flush=True)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()

@@ -8,6 +8,8 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from tests.benchmarks.common import cell, leading
+
 OURS, OTHERS = "#2a6f97", "#b8b8b8"
 PEERS = ("last hidden state", "gradient")
 
@@ -21,17 +23,13 @@ def draw_bars(rows: list[dict[str, Any]], column: str, path: Path) -> None:
         path: Where to.
     """
     names = [row_name(row, rows, column) for row in rows]
-    values = [float(str(row[column]).split()[0]) for row in rows]
+    values = [leading(row[column]) for row in rows]
     colors = [OTHERS if any(peer in name for peer in PEERS) else OURS for name in names]
     with matplotlib.rc_context({"font.size": 9}):
         figure = Figure(figsize=(7.2, 0.6 + 0.26 * len(rows)), dpi=120, layout="constrained")
         axes = figure.add_subplot()
         bars = axes.barh(range(len(rows)), values, color=colors, height=0.7)
-        axes.bar_label(
-            bars,
-            [str(row[column] if isinstance(row[column], str) else f"{row[column]:.3f}") for row in rows],
-            padding=3,
-        )
+        axes.bar_label(bars, [cell(row[column]) for row in rows], padding=3)
         axes.set_yticks(range(len(rows)), names)
         axes.invert_yaxis()
         axes.margins(x=0.2, y=0.02)

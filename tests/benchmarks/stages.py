@@ -49,6 +49,15 @@ from tests.benchmarks.single_image import GRIDS, plain_forward, sample_pixels
 MARK = "stage: "
 COLUMNS = 24  # vectors that a step of the solver multiplies, at most: 16 wanted and 8 guards
 Rows = list[dict[str, Any]]
+Stage = tuple[
+    Any, str, str | Callable[..., str]
+]  # owner and name of a function, and the stage that its time counts for
+BACKBONE_STAGES: list[Stage] = [
+    (SpectralPathwaysPipeline, "preprocess", "read and preprocess"),
+    (SpectralPathwaysPipeline, "records", "forward"),
+    (Watch, "_end_layer", "capture"),
+    (Recorder, "add", "capture"),
+]
 
 
 @dataclasses.dataclass
@@ -148,12 +157,9 @@ def fit(pipe: SpectralPathwaysPipeline, options: argparse.Namespace) -> dict[str
     return tables
 
 
-def _image_stages() -> list[tuple[Any, str, str | Callable[..., str]]]:
+def _image_stages() -> list[Stage]:
     return [
-        (SpectralPathwaysPipeline, "preprocess", "read and preprocess"),
-        (SpectralPathwaysPipeline, "records", "forward"),
-        (Watch, "_end_layer", "capture"),
-        (Recorder, "add", "capture"),
+        *BACKBONE_STAGES,
         (ProblemBuilder, "add", lambda builder, *_: f"operator, {builder.config.pathway}"),
         (ProblemBuilder, "build", lambda builder, *_: f"operator, {builder.config.pathway}"),
         (host, "solve", lambda problem, *_: f"solve, {problem.config.pathway}"),
@@ -161,12 +167,9 @@ def _image_stages() -> list[tuple[Any, str, str | Callable[..., str]]]:
     ]
 
 
-def _fit_stages() -> list[tuple[Any, str, str | Callable[..., str]]]:
+def _fit_stages() -> list[Stage]:
     return [
-        (SpectralPathwaysPipeline, "preprocess", "read and preprocess"),
-        (SpectralPathwaysPipeline, "records", "forward"),
-        (Watch, "_end_layer", "capture"),
-        (Recorder, "add", "capture"),
+        *BACKBONE_STAGES,
         (accumulation.BasisAccumulator, "_receive", "capture"),
         (accumulation.BasisAccumulator, "_commit_sums", "first pass: sums"),
         (accumulation.BasisAccumulator, "_commit_gram", "second pass: factors"),
@@ -256,7 +259,8 @@ def _counted_gram_products(stack: contextlib.ExitStack) -> Counter[str]:
 
     def counted(self: BlockGram, vectors: torch.Tensor) -> torch.Tensor:
         counts[place[0]] += 4 * self.width**2 * vectors.shape[1]
-        counts["bytes" if place[0] == "operations" else "bytes of weights"] += 4 * self.width**2
+        if place[0] == "operations":
+            counts["bytes"] += 4 * self.width**2
         return plain(self, vectors)
 
     def counted_eigh(matrix: torch.Tensor) -> Any:
