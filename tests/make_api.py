@@ -44,7 +44,7 @@ GROUPS = {
     "Errors": ["SpectralError", "NotConvergedError", "UnsupportedBackboneError"],
 }
 MODULES = {"Measures (`hf_spectral.metrics`)": metrics, "Pictures (`hf_spectral.visualization`)": visualization}
-SECTION = re.compile(r"^(Args|Returns|Raises|Yields):$")
+SECTION = re.compile(r"^(Args|Returns|Raises|Yields|Example):$")
 ITEM = re.compile(r"^(\S[^:]*): (.*)$")
 
 
@@ -128,7 +128,7 @@ def prose(docstring):
         elif section in ("Args", "Raises") and line:
             lines.append(f"  {line.strip()}")
         else:
-            lines.append(line.strip() if section else line)
+            lines.append(line if section in (None, "Example") else line.strip())  # an indented block is code
     return lines
 
 
