@@ -4,10 +4,13 @@ import json
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 
 from hf_spectral import BasisAccumulator, SpectralBasis, SpectralConfig, SpectralError, build_problem, solve
 from hf_spectral.affinities import affinity_operators
+from hf_spectral.basis.agreement import mean_agreement, own_eigenpairs
+from hf_spectral.basis.gram import BlockGram
 from hf_spectral.basis.smoothness import add_evidence, smoothness
 from hf_spectral.graph import ProblemBuilder
 from hf_spectral.operators import NormalizedOperator
@@ -171,7 +174,36 @@ def test_smoothness_is_the_mean_quotient_of_a_layers_own_eigenvectors(pathway, m
     own, singular, right_vectors = np.linalg.svd(rows, full_matrices=False)
     quotients = np.einsum("nk,nk->k", own, means @ right_vectors.T / singular)
     expected = np.average(quotients[1:], weights=singular[1:] ** 2)
-    assert smoothness(totals[0], torch.ones(5, dtype=torch.float64)) == pytest.approx(expected, abs=1e-5)
+    signs = torch.ones(5, dtype=torch.float64)
+    own = own_eigenpairs(BlockGram([5], [totals[0][0]]), 0, signs)
+    assert smoothness(totals[0], own) == pytest.approx(expected, abs=1e-5)
+
+
+def test_agreement_is_the_mean_squared_cosine_of_the_principal_angles():
+    rng = np.random.default_rng(0)
+    common = rng.standard_normal((50, 4))
+    factors = [common @ rng.standard_normal((4, 5)) + noise * rng.standard_normal((50, 5)) for noise in (0.1, 0.3, 9)]
+    gram = BlockGram([5, 5, 5])
+    gram.add([torch.from_numpy(one).float() for one in factors], [(5, 10)] * 3, None)
+    own = [own_eigenpairs(gram, position, torch.ones(5, dtype=torch.float64)) for position in range(3)]
+    spans = [np.linalg.svd(one, full_matrices=False)[0][:, 1:] for one in factors]
+    angles = [[scipy.linalg.subspace_angles(one, other) for other in spans] for one in spans]
+    table = np.square(np.cos(angles)).mean(2)
+    expected = [(row.sum() - 1) / 2 for row in table]
+    np.testing.assert_allclose(mean_agreement(gram, own, [0, 1, 2]), expected, atol=1e-5)
+    np.testing.assert_allclose(mean_agreement(gram, own[::2], [0, 2]), [table[0, 2]] * 2, atol=1e-5)
+    assert mean_agreement(gram, own[:1], [0]) == [1]
+
+
+@pytest.mark.parametrize("pathway", PATHWAYS)
+def test_a_layer_that_disagrees_with_the_others_takes_no_part(pathway, monkeypatch):
+    monkeypatch.setattr("hf_spectral.basis.weights._SLACK", 1.0)  # However smooth it is.
+    images = []
+    for number in range(8):
+        regions, halves = three_blobs(12, 14).roll(number, 1), (torch.arange(168).view(12, 14) % 14 > 6).long()
+        labels = (regions, regions, regions, halves)
+        images.append([planted_record(one, noise=0.1, seed=i, index=i) for i, one in enumerate(labels)])
+    assert [layer.index for layer in fitted(images, pathway).solve(3).layers] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("pathway", PATHWAYS)

@@ -111,6 +111,19 @@ class BlockGram:
             product[start + rank :] += block[:, rank:].T @ vectors[start : start + rank]
         return product
 
+    def between(self, left: int, right: int) -> Float[Tensor, "_rows _columns"]:
+        """Return the block of two layers.
+
+        Args:
+            left: Position of the layer of its rows.
+            right: Position of the layer of its columns, at least `left`.
+
+        Returns:
+            A view.
+        """
+        start = self.starts[right] - self.starts[left]
+        return self.blocks[left][:, start : start + self.ranks[right]]
+
     def diagonal(self) -> Float[Tensor, " width"]:
         """Return the diagonal.
 
@@ -155,9 +168,5 @@ class BlockGram:
             return self
         blocks = []
         for i, layer in enumerate(positions):
-            parts = [
-                self.blocks[layer][:, self.starts[other] - self.starts[layer] :][:, : self.ranks[other]]
-                for other in positions[i:]
-            ]
-            blocks.append(torch.cat(parts, dim=1))
+            blocks.append(torch.cat([self.between(layer, other) for other in positions[i:]], dim=1))
         return BlockGram([self.ranks[layer] for layer in positions], blocks)

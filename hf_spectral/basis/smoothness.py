@@ -1,4 +1,4 @@
-"""Which layers are worth their weight, without labels: how smooth a layer's own eigenvectors are inside images."""
+"""How smooth a layer's own dataset-level eigenvectors are inside images: what tells without labels what it is worth."""
 
 from __future__ import annotations
 
@@ -8,20 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hf_spectral.basis.gram import BlockGram
 from hf_spectral.basis.layers import UnitTokens
-from hf_spectral.basis.pencil import Pencil, leading_eigenpairs
+from hf_spectral.basis.pencil import Eigenpairs
 
 # Every eighth token asks for its neighbors, among all of its image: enough for a mean over a dataset.
 _STRIDE = 8
 # Tokens that ask at once: bounds the memory of a large image.
 _ROWS = 1024
-# Eigenvectors of a layer that are looked at, the trivial one not among them: fixed, so that weights do not depend on
-# the number asked for.
-_NUM_EIGENVECTORS = 63
-# Layers this close to the mean smoothness are not told apart.
-_SLACK = 0.01
-_LEAST = 1e-6
 
 
 def add_evidence(
@@ -66,39 +59,18 @@ def add_evidence(
             total[1] += own.T @ (walk @ factor)
 
 
-def smoothness(evidence: Float[Tensor, "2 rank rank"], signs: Float[Tensor, " rank"]) -> float:
+def smoothness(evidence: Float[Tensor, "2 rank rank"], own: Eigenpairs) -> float:
     """Return the mean smoothness of a layer's leading dataset-level eigenvectors, weighted by 1 - lambda.
 
     Args:
         evidence: Sums of `add_evidence` over the dataset.
-        signs: Diagonal of J.
+        own: The layer's eigenvectors, the trivial one not among them.
 
     Returns:
         About 0 for eigenvectors that change from token to token at random, 1 for those constant inside images.
     """
-    norms, neighbors = evidence
-    gram = BlockGram([len(signs)], [norms.clone()]).symmetrize_()
-    count = min(_NUM_EIGENVECTORS + 1, len(signs))
-    pairs = leading_eigenpairs(Pencil(gram, torch.ones_like(signs), signs), count, seed=0)
-    values, vectors = pairs.values[1:], pairs.vectors[:, 1:]
-    quotients = (vectors * (neighbors @ vectors)).sum(0)
-    return float((values * quotients).sum() / values.sum()) if len(values) else 0.0
-
-
-def automatic_weights(evidence: Sequence[Float[Tensor, "2 _rank _rank"]], signs: Sequence[Tensor]) -> list[float]:
-    """Weigh layers by their smoothness; those below the mean take no part.
-
-    What tells objects apart changes little from a token to those that look like it in the same image; texture changes,
-    and noise changes everywhere. Figures: `tests/benchmarks/layer_weights.py`.
-
-    Args:
-        evidence: Of each layer.
-        signs: Diagonal of J of each layer.
-
-    Returns:
-        Numbers of at least 0, together 1.
-    """
-    found = [max(smoothness(one, sign), _LEAST) for one, sign in zip(evidence, signs, strict=True)]
-    least = sum(found) / len(found) - _SLACK
-    kept = [one if one >= least else 0.0 for one in found]
-    return [one / sum(kept) for one in kept]
+    if not len(own.values):
+        return 0.0
+    squares, neighbors = ((own.vectors * (part @ own.vectors)).sum(0) for part in evidence)
+    quotients = neighbors / squares.clamp_min(torch.finfo(squares.dtype).tiny)
+    return float((own.values * quotients).sum() / own.values.sum())
