@@ -19,8 +19,7 @@ from hf_spectral.result import SolveStatus, SpectralResult
 from hf_spectral.segmentation import instances, segment
 from hf_spectral.solvers import EigenSolver, GradientSolver, solve
 from hf_spectral.token_rows import TokenAffinity, token_affinity
-
-__version__ = "0.1.0"
+from hf_spectral.version import __version__ as __version__
 
 __all__ = [
     "AttentionRecord",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from hf_spectral.basis.pencil import Pencil, leading_eigenpairs
 from hf_spectral.basis.totals import Totals
 from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
+from hf_spectral.version import __version__
 
 
 def solve_totals(
@@ -73,14 +73,5 @@ def solve_totals(
         config=dataclasses.replace(config, num_eigenvectors=len(pairs.values)),
         max_width=max_width,
         backbone=backbone,
-        versions=_versions(),
+        versions={"torch": str(torch.__version__), "hf_spectral": __version__},
     )
-
-
-def _versions() -> dict[str, str]:
-    versions = {"torch": str(torch.__version__)}
-    try:
-        versions["hf_spectral"] = importlib.metadata.version("hf-spectral")
-    except importlib.metadata.PackageNotFoundError:  # Run from a source tree.
-        versions["hf_spectral"] = "unknown"
-    return versions
