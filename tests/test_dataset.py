@@ -11,7 +11,16 @@ import torch
 import transformers
 
 import hf_spectral
-from hf_spectral import BasisAccumulator, FitReport, SpectralBasis, SpectralConfig, SpectralError, fit, transform
+from hf_spectral import (
+    BasisAccumulator,
+    FitReport,
+    SpectralBasis,
+    SpectralConfig,
+    SpectralError,
+    UnsupportedBackboneError,
+    fit,
+    transform,
+)
 from hf_spectral.capture import capture_attention
 from hf_spectral.dataset import clusters, rows
 from tests.test_pipeline import PROCESSOR, photo, saved_backbone
@@ -159,6 +168,14 @@ def damaged(folder, tmp_path):
     (tmp_path / "3b.png").write_bytes((tmp_path / "3.png").read_bytes()[:500])
     (tmp_path / "5b.jpg").write_text("text")
     return tmp_path
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_a_backbone_of_windows_is_to_blame_for_where_and_no_image_is(table, on_error):
+    model = BACKBONES["swin"].model()
+    swin = transformers.pipeline("spectral-pathways", model=model, image_processor=PROCESSOR)
+    with pytest.raises(UnsupportedBackboneError, match="^`pathway`: expected a backbone with at least one layer"):
+        fit(swin, table, pathway="where", on_error=on_error)
 
 
 def test_a_corrupt_image_is_named_or_skipped_in_both_passes(pipe, damaged, basis, tmp_path):

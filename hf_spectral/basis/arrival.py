@@ -12,7 +12,7 @@ from torch import Tensor
 from hf_spectral.basis.layers import BasisLayer, UnitTokens, kept_dimensions, reduced, unit_tokens
 from hf_spectral.basis.mass import Shape
 from hf_spectral.config import Pathway, SpectralConfig, resolve_layers
-from hf_spectral.errors import SpectralError
+from hf_spectral.errors import SpectralError, UnsupportedBackboneError
 from hf_spectral.records import AttentionRecord
 
 
@@ -81,14 +81,14 @@ def chosen_layers(
         The layers chosen, as they arrived and as a basis describes them.
 
     Raises:
-        SpectralError: If none is left.
+        UnsupportedBackboneError: If none is left: no image is to blame.
     """
     chosen = list(arrived)
     if config.layers is not None:
         wanted = resolve_layers(config.layers, 1 + max((one.index for one in arrived), default=-1))
         chosen = [one for one in arrived if one.index in wanted]
     if not chosen:
-        raise SpectralError(
+        raise UnsupportedBackboneError(
             "pathway",
             expected="a backbone with at least one layer that can serve it",
             got=f"{config.pathway!r} and none",
