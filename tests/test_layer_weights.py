@@ -248,6 +248,11 @@ def test_automatic_weights_leave_the_choice_of_others_open():
         fitted(images, layer_weights="equal").solve(3, layer_weights="auto")
 
 
+def test_layers_that_have_nothing_in_common_are_weighed_alike(monkeypatch):
+    monkeypatch.setattr("hf_spectral.basis.weights.mean_agreement", lambda *_: np.zeros(2))
+    assert fitted(images_with_noise(4)).solve(3).weights == (0.5, 0.5)
+
+
 def test_layers_of_different_resolution_are_weighed_alike():
     images = [
         [planted_record(three_blobs(*shape), index=index) for index, shape in enumerate([(8, 8), (4, 4)])]

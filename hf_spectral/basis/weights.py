@@ -8,10 +8,9 @@ from hf_spectral.basis.totals import Totals
 from hf_spectral.errors import SpectralError
 from hf_spectral.weighting import Weighting, weight_list
 
-# Layers this close to the mean smoothness, and by this share to the mean agreement, are not told apart from it.
+# Layers this close to the mean smoothness, and by this share to the mean agreement, count as the mean.
 _SLACK = 0.01
 _AGREEMENT_SLACK = 0.005
-_LEAST = 1e-6
 
 
 def start_weights(totals: Totals, weighting: Weighting) -> list[float]:
@@ -81,23 +80,25 @@ def final_weights(totals: Totals, initial: Weighting, chosen: Weighting) -> list
 
 
 def _automatic_weights(totals: Totals) -> list[float]:
-    """Weigh layers by their smoothness; those less smooth than the mean, or less in agreement, take no part.
+    """Take the smooth layers, and weigh each by how far its agreement with the others is above the mean.
 
     What tells objects apart changes little from a token to those that look like it in the same image; texture changes,
-    and noise changes everywhere. The last layers of a network are smooth too, yet turn to what its training asked of
-    them. Without labels the layers can only be asked about each other: of judges that err independently, those who
-    agree most with the rest are best (Parisi et al. 2014, Ranking and combining multiple predictors without labeled
-    data, PNAS 111). Figures: `tests/benchmarks/layer_weights.py`.
+    and noise changes everywhere: layers less smooth than the mean take no part. The last layers of a network are smooth
+    too, yet turn to what its training asked of them. Without labels the layers can only be asked about each other: of
+    judges that err independently, those who agree most with the rest are best (Parisi et al. 2014, Ranking and
+    combining multiple predictors without labeled data, PNAS 111). A weight that begins at zero at the mean makes no
+    jump where a layer passes it. Figures: `tests/benchmarks/layer_weights.py`.
 
     Returns:
         Numbers of at least 0, together 1.
     """
     gram = totals.start_gram()
     own = [own_eigenpairs(gram, position, signs) for position, signs in enumerate(totals.signs)]
-    found = [max(smoothness(one, pairs), _LEAST) for one, pairs in zip(totals.evidence, own, strict=True)]
+    found = [smoothness(one, pairs) for one, pairs in zip(totals.evidence, own, strict=True)]
     smooth = [position for position, one in enumerate(found) if one >= sum(found) / len(found) - _SLACK]
     agreement = mean_agreement(gram, [own[position] for position in smooth], smooth)
-    least = (1 - _AGREEMENT_SLACK) * agreement.mean()
-    kept = [position for position, one in zip(smooth, agreement, strict=True) if one >= least]
-    total = sum(found[position] for position in kept)
-    return [one / total if position in kept else 0.0 for position, one in enumerate(found)]
+    above = (agreement - (1 - _AGREEMENT_SLACK) * agreement.mean()).clip(min=0)
+    if not above.any():  # No two layers have anything in common.
+        above += 1
+    weights = dict(zip(smooth, (above / above.sum()).tolist(), strict=True))
+    return [weights.get(position, 0.0) for position in range(len(own))]

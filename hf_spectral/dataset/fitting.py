@@ -66,11 +66,10 @@ def fit(
         layers: Indices of the layers to use, negative ones from the end; None means all.
         resolution: Longer side in pixels at which pictures are read; None takes the backbone's image size.
         max_width: Bound on the width of the Gram matrix, for wide backbones; see `BasisAccumulator`.
-        layer_weights: "auto" weighs layers without labels, by how smooth their own eigenvectors are inside images, and
-            leaves out those less smooth than the mean, and of the rest those that agree less with each other than the
-            mean (`basis.weights`); layers of different resolution it weighs alike, since their weights enter the
-            second pass before there is evidence. "equal" is the paper's choice; or give one number a layer, or numbers
-            by layer index.
+        layer_weights: "auto" weighs layers without labels: of those whose own eigenvectors are at least as smooth
+            inside images as the mean, each by how far it agrees with the others (`basis.weights`); layers of different
+            resolution it weighs alike, since their weights enter the second pass before there is evidence. "equal" is
+            the paper's choice; or give one number a layer, or numbers by layer index.
         checkpoint_dir: Where to save what was added up; None saves nothing.
         checkpoint_every: Images between two saves, rounded up to whole batches: at most so many are read again.
         on_error: "raise" names the image that fails; "skip" leaves it out of both passes and lists it in

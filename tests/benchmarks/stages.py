@@ -97,9 +97,10 @@ def main() -> None:
     pipe = default_pipe(options.threads)
     found: dict[str, Any] = {"machine": machine(), "options": {k: str(v) for k, v in vars(options).items()}}
     print(found["machine"])
+    found["stages"] = []
     for part in options.parts:
         for title, rows in PARTS[part](pipe, options).items():
-            found[title] = rows
+            found["stages"] += [{"run": title, **row} for row in rows if "stage" in row]
             print(f"\n### {title}\n")
             print_table(rows)
     if options.json is not None:
