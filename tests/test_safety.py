@@ -271,3 +271,22 @@ def test_names_inside_a_dataset_never_become_paths(tmp_path):
     assert all(path.suffix in (".arrow", ".json") for path in out.iterdir())
     assert np.array_equal(np.asarray(rows[0]["image"]), np.asarray(photo(seed=0)))
     assert isinstance(rows[0]["image"], Image.Image)
+
+
+def test_a_column_that_names_a_file_of_this_machine_does_not_carry_it_off(tmp_path):
+    (tmp_path / "secret").write_text("a token")
+    photo().save(tmp_path / "mask.png")
+    model = BACKBONES["dinov2"].model()
+    pipe = transformers.pipeline("spectral-pathways", model=model, image_processor=PROCESSOR)
+    columns = {"image": [photo()], "mask": [{"bytes": None, "path": str(tmp_path / "mask.png")}]}
+
+    def table():
+        features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
+        return datasets.Dataset.from_dict(columns, features=features)
+
+    basis = fit(pipe, table(), image_column="image", num_eigenvectors=2, progress=False)
+    rows = transform(pipe, table(), basis, image_column="image", output_dir=tmp_path / "rows", progress=False)
+    assert np.array_equal(np.asarray(rows[0]["mask"]), np.asarray(photo()))
+    columns["mask"] = [{"bytes": None, "path": str(tmp_path / "secret")}]
+    with pytest.raises(SpectralError, match="expected image columns that name pictures, got secret, which is none"):
+        transform(pipe, table(), basis, image_column="image", output_dir=tmp_path / "none", progress=False)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image, UnidentifiedImageError
+
 from hf_spectral.atomic import replacing
 from hf_spectral.errors import SpectralError
 
@@ -191,5 +193,19 @@ def _embedded(value: Any) -> Any:
     path = value["path"]
     content = value["bytes"]
     if content is None and path is not None and Path(path).is_file():
-        content = Path(path).read_bytes()
+        content = _picture(Path(path))
     return {"bytes": content, "path": path if content is None else path and Path(path).name}
+
+
+def _picture(path: Path) -> bytes:
+    """Read a file that a row names, if it is a picture: a dataset of unknown origin may name any file there is."""
+    try:
+        with Image.open(path):
+            return path.read_bytes()
+    except UnidentifiedImageError as error:
+        raise SpectralError(
+            "dataset",
+            expected="image columns that name pictures",
+            got=f"{path.name}, which is none",
+            fix="Remove that column, or mend its paths",
+        ) from error
