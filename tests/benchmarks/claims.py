@@ -51,6 +51,17 @@ CLAIMS = (
         60,
     ),
     Claim(
+        "image-weights",
+        "Weights of the layers of one image, found without labels, do not do worse than equal ones.",
+        "layer_weights --bsds {data}/bsds500_val --image-resolution 476 --pathways what --rows equal auto --threads 1",
+        "one image",
+        "covering {{ row('what', 'auto').covering }} with automatic weights, {{ row('what', 'equal').covering }} with "
+        "equal ones; number of segments found by itself {{ row('what', 'auto')['covering, number found'] }}, "
+        "{{ row('what', 'equal')['covering, number found'] }}; {{ row('what', 'auto').images }} images",
+        "covering",
+        6,
+    ),
+    Claim(
         "image-cost",
         "Both pathways of an image cost less than one more forward pass of the backbone.",
         "single_image --parts speed --threads 1",
