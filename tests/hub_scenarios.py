@@ -511,18 +511,23 @@ def run(*words):
 def test_commands_push_what_commands_have_written(pipe, basis, app, tmp_path, monkeypatch):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
-    for seed in range(3):
+    for seed in range(4):
         photo(seed=seed).save(pictures / f"{seed}.png")
     fitted, model = tmp_path / "basis", ("--model", BACKBONE)
     assert run("fit", pictures, *model, "--num-eigenvectors", 3, "--output", fitted)[0] == 0
-    code, out, _ = run("push", fitted, "alice/cli-basis", "--example", pictures / "0.png", *model, "--license", "mit")
+    report = tmp_path / "report"
+    assert run("report", pictures, *model, "--num-eigenvectors", 3, "--output", report)[0] == 0
+    words = ("--example", pictures / "0.png", "--layers", report / "layers.csv", *model, "--license", "mit")
+    code, out, _ = run("push", fitted, "alice/cli-basis", *words)
     assert (code, out.startswith(f"{HUB}/alice/cli-basis/commit/")) == (0, True)
-    assert "images/eigenvectors.png" in on_the_hub("model", "alice/cli-basis")["files"]
+    files = on_the_hub("model", "alice/cli-basis")["files"]
+    assert {"images/eigenvectors.png", "images/layers.png"} <= set(files)
+    assert b"| what | all |" in files["README.md"]
     words = (*model, "--basis", "alice/cli-basis", "--output", tmp_path / "rows")
     assert run("transform", pictures, *words)[0] == 0
     code, out, _ = run("push", tmp_path / "rows", "alice/cli-rows", "--basis", fitted, "--private")
     assert (code, on_the_hub("dataset", "alice/cli-rows")["private"]) == (0, True)
-    assert len(datasets.load_dataset("alice/cli-rows", split="train")) == 3
+    assert len(datasets.load_dataset("alice/cli-rows", split="train")) == 4
     assert run("analyze", pictures / "0.png", *model, "--pathway", "what", "--output", tmp_path / "one")[0] == 0
     assert run("push", tmp_path / "one" / "0.what.safetensors", "alice/cli-result", "--create-pr")[0] == 0
     monkeypatch.setattr("hf_spectral.hub.space._installed_app", lambda: contextlib.nullcontext(app))

@@ -171,6 +171,26 @@ def test_table_as_csv_and_dataset(report, tmp_path):
     assert [float(row["where_score"]) for row in rows] == [row.where_score for row in report.rows]
     assert [one.name for one in path.parent.iterdir()] == ["layers.csv"]
     assert report.to_dataset().to_list() == [dataclasses.asdict(row) for row in report.rows]
+    assert LayerReport.from_csv(path) == report
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: "",
+        lambda text: text.replace("where_score", "score"),
+        lambda text: text.replace("layer.1", "layer.1,0"),
+        lambda text: text.replace("where,", "elsewhere,"),
+        lambda text: text[: len(text) // 2],
+    ],
+)
+def test_what_is_no_table_of_a_report_is_refused(report, tmp_path, change):
+    path = tmp_path / "layers.csv"
+    path.write_text(change(report.to_csv(path).read_text()))
+    with pytest.raises(SpectralError, match=r"`path`: expected a table that LayerReport.to_csv has written, got "):
+        LayerReport.from_csv(path)
+    with pytest.raises(SpectralError, match="No such file"):
+        LayerReport.from_csv(tmp_path / "none.csv")
 
 
 def test_messages():

@@ -13,6 +13,7 @@ from hf_spectral.cli.common import DONE, load
 from hf_spectral.errors import SpectralError
 from hf_spectral.pipelines import SpectralPathwaysPipeline
 from hf_spectral.pipelines.images import read_image
+from hf_spectral.report import LayerReport
 from hf_spectral.result import SpectralResult
 
 _ACCEPTED = "what fit, transform or analyze has written: the folder of a basis or of rows, or a result's file"
@@ -30,6 +31,7 @@ def add_parsers(commands: Any) -> None:
     push.add_argument("repo_id", metavar="REPO", help="user/name")
     push.add_argument("--basis", metavar="DIR", help="of rows: the basis that made them, a folder or user/name")
     push.add_argument("--example", metavar="PHOTO", help="of a basis: a photo for its card, seen by everybody")
+    push.add_argument("--layers", metavar="CSV", help="of a basis: the table that report has written, for its card")
     push.add_argument("--model", help="backbone that reads the example (default: facebook/dinov2-small)")
     push.add_argument("--dataset", metavar="ID", help="dataset on the Hub that the pictures come from")
     push.add_argument("--base-model", metavar="ID", help="backbone on the Hub; default: as the basis names it")
@@ -65,7 +67,11 @@ def run_push(options: argparse.Namespace) -> int:
         options.repo_id,
         basis=None if options.basis is None else SpectralBasis.from_pretrained(options.basis),
         details=CardDetails(
-            dataset=options.dataset, base_model=options.base_model, license=options.license, examples=examples
+            dataset=options.dataset,
+            base_model=options.base_model,
+            license=options.license,
+            examples=examples,
+            report=None if options.layers is None else LayerReport.from_csv(options.layers),
         ),
         private=options.private,
         revision=options.revision,

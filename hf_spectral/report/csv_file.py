@@ -1,4 +1,4 @@
-"""A table as a CSV file."""
+"""A table as a CSV file, and back."""
 
 from __future__ import annotations
 
@@ -27,3 +27,23 @@ def write_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -
         writer.writeheader()
         writer.writerows(rows)
     return path
+
+
+def read_csv(path: str | os.PathLike[str]) -> list[dict[str, str]]:
+    """Read a table with a header.
+
+    Args:
+        path: The file, in UTF-8.
+
+    Returns:
+        Its rows, names to what stands in the cells; empty cells, and those of short rows, hold "".
+
+    Raises:
+        OSError: If it cannot be read.
+        UnicodeDecodeError: If it is no text.
+    """
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        return [
+            {name: value or "" for name, value in row.items() if name is not None}
+            for row in csv.DictReader(file, restval="")
+        ]

@@ -1,20 +1,20 @@
-"""The table of a report, as CSV, as a dataset and as a chart."""
+"""The table of a report, as CSV and back, as a dataset and as a chart."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from hf_spectral.config import PATHWAYS, Pathway
 from hf_spectral.dataset.report import Skipped
 from hf_spectral.errors import SpectralError
-from hf_spectral.report.csv_file import write_csv
+from hf_spectral.report.csv_file import read_csv, write_csv
 from hf_spectral.visualization import heat_maps, layer_chart
 
 if TYPE_CHECKING:
@@ -56,6 +56,29 @@ class ReportRow:
     num_images: int
 
 
+def _whole(cell: str) -> int | None:
+    return int(cell) if cell else None
+
+
+def _number(cell: str) -> float | None:
+    return float(cell) if cell else None
+
+
+# How the cells of each column are read.
+_CELLS: dict[str, Callable[[str], Any]] = {
+    "pathway": str,
+    "layer": _whole,
+    "head": _whole,
+    "timestep": _number,
+    "name": str,
+    "where_score": float,
+    "what_score": float,
+    "image_score": float,
+    "num_eigenvectors": int,
+    "num_images": int,
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class LayerReport:
     """The table of a report.
@@ -78,6 +101,32 @@ class LayerReport:
             The path written.
         """
         return write_csv(path, [dataclasses.asdict(row) for row in self.rows])
+
+    @classmethod
+    def from_csv(cls, path: str | os.PathLike[str]) -> LayerReport:
+        """Read a table that `to_csv` wrote.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The report, without the images that were left out.
+
+        Raises:
+            SpectralError: If it cannot be read, or is no such table.
+        """
+        try:
+            rows = tuple(
+                ReportRow(**{name: read(row[name]) for name, read in _CELLS.items()}) for row in read_csv(path)
+            )
+            found = f"{len(rows)} rows of {', '.join(sorted({row.pathway for row in rows})) or 'nothing'}"
+        except (OSError, KeyError, ValueError) as error:
+            rows, found = (), f"{os.fspath(path)!r} ({error})"
+        if not rows or any(row.pathway not in PATHWAYS for row in rows):
+            raise SpectralError(
+                "path", expected="a table that LayerReport.to_csv has written", got=found, fix="Write it anew"
+            )
+        return cls(rows)
 
     def to_dataset(self) -> datasets.Dataset:
         """Return the table as a dataset.
