@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from hf_spectral.basis.backbone import require_same_backbone
 from hf_spectral.basis.layers import BasisLayer, factor, layer_columns, match, normalized_factor, reduced, unit_tokens
 from hf_spectral.basis.mass import coupling
 from hf_spectral.basis.random_walk import diffuse, require_diffusion, walk_config
-from hf_spectral.config import Pathway, SpectralConfig
+from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
 from hf_spectral.graph import ProblemBuilder
 from hf_spectral.grid import TokenGrid
@@ -26,9 +26,9 @@ from hf_spectral.records import AttentionRecord
 from hf_spectral.result import SolveStatus, SpectralResult
 from hf_spectral.snapshot import fetch, is_repository
 
-#: Strength of the walk inside an image where none is asked for, from `tests/benchmarks/ablation.py`: of 0, 0.5, 0.8,
-#: 0.9, 0.95 and 0.98 the one whose clusters agree best with labels; `where` loses its layout to a longer walk.
-DEFAULT_DIFFUSION: Mapping[Pathway, float] = {"what": 0.95, "where": 0.9}
+#: Strength of the walk inside an image where none is asked for. Finer grids bear a longer walk: 256 tokens cluster best
+#: with 0.8, 560 with 0.9 to 0.95 (`tests/benchmarks/ablation.py`); `where` loses its layout above 0.9.
+DEFAULT_DIFFUSION = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +122,7 @@ class SpectralBasis:
         Returns:
             A fresh projector: `add` each record, then `results`.
         """
-        strength = DEFAULT_DIFFUSION[self.config.pathway] if diffusion is None else diffusion
-        return Projector(self, require_diffusion(strength))
+        return Projector(self, require_diffusion(DEFAULT_DIFFUSION if diffusion is None else diffusion))
 
     def check_backbone(self, description: dict[str, Any]) -> None:
         """Refuse a backbone that is not the one the basis was fitted on.

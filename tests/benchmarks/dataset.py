@@ -45,7 +45,6 @@ from tests.benchmarks.single_image import records_and_tokens
 
 NUM_EIGENVECTORS = 64
 EXACT_RESOLUTION = 112
-SEEDS = range(3)
 VOID = 0
 
 
@@ -237,14 +236,14 @@ def records_over(
         yield records_and_tokens(pipe, one.image, resolution)[0]
 
 
-def agreement(maps: list[Tensor], labeled: Sequence[Labeled]) -> dict[str, str]:
+def agreement(maps: list[Tensor], labeled: Sequence[Labeled], num_seeds: int = 3) -> dict[str, str]:
     """Cluster the rows with the true number of classes and compare with the labels: mean and spread over seeds."""
     truth = np.concatenate([one.truths[0].ravel() for one in labeled])
     sizes = [one.truths[0].shape for one in labeled]
     classes = len(np.unique(truth[truth != VOID]))
     found: dict[str, list[float]] = {"NMI": [], "matched mIoU": [], "majority mIoU": [], "purity": []}
     measures = (normalized_mutual_information, matched_miou, majority_miou, purity)
-    for seed in SEEDS:
+    for seed in range(num_seeds):
         labels = semantic_segmentation(maps, classes, sizes, seed)
         prediction = np.concatenate([one.numpy().ravel() for one in labels])
         for values, measure in zip(found.values(), measures, strict=True):

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.layer_weights [--msrc DIR] [--bsds DIR] [--images N] [--json FILE]
 
 `--msrc` holds `images/ID.*` and `labels/ID.png` (class of each pixel, 0 for void): one basis of all pictures for each
-row, 64 eigenvectors, read out as `tests.benchmarks.dataset` does, mean and range over three seeds of the clusters.
+row, 64 eigenvectors, read out as `tests.benchmarks.dataset` does, mean and range over seeds of the clusters.
 `--bsds` holds `images/ID.*` and `labels/ID*.png`, one an annotator: one problem a picture, mean covering and adjusted
 Rand index with the annotators' median number of segments, and with the number found by itself.
 """
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="default: all")
     parser.add_argument("--dataset-resolution", type=int, default=392)
     parser.add_argument("--image-resolution", type=int, default=952)
+    parser.add_argument("--seeds", type=int, default=3, help="of the clusters of a dataset")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these rows; default: all")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
@@ -80,7 +81,9 @@ def of_dataset(pipe: SpectralPathwaysPipeline, options: argparse.Namespace) -> R
             used = " ".join(
                 f"{layer.index}:{weight:.2f}" for layer, weight in zip(basis.layers, basis.weights, strict=True)
             )
-            rows.append({"pathway": pathway, "layers": name, **agreement(maps[name], labeled), "weights": used})
+            rows.append(
+                {"pathway": pathway, "layers": name, **agreement(maps[name], labeled, options.seeds), "weights": used}
+            )
     return rows
 
 
