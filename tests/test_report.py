@@ -9,7 +9,7 @@ import torch
 import transformers
 from PIL import Image
 
-from hf_spectral import capture_attention, layer_report
+from hf_spectral import BasisAccumulator, SpectralConfig, capture_attention, layer_report
 from hf_spectral.errors import SpectralError
 from hf_spectral.grid import TokenGrid
 from hf_spectral.records import AttentionRecord
@@ -79,6 +79,28 @@ def test_each_layer_scores_what_was_planted_in_it(report, pathway):
     assert rows[0].where_score > rows[None].where_score > rows[1].where_score
     assert (rows[1].name, rows[None].name) == ("layer.1", "all")
     assert {(row.num_images, row.num_eigenvectors) for row in rows.values()} == {(12, 3)}
+
+
+@pytest.mark.parametrize("pathway", ["where", "what"])
+def test_weights_are_those_of_a_fit(report, pathway):
+    accumulator = BasisAccumulator(SpectralConfig(pathway, "cosine", layer_weights="auto"))
+    for add in (accumulator.add_sums, accumulator.add_gram):
+        for records in photos():
+            add(records)
+    basis = accumulator.solve(4)
+    rows = by_layer(report, pathway)
+    weights = {index: rows[index].weight for index in range(3) if rows[index].weight}
+    assert weights == pytest.approx(
+        {one.index: weight for one, weight in zip(basis.layers, basis.weights, strict=True)}
+    )
+    assert 2 not in weights  # noise
+    assert rows[None].weight is None
+    panels = [report.chart(600), dataclasses.replace(report, rows=tuple(without(report.rows))).chart(600)]
+    assert not np.array_equal(*map(np.asarray, panels))
+
+
+def without(rows):
+    return (dataclasses.replace(row, weight=None) for row in rows)
 
 
 def test_batches_and_max_images_change_only_what_is_seen(report):

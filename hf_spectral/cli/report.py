@@ -56,15 +56,15 @@ def _as_text(report: LayerReport) -> str:
         any(getattr(row, name) is not None for row in report.rows) for name in ("head", "timestep")
     )
     titles = ["pathway", "layer", *["head"] * has_heads, *["timestep"] * has_timesteps]
-    lines = [[*titles, "where-score", "what-score", "image-score", "name"]]
+    lines = [[*titles, "where-score", "what-score", "image-score", "weight", "name"]]
     for row in report.rows:
         cells = [row.pathway, "all" if row.layer is None else str(row.layer)]
         cells += ["" if row.head is None else str(row.head)] * has_heads
         cells += ["" if row.timestep is None else f"{row.timestep:g}"] * has_timesteps
-        scores = (row.where_score, row.what_score, row.image_score)
-        lines.append([*cells, *(f"{score:.3f}" for score in scores), row.name])
+        scores = (row.where_score, row.what_score, row.image_score, row.weight)
+        lines.append([*cells, *("" if score is None else f"{score:.3f}" for score in scores), row.name])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    numbers = range(1, len(titles) + 3)
+    numbers = range(1, len(titles) + 4)
     return "\n".join(
         "  ".join(
             cell.rjust(width) if column in numbers else cell.ljust(width)

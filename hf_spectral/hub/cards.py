@@ -245,6 +245,7 @@ def _scores(report: LayerReport | None) -> list[dict[str, Any]]:
             "layer": "all" if row.layer is None else row.layer,
             "where": f"{row.where_score:.3f}",
             "what": f"{row.what_score:.3f}",
+            "weight": "" if row.weight is None else f"{row.weight:.3f}",
         }
         for row in report.rows
         if row.head is None

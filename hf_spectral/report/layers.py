@@ -78,7 +78,8 @@ def score_layers(
     """
     _check(pathways, num_eigenvectors)
     passes = _Passes(images, by_head, max_images, progress)
-    rooms = [_Room(SpectralConfig(name, "cosine", seed=seed), max_width) for name in PATHWAYS if name in pathways]
+    configs = [SpectralConfig(name, "cosine", seed=seed, layer_weights="auto") for name in PATHWAYS if name in pathways]
+    rooms = [_Room(config, max_width) for config in configs]
     for records in passes.run("1/4 sums"):
         for room in rooms:
             room.add_sums(records)
@@ -86,7 +87,7 @@ def score_layers(
         for room in rooms:
             room.add_gram(records)
     scored = [one for room in rooms for one in room.solve(num_eigenvectors, seed, passes.parts)]
-    reference = rooms[-1].whole.solve(num_reference, seed, exactly=False)
+    reference = rooms[-1].together(num_reference, seed, exactly=False)
     maps = [_around(one) for records in passes.run("3/4 identity") for one in _projected(reference, records)]
     clusters = iter(semantic_segmentation(maps, num_clusters, seed=seed))
     for records in passes.run("4/4 scores"):
@@ -159,38 +160,45 @@ class _Room:
 
     def __init__(self, config: SpectralConfig, max_width: int | None) -> None:
         self._config, self._max_width = config, max_width
-        self.whole = BasisAccumulator(config, max_width)
+        self._whole = BasisAccumulator(config, max_width)
         self._alone: dict[int, BasisAccumulator] = {}
 
     def add_sums(self, records: list[AttentionRecord]) -> None:
-        is_first = not self.whole.layers
-        self.whole.add_sums(records)
+        is_first = not self._whole.layers
+        self._whole.add_sums(records)
         if is_first and len({(record.grid.height, record.grid.width) for record in records}) > 1:
-            indices = {layer.index for layer in self.whole.layers}
+            indices = {layer.index for layer in self._whole.layers}
             self._alone = {index: BasisAccumulator(self._config, self._max_width) for index in sorted(indices)}
         for index, room in self._alone.items():
             room.add_sums(_of_layer(records, index))
 
     def add_gram(self, records: list[AttentionRecord]) -> None:
-        self.whole.add_gram(records)
+        self._whole.add_gram(records)
         for index, room in self._alone.items():
             room.add_gram(_of_layer(records, index))
 
     def solve(self, num_eigenvectors: int, seed: int, parts: Sequence[_Part]) -> Iterator[_Scored]:
-        for index in sorted({layer.index for layer in self.whole.layers}):
+        weighed = self._whole.solve(num_eigenvectors, seed, exactly=False)
+        weights = {layer.index: weight for layer, weight in zip(weighed.layers, weighed.weights, strict=True)}
+        for index in sorted({layer.index for layer in self._whole.layers}):
             if self._alone:
                 basis = self._alone[index].solve(num_eigenvectors, seed)
             else:
-                basis = self.whole.solve(num_eigenvectors, seed, layer_weights={index: 1})
-            yield _Scored(parts[index], basis)
-        yield _Scored(_Part(), self.whole.solve(num_eigenvectors, seed))
+                basis = self._whole.solve(num_eigenvectors, seed, layer_weights={index: 1})
+            yield _Scored(parts[index], basis, weights.get(index, 0.0))
+        yield _Scored(_Part(), self.together(num_eigenvectors, seed))
+
+    def together(self, num_eigenvectors: int, seed: int, exactly: bool = True) -> SpectralBasis:
+        """Solve with all layers alike; of several resolutions, `"auto"` weighs them so."""
+        weights = None if self._alone else "equal"
+        return self._whole.solve(num_eigenvectors, seed, weights, exactly=exactly)
 
 
 class _Scored:
     """A basis of one part, or of all, and what has been added up to score it."""
 
-    def __init__(self, part: _Part, basis: SpectralBasis) -> None:
-        self._part, self._basis = part, basis
+    def __init__(self, part: _Part, basis: SpectralBasis, weight: float | None = None) -> None:
+        self._part, self._basis, self._weight = part, basis, weight
         self._shares: VarianceShares | None = None
 
     def add(self, records: list[AttentionRecord], clusters: list[Tensor], num_clusters: int) -> None:
@@ -213,6 +221,7 @@ class _Scored:
             image_score=float(shares.image().mean()),
             num_eigenvectors=self._basis.config.num_eigenvectors - 1,
             num_images=shares.num_images,
+            weight=self._weight,
         )
 
 

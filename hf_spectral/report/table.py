@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     import datasets
 
 
+_SCORES = ("where_score", "what_score")
 _PANELS = {
-    "where-score: share that position explains": "where_score",
-    "what-score: share that identity explains": "what_score",
+    "where-score: by position": "where_score",
+    "what-score: by identity": "what_score",
+    "weight found without labels": "weight",
 }
 
 
@@ -42,6 +44,7 @@ class ReportRow:
         image_score: Share that the image alone explains.
         num_eigenvectors: Eigenvectors that the means are over.
         num_images: Images that were scored.
+        weight: Share in a dataset-level problem with `layer_weights="auto"`, as `fit` solves it; None for all together.
     """
 
     pathway: Pathway
@@ -54,6 +57,7 @@ class ReportRow:
     image_score: float
     num_eigenvectors: int
     num_images: int
+    weight: float | None = None
 
 
 def _whole(cell: str) -> int | None:
@@ -76,6 +80,7 @@ _CELLS: dict[str, Callable[[str], Any]] = {
     "image_score": float,
     "num_eigenvectors": int,
     "num_images": int,
+    "weight": _number,
 }
 
 
@@ -148,8 +153,8 @@ class LayerReport:
     def chart(self, width: int = 1200) -> Image.Image:
         """Draw how the scores run through depth.
 
-        Lines over the layers; heat maps of layers by heads where heads are told apart (one a timestep where there are
-        several), and of layers by timesteps where these are.
+        Lines over the layers, of both scores and of the weights; heat maps of the scores over layers and heads where
+        heads are told apart (one a timestep where there are several), and over layers and timesteps where these are.
 
         Args:
             width: Of the picture in pixels.
@@ -161,12 +166,14 @@ class LayerReport:
         if any(row.head is not None or row.timestep is not None for row in self.rows):
             return self._heat_maps(pathways, width)
         lines: dict[str, dict[str, dict[int | None, float]]] = {
-            title: {pathway: self._by_layer(pathway, score) for pathway in pathways} for title, score in _PANELS.items()
+            title: {pathway: self._by_layer(pathway, column) for pathway in pathways}
+            for title, column in _PANELS.items()
         }
-        return layer_chart(lines, width)
+        return layer_chart({title: of for title, of in lines.items() if any(of.values())}, width)
 
-    def _by_layer(self, pathway: Pathway, score: str) -> dict[int | None, float]:
-        return {row.layer: getattr(row, score) for row in self.rows if row.pathway == pathway}
+    def _by_layer(self, pathway: Pathway, column: str) -> dict[int | None, float]:
+        values = {row.layer: getattr(row, column) for row in self.rows if row.pathway == pathway}
+        return {layer: value for layer, value in values.items() if value is not None}
 
     def _heat_maps(self, pathways: Sequence[Pathway], width: int) -> Image.Image:
         parts = [row for row in self.rows if row.layer is not None]
@@ -177,11 +184,11 @@ class LayerReport:
         maps: dict[str, dict[tuple[int, int], float]] = {}
         for timestep in timesteps if heads else [None]:
             for pathway in pathways:
-                for score in _PANELS.values():
+                for score in _SCORES:
                     title = f"{pathway} pathway, {score.replace('_', '-')}"
                     maps[title if timestep is None else f"{title}, timestep {timestep:g}"] = {
                         (row.layer, across.index(getattr(row, axis))): getattr(row, score)
                         for row in parts
                         if row.pathway == pathway and row.layer is not None and timestep in (None, row.timestep)
                     }
-        return heat_maps(maps, ("layer", axis), len(_PANELS), width, [f"{one:g}" for one in across if one is not None])
+        return heat_maps(maps, ("layer", axis), len(_SCORES), width, [f"{one:g}" for one in across if one is not None])
