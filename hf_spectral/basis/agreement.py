@@ -51,11 +51,12 @@ def mean_agreement(
     Returns:
         Numbers from 0 to 1, the mean over the other layers; 1 for a layer without others.
     """
-    table = np.ones((len(own), len(own)))
+    if len(own) == 1:
+        return np.ones(1)
+    table = np.zeros((len(own), len(own)))
     for i, j in itertools.combinations(range(len(own)), 2):
         left, right = own[i].vectors, own[j].vectors
         cosines = left.T @ gram.between(positions[i], positions[j]) @ right
         smaller = max(min(left.shape[1], right.shape[1]), 1)
         table[i, j] = table[j, i] = float(cosines.square().sum()) / smaller
-    others = max(len(own) - 1, 1)
-    return (table.sum(1) - (len(own) > 1)) / others
+    return table.sum(1) / (len(own) - 1)

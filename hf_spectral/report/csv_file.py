@@ -43,7 +43,4 @@ def read_csv(path: str | os.PathLike[str]) -> list[dict[str, str]]:
         UnicodeDecodeError: If it is no text.
     """
     with Path(path).open(newline="", encoding="utf-8") as file:
-        return [
-            {name: value or "" for name, value in row.items() if name is not None}
-            for row in csv.DictReader(file, restval="")
-        ]
+        return list(csv.DictReader(file, restval=""))

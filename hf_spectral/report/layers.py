@@ -168,7 +168,8 @@ class _Room:
         self._whole.add_sums(records)
         if is_first and len({(record.grid.height, record.grid.width) for record in records}) > 1:
             indices = {layer.index for layer in self._whole.layers}
-            self._alone = {index: BasisAccumulator(self._config, self._max_width) for index in sorted(indices)}
+            config = dataclasses.replace(self._config, layer_weights="equal")  # One layer needs no evidence.
+            self._alone = {index: BasisAccumulator(config, self._max_width) for index in sorted(indices)}
         for index, room in self._alone.items():
             room.add_sums(_of_layer(records, index))
 
@@ -178,7 +179,8 @@ class _Room:
             room.add_gram(_of_layer(records, index))
 
     def solve(self, num_eigenvectors: int, seed: int, parts: Sequence[_Part]) -> Iterator[_Scored]:
-        weighed = self._whole.solve(num_eigenvectors, seed, exactly=False)
+        whole = self.together(num_eigenvectors, seed)
+        weighed = whole if self._alone else self._whole.solve(1, seed)
         weights = {layer.index: weight for layer, weight in zip(weighed.layers, weighed.weights, strict=True)}
         for index in sorted({layer.index for layer in self._whole.layers}):
             if self._alone:
@@ -186,7 +188,7 @@ class _Room:
             else:
                 basis = self._whole.solve(num_eigenvectors, seed, layer_weights={index: 1})
             yield _Scored(parts[index], basis, weights.get(index, 0.0))
-        yield _Scored(_Part(), self.together(num_eigenvectors, seed))
+        yield _Scored(_Part(), whole)
 
     def together(self, num_eigenvectors: int, seed: int, exactly: bool = True) -> SpectralBasis:
         """Solve with all layers alike; of several resolutions, `"auto"` weighs them so."""
