@@ -32,6 +32,7 @@ from hf_spectral.operators import (
     ResampledOperator,
     SumOperator,
     inverse_root_degree,
+    symmetric_product,
     symmetrize_,
 )
 from hf_spectral.records import AttentionRecord, SkippedLayer, selected
@@ -245,14 +246,9 @@ class _GridSum:
     def _normalized_product(self, affinity: KernelOperator, scale: Tensor, vectors: Tensor) -> Tensor:
         """Multiply the kernel held in memory, normalized, with a few vectors."""
         assert self._scratch is not None
-        vectors = scale[:, None] * vectors
-        product = torch.zeros_like(vectors)
-        for block in affinity.blocks():
-            columns = affinity.columns(block)
-            rows = self._scratch[block, columns]
-            product[block] += rows @ vectors[columns]
-            product[columns] += rows.T @ vectors[block]
-        return scale[:, None] * product / 2
+        parts = ((block, affinity.columns(block)) for block in affinity.blocks())
+        held = ((block, columns, self._scratch[block, columns]) for block, columns in parts)
+        return scale[:, None] * symmetric_product(held, scale[:, None] * vectors)
 
     def _keep(self, operator: AffinityOperator, weight: float) -> None:
         self._terms.append(operator)

@@ -204,6 +204,7 @@ def test_table_as_csv_and_dataset(report, tmp_path):
         lambda text: text.replace("layer.1", "layer.1,0"),
         lambda text: text.replace("where,", "elsewhere,"),
         lambda text: text[: len(text) // 2],
+        lambda text: text + "x" * 140_000,  # longer than a cell may be
     ],
 )
 def test_what_is_no_table_of_a_report_is_refused(report, tmp_path, change):

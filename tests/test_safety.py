@@ -18,7 +18,16 @@ import torch
 import transformers
 from PIL import Image
 
-from hf_spectral import SpectralBasis, SpectralConfig, SpectralError, SpectralResult, TokenGrid, fit, transform
+from hf_spectral import (
+    FitReport,
+    SpectralBasis,
+    SpectralConfig,
+    SpectralError,
+    SpectralResult,
+    TokenGrid,
+    fit,
+    transform,
+)
 from hf_spectral.pipelines.images import read_image
 from hf_spectral.result import SolveStatus
 from tests.test_basis import EQUAL, dataset, fitted
@@ -290,3 +299,24 @@ def test_a_column_that_names_a_file_of_this_machine_does_not_carry_it_off(tmp_pa
     columns["mask"] = [{"bytes": None, "path": str(tmp_path / "secret")}]
     with pytest.raises(SpectralError, match="expected image columns that name pictures, got secret, which is none"):
         transform(pipe, table(), basis, image_column="image", output_dir=tmp_path / "none", progress=False)
+
+
+def test_a_row_whose_other_picture_is_none_is_skipped_and_the_others_are_kept(tmp_path):
+    (tmp_path / "secret").write_text("a token")
+    model = BACKBONES["dinov2"].model()
+    pipe = transformers.pipeline("spectral-pathways", model=model, image_processor=PROCESSOR)
+    masks = [None, {"bytes": None, "path": str(tmp_path / "secret")}, photo(seed=9)]
+    features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
+    table = datasets.Dataset.from_dict({"image": [photo(seed=i) for i in range(3)], "mask": masks}, features=features)
+    basis = fit(pipe, table, image_column="image", num_eigenvectors=2, progress=False)
+    report = FitReport()
+    rows = transform(
+        pipe, table, basis, image_column="image", batch_size=3, on_error="skip", progress=False, report=report
+    )
+    assert rows["image_id"][:] == [0, 2]
+    assert rows[0]["mask"] is None
+    assert np.array_equal(np.asarray(rows[1]["mask"]), np.asarray(photo(seed=9)))
+    ((position, reason),) = [(one.position, one.reason) for one in report.skipped]
+    assert position == 1
+    assert "expected image columns that name pictures, got secret, which is none" in reason
+    assert str(tmp_path) not in reason

@@ -48,14 +48,14 @@ class RowWriter:
         """Add a row.
 
         Args:
-            row: All columns.
+            row: All columns, pictures as `embedded` leaves them.
             position: Place of its image in the dataset.
             size: Height and width of the image in pixels.
 
         Raises:
             SpectralError: If the disk is full or cannot be written.
         """
-        self._waiting.append({name: _embedded(value) for name, value in row.items()})
+        self._waiting.append(row)
         self.positions.append(position)
         self.sizes.append(size)
         self._bytes += sum(len(value["bytes"] or b"") for value in self._waiting[-1].values() if _is_image(value))
@@ -101,6 +101,21 @@ class RowWriter:
                 write_part(changed, path)
             start += table.num_rows
             yield table.num_rows
+
+
+def embedded(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Put the bytes of a row's pictures inside, so that it can be read on any machine.
+
+    Args:
+        row: Columns; an encoded image is a mapping of `bytes` and `path`.
+
+    Returns:
+        The same columns, without the paths of this machine where there are bytes.
+
+    Raises:
+        SpectralError: If an image column names a file that is no picture, or cannot be read.
+    """
+    return {name: _embedded(value) for name, value in row.items()}
 
 
 def read_parts(parts: Sequence[Path]) -> datasets.Dataset:
@@ -187,7 +202,6 @@ def _is_image(value: Any) -> bool:
 
 
 def _embedded(value: Any) -> Any:
-    """Return an encoded image with its bytes inside and without the path of this machine; other values as they are."""
     if not _is_image(value):
         return value
     path = value["path"]
@@ -202,10 +216,11 @@ def _picture(path: Path) -> bytes:
     try:
         with Image.open(path):
             return path.read_bytes()
-    except UnidentifiedImageError as error:
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        why = "which is none" if isinstance(error, UnidentifiedImageError) else f"{type(error).__name__}"
         raise SpectralError(
             "dataset",
             expected="image columns that name pictures",
-            got=f"{path.name}, which is none",
+            got=f"{path.name}, {why}",
             fix="Remove that column, or mend its paths",
         ) from error

@@ -22,8 +22,8 @@ from hf_spectral.dataset.clusters import find_centroids, label_images
 from hf_spectral.dataset.processes import Processes
 from hf_spectral.dataset.reading import Add, Backbone, OnError, Read, Reader, in_batches, progress_bar
 from hf_spectral.dataset.report import FitReport, Skipped, log_skipped
-from hf_spectral.dataset.rows import RowWriter, list_parts, read_parts, writing
-from hf_spectral.dataset.source import Item, Source, none_left, open_source
+from hf_spectral.dataset.rows import RowWriter, embedded, list_parts, read_parts, writing
+from hf_spectral.dataset.source import Source, none_left, open_source
 from hf_spectral.errors import SpectralError
 from hf_spectral.result import SpectralResult
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
 
-_Projected = tuple[Item, tuple[int, int], SpectralResult]
+_Row = tuple[dict[str, Any], tuple[int, int]]  # columns, and the size of the image
 
 
 def transform(
@@ -146,30 +146,30 @@ class _Run:
         total, shown = self.source.share_length(self.processes), self.progress and self.processes.is_main
         with progress_bar("transform", total, 0, shown) as bar, _flushed(self.writer):
             for batch in in_batches(self.source.share(self.processes), batch_size):
-                found: dict[int, _Projected] = {}
+                found: dict[int, _Row] = {}
                 self.reader.read(batch, functools.partial(self._projected, found), layers)
                 for position in sorted(found):
-                    item, size, result = found[position]
-                    self.writer.add(self._row(item, result), position, size)
+                    row, size = found[position]
+                    self.writer.add(row, position, size)
                 bar.update(len(batch))
 
     @contextlib.contextmanager
-    def _projected(self, found: dict[int, _Projected], group: Sequence[Read]) -> Iterator[Add]:
+    def _projected(self, found: dict[int, _Row], group: Sequence[Read]) -> Iterator[Add]:
+        own = [embedded(read.item.row) for read in group]  # First: a row that cannot be kept needs no forward pass.
         projector = self.basis.projector(self.diffusion)
         yield projector.add
-        for read, result in zip(group, projector.results(), strict=True):
-            found[read.item.position] = (read.item, read.prepared["size"], result)
+        for read, columns, result in zip(group, own, projector.results(), strict=True):
+            position = read.item.position
+            found[position] = (self._made(position, result) | columns, read.prepared["size"])
 
-    def _row(self, item: Item, result: SpectralResult) -> dict[str, Any]:
-        features = self.writer.features
+    def _made(self, position: int, result: SpectralResult) -> dict[str, Any]:
         maps = result.eigenvectors.numpy() * self.basis.num_nodes**0.5
-        made = {
-            "image_id": item.position,
-            "eigenvectors": maps.ravel().astype(features["eigenvectors"].feature.dtype),
+        return {
+            "image_id": position,
+            "eigenvectors": maps.ravel().astype(self.writer.features["eigenvectors"].feature.dtype),
             "shape": list(maps.shape),
             "segmentation": None,
         }
-        return {name: item.row[name] if name in item.row else made[name] for name in features}
 
     def _segment(self, parts: Sequence[Path], order: np.ndarray, num_segments: int) -> None:
         import pyarrow as pa

@@ -5,7 +5,13 @@ small enough to profit. An operator is abstract or final: to change one, wrap it
 """
 
 from hf_spectral.operators.base import AffinityOperator, Degree, Matrix, SumOperator, Vectors
-from hf_spectral.operators.kernels import AttentionOperator, ExponentialOperator, KernelOperator, symmetrize_
+from hf_spectral.operators.kernels import (
+    AttentionOperator,
+    ExponentialOperator,
+    KernelOperator,
+    symmetric_product,
+    symmetrize_,
+)
 from hf_spectral.operators.leaves import DenseOperator, GramOperator, IdentityOperator, SparseOperator
 from hf_spectral.operators.wrappers import NormalizedOperator, ResampledOperator, inverse_root_degree
 
@@ -25,5 +31,6 @@ __all__ = [
     "SumOperator",
     "Vectors",
     "inverse_root_degree",
+    "symmetric_product",
     "symmetrize_",
 ]

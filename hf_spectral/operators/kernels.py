@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from typing import final
 
 import torch
@@ -71,11 +72,7 @@ class KernelOperator(AffinityOperator):
 
     def matmul(self, vectors: Vectors) -> Vectors:
         """Multiply block by block: K x and K^T x in one sweep over the rows."""
-        product = torch.zeros_like(vectors)
-        for block, columns, rows in self.sweep():
-            product[block] += rows @ vectors[columns]
-            product[columns] += rows.T @ vectors[block]
-        return product / 2
+        return symmetric_product(self.sweep(), vectors)
 
     def to_dense(self) -> Matrix:
         """Form the kernel and make it symmetric."""
@@ -122,12 +119,13 @@ class ExponentialOperator(KernelOperator):
         self, left: Float[Tensor, "nodes dim"], right: Float[Tensor, "nodes dim"] | None, temperature: float
     ) -> None:
         super().__init__(left.shape[0], left.device)
-        # (c - 1) / tau is one inner product of longer vectors: ([a, b] . [b, a] / 2 - 1) / tau. Their last entry makes
-        # the -1, so that the rows of a product need only be exponentiated.
+        # (c - 1) / tau + log 2 is one inner product of longer vectors: ([a, b] . [b, a] / 2 - 1 + tau log 2) / tau.
+        # Their last entry makes what follows the product, so that the rows need only be exponentiated.
         ones = left.new_ones(left.shape[0], 1)
         self.left = torch.cat([left, ones] if right is None else [left / 2, right / 2, ones], dim=1)
         self.left /= temperature
-        self.right = torch.cat([left, -ones] if right is None else [right, left, -ones], dim=1)
+        last = (temperature * math.log(2) - 1) * ones
+        self.right = torch.cat([left, last] if right is None else [right, left, last], dim=1)
 
     def columns(self, block: slice) -> slice:
         """Return the columns from the diagonal on: the other half is the same by symmetry."""
@@ -136,7 +134,27 @@ class ExponentialOperator(KernelOperator):
     def fill(self, block: slice, out: Float[Tensor, "block columns"]) -> None:
         """Write the affinities of some tokens to those from the diagonal on, doubled beyond the diagonal block."""
         torch.mm(self.left[block], self.right[block.start :].T, out=out).exp_()
-        out[:, block.stop - block.start :] *= 2
+        out[:, : block.stop - block.start] /= 2
+
+
+def symmetric_product(parts: Iterable[tuple[slice, slice, Tensor]], vectors: Vectors) -> Vectors:
+    """Multiply the symmetric part (K + K^T) / 2 with vectors, each part of K looked at once.
+
+    From the left, which for few vectors is up to three times as fast.
+
+    Args:
+        parts: Rows, columns, and the part of K that lies in them; K is zero elsewhere.
+        vectors: Columns.
+
+    Returns:
+        The product.
+    """
+    wide = vectors.T.contiguous()
+    product = torch.zeros_like(wide)
+    for rows, columns, part in parts:
+        product[:, rows] += wide[:, columns] @ part.T
+        product[:, columns] += wide[:, rows] @ part
+    return product.T / 2
 
 
 def symmetrize_(matrix: Matrix, block: int = 256) -> Matrix:

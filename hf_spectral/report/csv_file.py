@@ -40,7 +40,10 @@ def read_csv(path: str | os.PathLike[str]) -> list[dict[str, str]]:
 
     Raises:
         OSError: If it cannot be read.
-        UnicodeDecodeError: If it is no text.
+        ValueError: If it is no text, or no table.
     """
     with Path(path).open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file, restval=""))
+        try:
+            return list(csv.DictReader(file, restval=""))
+        except csv.Error as error:
+            raise ValueError(str(error)) from error
