@@ -124,13 +124,21 @@ def test_weights_distribute(case):
 
 
 @pytest.mark.parametrize("case_name", ["attention", "exponential", "exponential_of_pairs"])
-@pytest.mark.parametrize("block_bytes", [1, 4 * NODES * 7, 1 << 20])
-def test_kernels_do_not_depend_on_the_block_size(monkeypatch, case_name, block_bytes):
-    monkeypatch.setattr(operators.kernels, "_CPU_BLOCK_BYTES", block_bytes)
+@pytest.mark.parametrize("rows", [1, 7, 128])
+def test_kernels_do_not_depend_on_the_block_size(monkeypatch, case_name, rows):
+    monkeypatch.setattr(operators.kernels, "_CPU_ROWS", rows)
     operator, expected = CASES[case_name]()
     vectors = _random(NODES, 2, seed=9)
     torch.testing.assert_close(operator.matmul(vectors.float()).double(), expected @ vectors, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(operator.to_dense().double(), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("num_nodes", "num_parts", "rows"), [(4096, 8, 128), (8192, 6, 64), (65536, 6, 32)])
+def test_blocks_stay_in_the_cache_and_cover_every_row_once(num_nodes, num_parts, rows):
+    features = torch.zeros(num_parts, num_nodes, 1)
+    blocks = list(operators.AttentionOperator(features, features, 1.0).blocks())
+    assert blocks[0] == slice(0, rows)
+    assert [row for block in blocks for row in range(block.start, block.stop)] == list(range(num_nodes))
 
 
 def test_a_node_without_neighbors_stays_finite():
