@@ -117,11 +117,15 @@ def _dense(pencil: Pencil, count: int) -> tuple[Tensor, Tensor]:
     weighted = pencil.roots[:, None] * pencil.gram.to_dense() * pencil.roots
     spread, rotation = torch.linalg.eigh((weighted + weighted.T) / 2)
     kept = spread > spread[-1].clamp_min(1e-300) * 1e-9
-    lower = rotation[:, kept] * spread[kept].sqrt()
-    values, vectors = torch.linalg.eigh(lower.T @ (pencil.signs[:, None] * lower))
-    values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
+    spread, lower = spread[kept], rotation[:, kept] * spread[kept].sqrt()
+    if (pencil.signs > 0).all():  # L^T L is diagonal.
+        values, products = spread, lower
+    else:
+        values, vectors = torch.linalg.eigh(lower.T @ (pencil.signs[:, None] * lower))
+        products = lower @ vectors[:, -count:]
+    values, products = values.flip(0)[:count], products.flip(1)[:, :count]
     safe = torch.where(values > _ZERO, values, torch.ones_like(values))
-    return values, pencil.signs[:, None] * (lower @ vectors) / safe
+    return values, pencil.signs[:, None] * products / safe
 
 
 def _krylov(pencil: Pencil, wanted: int, seed: int, tolerance: float) -> tuple[Tensor, Tensor, int]:
