@@ -18,7 +18,7 @@ from hf_spectral.basis.backbone import require_same_backbone
 from hf_spectral.basis.layers import BasisLayer, factor, layer_columns, match, normalized_factor, reduced, unit_tokens
 from hf_spectral.basis.mass import coupling
 from hf_spectral.basis.random_walk import diffuse, require_diffusion, walk_config
-from hf_spectral.config import SpectralConfig
+from hf_spectral.config import Pathway, SpectralConfig
 from hf_spectral.errors import SpectralError
 from hf_spectral.graph import ProblemBuilder
 from hf_spectral.grid import TokenGrid
@@ -26,9 +26,10 @@ from hf_spectral.records import AttentionRecord
 from hf_spectral.result import SolveStatus, SpectralResult
 from hf_spectral.snapshot import fetch, is_repository
 
-#: Strength of the walk inside an image where none is asked for. Finer grids bear a longer walk: 256 tokens cluster best
-#: with 0.8, 560 with 0.9 to 0.95 (`tests/benchmarks/ablation.py`); `where` loses its layout above 0.9.
-DEFAULT_DIFFUSION = 0.9
+#: Strength of the walk inside an image where none is asked for, by pathway. `what` clusters best with it, or nearly so,
+#: from 180 to 1,100 tokens an image; `where` loses its layout on a longer walk, and sooner the fewer the tokens
+#: (`tests/benchmarks/ablation.py`).
+DEFAULT_DIFFUSION: dict[Pathway, float] = {"what": 0.9, "where": 0.8}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +95,7 @@ class SpectralBasis:
         Args:
             records: Its layers; those that the basis does not use are passed over.
             diffusion: Strength of the walk inside the image (`random_walk.diffuse`), from 0 (off) to 0.999; None takes
-                `DEFAULT_DIFFUSION`.
+                `DEFAULT_DIFFUSION`: 0.9 for `what`, 0.8 for `where`.
 
         Returns:
             Maps on the image's common grid, scaled as over the dataset: together over all its images, without
@@ -122,7 +123,8 @@ class SpectralBasis:
         Returns:
             A fresh projector: `add` each record, then `results`.
         """
-        return Projector(self, require_diffusion(DEFAULT_DIFFUSION if diffusion is None else diffusion))
+        default = DEFAULT_DIFFUSION[self.config.pathway]
+        return Projector(self, require_diffusion(default if diffusion is None else diffusion))
 
     def check_backbone(self, description: dict[str, Any]) -> None:
         """Refuse a backbone that is not the one the basis was fitted on.

@@ -45,7 +45,7 @@ def add_parsers(commands: Any) -> None:
     add_reading(rows)
     rows.add_argument("--basis", required=True, metavar="DIR", help="what fit has written, or user/name of the Hub")
     rows.add_argument("--num-segments", type=int, metavar="N", help="clusters over all pictures; default: none")
-    rows.add_argument("--diffusion", type=float, metavar="A", help="0 (off) to 0.999; default: 0.9")
+    rows.add_argument("--diffusion", type=float, metavar="A", help="0 (off) to 0.999; default: 0.9, where: 0.8")
     rows.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="default: float16")
     add_output(rows, "rows")
 

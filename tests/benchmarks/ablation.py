@@ -56,7 +56,7 @@ IMAGE_ROWS: dict[str, dict[str, Any]] = {
     "952 pixels": {"resolution": 952},
 }
 SEGMENT_SETTINGS = ("method", "num_segments")
-DATASET_WALKS = (0, 0.5, 0.8, 0.95, 0.98)  # besides the default
+DATASET_WALKS = (0, 0.5, 0.8, 0.9, 0.95, 0.98)
 DATASET_COUNTS = (16, 32, 128)
 
 
