@@ -217,7 +217,7 @@ def _picture(path: Path) -> bytes:
         with Image.open(path):
             return path.read_bytes()
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        why = "which is none" if isinstance(error, UnidentifiedImageError) else f"{type(error).__name__}"
+        why = "which is none" if isinstance(error, UnidentifiedImageError) else type(error).__name__
         raise SpectralError(
             "dataset",
             expected="image columns that name pictures",
