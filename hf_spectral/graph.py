@@ -237,18 +237,14 @@ class _GridSum:
         if weight is None:
             weight = _automatic(lambda vectors: self._normalized_product(affinity, scale, vectors), scale)
         weight = share * weight
-        for block in affinity.blocks():
-            columns = affinity.columns(block)
-            scaled = self._scratch[block, columns] * scale[columns]
-            self._dense[block, columns].addcmul_(scaled, scale[block, None], value=weight)
+        for block, columns, rows in affinity.parts(self._scratch):
+            self._dense[block, columns].addcmul_(rows * scale[columns], scale[block, None], value=weight)
         return weight
 
     def _normalized_product(self, affinity: KernelOperator, scale: Tensor, vectors: Tensor) -> Tensor:
         """Multiply the kernel held in memory, normalized, with a few vectors."""
         assert self._scratch is not None
-        parts = ((block, affinity.columns(block)) for block in affinity.blocks())
-        held = ((block, columns, self._scratch[block, columns]) for block, columns in parts)
-        return scale[:, None] * symmetric_product(held, scale[:, None] * vectors)
+        return scale[:, None] * symmetric_product(affinity.parts(self._scratch), scale[:, None] * vectors)
 
     def _keep(self, operator: AffinityOperator, weight: float) -> None:
         self._terms.append(operator)

@@ -26,9 +26,8 @@ from hf_spectral.records import AttentionRecord
 from hf_spectral.result import SolveStatus, SpectralResult
 from hf_spectral.snapshot import fetch, is_repository
 
-#: Strength of the walk inside an image where none is asked for, by pathway. `what` clusters best with it, or nearly so,
-#: from 180 to 1,100 tokens an image; `where` loses its layout on a longer walk, and sooner the fewer the tokens
-#: (`tests/benchmarks/ablation.py`).
+#: Strength of the walk inside an image where none is asked for, by pathway. `where` loses its layout on a longer one,
+#: and sooner the fewer the tokens: `tests/benchmarks/ablation.py --dataset-resolution`.
 DEFAULT_DIFFUSION: dict[Pathway, float] = {"what": 0.9, "where": 0.8}
 
 

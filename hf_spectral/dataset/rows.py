@@ -58,7 +58,7 @@ class RowWriter:
         self._waiting.append(row)
         self.positions.append(position)
         self.sizes.append(size)
-        self._bytes += sum(len(value["bytes"] or b"") for value in self._waiting[-1].values() if _is_image(value))
+        self._bytes += sum(len(value["bytes"] or b"") for value in row.values() if _is_image(value))
         if len(self._waiting) >= PART_ROWS or self._bytes > _PART_BYTES:
             self.flush()
 

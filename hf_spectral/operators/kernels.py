@@ -65,6 +65,19 @@ class KernelOperator(AffinityOperator):
         for start in range(0, self.num_nodes, size):
             yield slice(start, min(start + size, self.num_nodes))
 
+    def parts(self, memory: Matrix) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Go through the parts of a matrix where the rows of K lie, a block at a time.
+
+        Args:
+            memory: A matrix of the size of K.
+
+        Yields:
+            Rows, columns, and the part of the memory that lies in them.
+        """
+        for block in self.blocks():
+            columns = self.columns(block)
+            yield block, columns, memory[block, columns]
+
     def sweep(self, memory: Matrix | None = None) -> Iterator[tuple[slice, slice, Tensor]]:
         """Form K, a block of rows at a time.
 

@@ -256,10 +256,11 @@ def seed_scores(maps: list[Tensor], labeled: Sequence[Labeled], num_seeds: int =
     """Every measure of the clusters, once for each seed."""
     truth = np.concatenate([one.truths[0].ravel() for one in labeled])
     sizes = [one.truths[0].shape for one in labeled]
+    num_classes = len(classes_of(labeled))
     found: Scores = {"NMI": [], "matched mIoU": [], "majority mIoU": [], "purity": []}
     measures = (normalized_mutual_information, matched_miou, majority_miou, purity)
     for seed in range(num_seeds):
-        labels = semantic_segmentation(maps, len(classes_of(labeled)), sizes, seed)
+        labels = semantic_segmentation(maps, num_classes, sizes, seed)
         prediction = np.concatenate([one.numpy().ravel() for one in labels])
         for values, measure in zip(found.values(), measures, strict=True):
             values.append(measure(prediction, truth, VOID))
