@@ -9,7 +9,7 @@ from hf_spectral.basis import BasisAccumulator, SpectralBasis
 from hf_spectral.capture import capture_attention, vision_tower
 from hf_spectral.config import SpectralConfig
 from hf_spectral.dataset import FitReport, fit, transform
-from hf_spectral.errors import NotConvergedError, SpectralError, UnsupportedBackboneError
+from hf_spectral.errors import HFSpectralError, NotConvergedError, SpectralError, UnsupportedBackboneError
 from hf_spectral.graph import JointProblem, build_problem
 from hf_spectral.grid import TokenGrid
 from hf_spectral.pipelines import SpectralPathwaysPipeline, pipeline, read_image, register
@@ -28,6 +28,7 @@ __all__ = [
     "EigenSolver",
     "FitReport",
     "GradientSolver",
+    "HFSpectralError",
     "JointProblem",
     "LayerReport",
     "NotConvergedError",

@@ -2,25 +2,57 @@
 
 from __future__ import annotations
 
+from typing import Any
 
-class SpectralError(ValueError):
-    """A wrong input. The message names the argument, what was expected, what came, and the next step.
+
+class HFSpectralError(Exception):
+    """Base of every error that this package raises on purpose: `except HFSpectralError` catches them all."""
+
+
+class SpectralError(HFSpectralError, ValueError):
+    """Raised for a wrong input. The message names the argument, what was expected, what came, and the next step.
+
+    The four parts are also attributes of the error; they are None on an error rebuilt by `from_message`.
 
     Args:
-        argument: Name of the argument as the caller wrote it. Alone, it is the whole message: so errors travel between
-            processes.
+        argument: Name of the argument as the caller wrote it.
         expected: What would have been accepted.
-        got: What came; shown by `str`.
+        got: What came; the message shows it by `str`.
         fix: The next step, as an imperative sentence without a full stop.
     """
 
-    def __init__(self, argument: str, *, expected: str | None = None, got: object = None, fix: str = "") -> None:
-        super().__init__(argument if expected is None else f"`{argument}`: expected {expected}, got {got}. {fix}.")
+    argument: str | None = None
+    expected: str | None = None
+    got: Any = None
+    fix: str | None = None
+
+    def __init__(self, argument: str, *, expected: str, got: object, fix: str) -> None:
+        super().__init__(f"`{argument}`: expected {expected}, got {got}. {fix}.")
+        self.argument, self.expected, self.got, self.fix = argument, expected, got, fix
+
+    @classmethod
+    def from_message(cls, message: str) -> SpectralError:
+        """Rebuild an error that was sent from another process as text.
+
+        Args:
+            message: The text of the error, as `str` gave it.
+
+        Returns:
+            An error with this text.
+        """
+        error = cls.__new__(cls, message)
+        Exception.__init__(error, message)
+        return error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What came may be a tensor or a picture: text travels between processes, objects do not.
+        parts = {"argument": self.argument, "expected": self.expected, "got": str(self.got), "fix": self.fix}
+        return type(self).from_message, (str(self),), parts
 
 
 class UnsupportedBackboneError(SpectralError):
-    """A model whose layers hold nothing that this package can analyze, named with the reason."""
+    """Raised for a model whose layers hold nothing that this package can analyze; the message says why."""
 
 
-class NotConvergedError(RuntimeError):
-    """A solver that stopped before it reached its tolerance; the message holds the remedy."""
+class NotConvergedError(HFSpectralError, RuntimeError):
+    """Raised where a solver stopped before it reached its tolerance; the message holds the remedy."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from hf_spectral import NotConvergedError, SpectralError
+from hf_spectral import HFSpectralError, SpectralError
 from spaces_app import style, views
 from spaces_app.engine import Engine
 from spaces_app.layout import SHOWN_PATHWAYS, Form, Results, build_form, build_results
@@ -34,7 +34,7 @@ def friendly() -> Iterator[None]:
     """Show a visitor's mistake as one sentence."""
     try:
         yield
-    except (SpectralError, NotConvergedError) as error:
+    except HFSpectralError as error:
         raise gr.Error(str(error), duration=15, title="That did not work", print_exception=False) from error
 
 

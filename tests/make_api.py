@@ -41,7 +41,7 @@ GROUPS = {
         "EigenSolver",
         "GradientSolver",
     ],
-    "Errors": ["SpectralError", "NotConvergedError", "UnsupportedBackboneError"],
+    "Errors": ["HFSpectralError", "SpectralError", "NotConvergedError", "UnsupportedBackboneError"],
 }
 MODULES = {"Measures (`hf_spectral.metrics`)": metrics, "Pictures (`hf_spectral.visualization`)": visualization}
 SECTION = re.compile(r"^(Args|Returns|Raises|Yields|Example):$")

@@ -2,13 +2,19 @@
 
 import pickle
 
-from hf_spectral import SpectralError, UnsupportedBackboneError
+from hf_spectral import HFSpectralError, NotConvergedError, SpectralError, UnsupportedBackboneError
 
 
 def test_the_message_has_four_parts():
     error = SpectralError("layers", expected="indices", got=[7], fix="Leave it out")
     assert str(error) == "`layers`: expected indices, got [7]. Leave it out."
     assert isinstance(error, ValueError)
+    assert (error.argument, error.expected, error.got, error.fix) == ("layers", "indices", [7], "Leave it out")
+
+
+def test_every_error_of_the_package_has_one_base():
+    assert issubclass(SpectralError, HFSpectralError)
+    assert issubclass(NotConvergedError, HFSpectralError)
 
 
 def test_errors_travel_between_processes():
@@ -16,3 +22,7 @@ def test_errors_travel_between_processes():
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is UnsupportedBackboneError
     assert str(copy) == str(error)
+    assert (copy.argument, copy.got) == ("model", "a text model")
+    rebuilt = SpectralError.from_message(str(error))
+    assert str(rebuilt) == str(error)
+    assert rebuilt.argument is None

@@ -15,7 +15,7 @@ import transformers
 import hf_spectral
 from hf_spectral.cli import analyze, dataset, demo, hub, layers, report
 from hf_spectral.cli.common import MISTAKE, complain
-from hf_spectral.errors import NotConvergedError, SpectralError
+from hf_spectral.errors import HFSpectralError
 
 _GROUPS = (analyze, dataset, layers, report, hub, demo)
 
@@ -49,6 +49,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], int] = options.command
     try:
         return command(options)
-    except (SpectralError, NotConvergedError) as error:
+    except HFSpectralError as error:
         complain(str(error))
         return MISTAKE

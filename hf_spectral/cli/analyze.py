@@ -20,7 +20,7 @@ from hf_spectral.atomic import replacing
 from hf_spectral.cli.common import DONE, MISTAKE, SOME_FAILED, add_noising, add_output, complain, load
 from hf_spectral.config import AFFINITIES, PATHWAYS
 from hf_spectral.dataset.source import SUFFIXES
-from hf_spectral.errors import NotConvergedError, SpectralError
+from hf_spectral.errors import HFSpectralError, SpectralError
 from hf_spectral.pipelines.images import read_image
 from hf_spectral.pipelines.settings import SOLVERS, SPECTRAL_NAMES, configs_of
 from hf_spectral.visualization import (
@@ -101,7 +101,7 @@ def analyze(options: argparse.Namespace) -> int:
         for source, name in zip(tqdm(sources, unit="image", disable=len(sources) == 1), names, strict=True):
             try:
                 done.append({"image": source, **_write_image(pipe, source, name, options.output, settings)})
-            except (SpectralError, NotConvergedError) as error:
+            except HFSpectralError as error:
                 failed.append({"image": source, "reason": str(error)})
                 complain(f"{source}: {error}")
     finally:

@@ -14,7 +14,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from hf_spectral.errors import NotConvergedError, SpectralError
+from hf_spectral.errors import HFSpectralError, SpectralError
 
 
 class Processes:
@@ -95,16 +95,16 @@ class Processes:
             SpectralError: The first of the others', if this process has none.
             NotConvergedError: This process's own, as well as a SpectralError.
         """
-        error: SpectralError | NotConvergedError | None = None
+        error: HFSpectralError | None = None
         try:
             yield
-        except (SpectralError, NotConvergedError) as raised:
+        except HFSpectralError as raised:
             error = raised
         errors = [one for one in self.gathered(None if error is None else str(error)) if one is not None]
         if error is not None:
             raise error
         if errors:
-            raise SpectralError(errors[0])
+            raise SpectralError.from_message(errors[0])
 
     def add_up(self, tensors: Mapping[str, Tensor]) -> None:
         """Replace tensors by their sums over all processes, in place.
