@@ -104,7 +104,8 @@ class Processes:
         if error is not None:
             raise error
         if errors:
-            raise SpectralError.from_message(errors[0])
+            others = SpectralError.from_message(errors[0])
+            raise others
 
     def add_up(self, tensors: Mapping[str, Tensor]) -> None:
         """Replace tensors by their sums over all processes, in place.
