@@ -1,5 +1,6 @@
-"""What the README shows is run: its Python, its pictures, its commands."""
+"""What users read is run: the Python, pictures and commands of the README, and the examples of docstrings."""
 
+import doctest
 import re
 import shlex
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+from hf_spectral import metrics
 from hf_spectral.cli import build_parser
 
 ROOT = Path(__file__).parent.parent
@@ -61,3 +63,10 @@ def test_links_lead_somewhere():
     assert targets
     for target in targets:
         assert (ROOT / target).is_file()
+
+
+@pytest.mark.parametrize("name", metrics.__all__)
+def test_examples_of_docstrings_run(name):
+    (example,) = doctest.DocTestFinder(recurse=False).find(getattr(metrics, name), name, module=False, globs={})
+    assert example.examples
+    assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example).failed == 0

@@ -1,4 +1,4 @@
-"""How well labels match labels, and how much of an eigenvector is position or identity. Arithmetic, no model."""
+"""Scores of segmentations against ground truth, and of eigenvectors by position, image and identity."""
 
 from hf_spectral.metrics.identity import surrounding_clusters, surroundings
 from hf_spectral.metrics.layout import layout_score

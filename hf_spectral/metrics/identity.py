@@ -1,4 +1,4 @@
-"""Clusters of tokens by identity, made so that they may explain the very eigenvectors they come from."""
+"""Clusters of tokens by identity that can be scored against the same eigenvectors that they were inferred from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn.functional import avg_pool2d
 
 from hf_spectral.metrics.variance import position_cells
 
-# k-means sees so many tokens at most; the others get the nearest centroid.
+# k-means is fitted on at most this many tokens; the others are assigned to the nearest centroid.
 _FITTED_TOKENS = 50_000
 
 
@@ -23,20 +23,27 @@ def surrounding_clusters(
     num_clusters: int = 20,
     seed: int = 0,
 ) -> list[Int[Tensor, "_h _w"]]:
-    """Cluster the tokens of all images by what surrounds them, the token itself left out.
+    """Cluster the tokens of all images by the values of their neighbors, without using the token's own value.
 
-    k-means of the mean of the up to eight neighbors of each token, after the means of its image and of its position
-    are taken away. Clusters of the values themselves would explain a part of any values, noise among them; what the
-    neighbors tell about a token it shares with them, as the parts of one object do.
+    The features of a token are the mean over its (up to eight) neighbors, after subtracting the mean of its image and
+    the mean of its position; k-means clusters these features. Clusters of a token's own values would explain a part of
+    any values, including noise. Its neighbors predict only what the token shares with them, for example the object.
 
     Args:
-        eigenvectors: Maps of each image.
-        cells: Rows and columns of the cells that stand for positions.
-        num_clusters: Clusters at most.
-        seed: Seed of k-means.
+        eigenvectors: Eigenvectors of each image, of shape (eigenvectors, height, width).
+        cells: Number of rows and columns of cells into which positions are binned.
+        num_clusters: Maximum number of clusters.
+        seed: Random seed of k-means.
 
     Returns:
-        Cluster of each token, a map an image.
+        One map per image with the cluster index of each token.
+
+    Example:
+        >>> import torch
+        >>> from hf_spectral.metrics import surrounding_clusters
+        >>> clusters = surrounding_clusters([torch.rand(3, 8, 8), torch.rand(3, 6, 9)], cells=(4, 4), num_clusters=5)
+        >>> [tuple(one.shape) for one in clusters]
+        [(8, 8), (6, 9)]
     """
     centered = [one.detach().to("cpu", torch.float64) for one in eigenvectors]
     centered = [one - one.mean((1, 2), keepdim=True) for one in centered]
@@ -57,13 +64,19 @@ def surrounding_clusters(
 
 
 def surroundings(maps: Float[Tensor, "channels height width"]) -> Float[Tensor, "channels height width"]:
-    """Return the mean of each token's neighbors, diagonal ones among them, the token itself left out.
+    """Return the mean over the neighbors of each token, including diagonal ones, excluding the token itself.
 
     Args:
         maps: Values of one image.
 
     Returns:
-        Maps of the same shape; 0 for a token that has no neighbor.
+        Maps of the same shape; 0 for a token without neighbors.
+
+    Example:
+        >>> import torch
+        >>> from hf_spectral.metrics import surroundings
+        >>> surroundings(torch.tensor([[[1.0, 2.0, 4.0]]])).tolist()
+        [[[2.0, 2.5, 2.0]]]
     """
     sums = 9 * avg_pool2d(maps, 3, stride=1, padding=1) - maps
     count = 9 * avg_pool2d(torch.ones_like(maps[:1]), 3, stride=1, padding=1) - 1
@@ -72,6 +85,6 @@ def surroundings(maps: Float[Tensor, "channels height width"]) -> Float[Tensor, 
 
 def _clustered(rows: np.ndarray, num_clusters: int, seed: int) -> np.ndarray:
     sample = np.random.default_rng(seed).permutation(len(rows))[:_FITTED_TOKENS]
-    # Of constant maps, fewer clusters exist than are asked for.
+    # Constant maps have fewer distinct rows than clusters were requested.
     count = min(num_clusters, len(np.unique(rows[sample], axis=0)))
     return KMeans(count, n_init=2, random_state=seed).fit(rows[sample]).predict(rows)

@@ -1,4 +1,4 @@
-"""How much of a dataset-level eigenvector is position (*where*), how much identity (*what*). No labels are needed."""
+"""Scores of dataset-level eigenvectors: the share of position (*where*) and of identity (*what*), without labels."""
 
 from __future__ import annotations
 
@@ -13,51 +13,63 @@ from hf_spectral.metrics.variance import VarianceShares, require_images
 
 Maps = Float[Tensor, "images eigenvectors height width"] | Sequence[Float[Tensor, "eigenvectors _h _w"]]
 
-#: Cells along each side of the picture where the grids of the images differ.
+#: Number of cells along each side of the image, used if the grids of the images differ.
 DEFAULT_BINS = 16
 
 
 def where_score(eigenvectors: Maps, bins: int | None = None) -> Float[Tensor, " eigenvectors"]:
-    """Share of each dataset-level eigenvector's variance that the position of a token explains alone.
+    """Return the share of each dataset-level eigenvector's variance that the position of a token explains.
 
-    R_j^2 = Var_p(mean_i x_ijp) / Var_ip(x_ijp): the correlation ratio of eigenvector j given position p, over images i.
-    Images of different grids share positions by area: the picture is divided into `bins` x `bins` equal cells, tokens
-    fall into the cell that holds their center, and the variance between cells is that of the cell means weighted by
-    their tokens, every image weighing the same. Only eigenvectors of one common problem may be compared (those of
-    single images have a free sign each). With n images, maps that ignore position still score about 1/n: use many.
+    The score is the correlation ratio of eigenvector j given position p over images i,
+    R_j^2 = Var_p(mean_i x_ijp) / Var_ip(x_ijp). If the grids of the images differ, each image is divided into
+    `bins` x `bins` equal cells, and a token belongs to the cell that contains its center. All images have the same
+    weight. The eigenvectors must come from one dataset-level problem, because the signs of those of separate images
+    are arbitrary. Use many images: with n images, maps that are independent of position still score about 1/n.
 
     Args:
-        eigenvectors: Maps of all images, or one entry an image where grids differ; at least two images.
-        bins: Cells along each side; `None`: the grid itself if all images share one, else 16.
+        eigenvectors: Eigenvectors of at least two images, as one tensor, or as a sequence with one entry per image.
+        bins: Number of cells along each side. None takes the token grid if all images share one, otherwise 16.
 
     Returns:
-        One value an eigenvector, 0 to 1; 1: the same map in every image (pure *where*), 0: position says nothing
-        (pure *what*). A constant eigenvector scores 0.
+        One score per eigenvector, from 0 (independent of position, or constant) to 1 (the same map in every image).
 
     Raises:
-        SpectralError: If there are fewer than two images, or numbers of eigenvectors differ.
+        SpectralError: If there are fewer than two images, or the number of eigenvectors differs between images.
 
     Reference:
-        Pearson's correlation ratio; used to tell the pathways of Zhang, Yunis, Maire, CVPR 2024, apart.
+        Pearson's correlation ratio, applied to the pathways of Zhang, Yunis, Maire, CVPR 2024.
+
+    Example:
+        >>> import torch
+        >>> from hf_spectral.metrics import where_score
+        >>> same_map_in_every_image = torch.rand(1, 2, 6, 6).expand(10, 2, 6, 6)
+        >>> [round(score, 3) for score in where_score(same_map_in_every_image).tolist()]
+        [1.0, 1.0]
     """
     return _added(eigenvectors, bins).where()
 
 
 def image_score(eigenvectors: Maps) -> Float[Tensor, " eigenvectors"]:
-    """Share of each dataset-level eigenvector's variance that the image a token belongs to explains alone.
+    """Return the share of each dataset-level eigenvector's variance that the image of a token explains.
 
-    Var_i(mean_p x_ijp) / Var_ip(x_ijp). With `where_score` and `what_score` it adds up to 1 at most (images of one
-    grid); the rest is what neither position, nor image, nor identity accounts for.
+    The score is Var_i(mean_p x_ijp) / Var_ip(x_ijp). If all images share one grid, `where_score`, `image_score` and
+    `what_score` add up to at most 1; the remainder is noise.
 
     Args:
-        eigenvectors: Maps of all images, or one entry an image where grids differ; at least two images.
+        eigenvectors: Eigenvectors of at least two images, as one tensor, or as a sequence with one entry per image.
 
     Returns:
-        One value an eigenvector, 0 to 1; 1: each image is one flat value, 0: all images have the same mean. A constant
-        eigenvector scores 0.
+        One score per eigenvector, from 0 (all images have the same mean, or constant) to 1 (every image is uniform).
 
     Raises:
-        SpectralError: If there are fewer than two images, or numbers of eigenvectors differ.
+        SpectralError: If there are fewer than two images, or the number of eigenvectors differs between images.
+
+    Example:
+        >>> import torch
+        >>> from hf_spectral.metrics import image_score
+        >>> uniform_images = torch.rand(10, 2, 1, 1).expand(10, 2, 6, 6)
+        >>> [round(score, 3) for score in image_score(uniform_images).tolist()]
+        [1.0, 1.0]
     """
     return _added(eigenvectors, 1).image()
 
@@ -69,44 +81,51 @@ def what_score(
     bins: int | None = None,
     seed: int = 0,
 ) -> Float[Tensor, " eigenvectors"]:
-    """Share of each dataset-level eigenvector's variance that identity explains beyond position and image.
+    """Return the share of each dataset-level eigenvector's variance that identity explains beyond position and image.
 
-    Analysis of variance with two additive effects, x_ijp = mean + image_i + position_p + r_ijp: a map that only says
-    where a token lies, or in which image, leaves r = 0. What is left is identity, that moves from place to place
-    between images, or noise. A partition c(i, p) of all tokens tells these apart: identity has a value a cluster,
+    The score is based on an analysis of variance with two additive effects, x_ijp = mean + image_i + position_p +
+    r_ijp. The residual r contains identity, which is at different positions in different images, and noise. To separate
+    the two, the tokens are partitioned into clusters c:
 
         what_j = sum_c weight_c m_jc m'_jc / Var_ip(x_ijp),
 
-    m_jc and m'_jc being the means of r over cluster c in the even and in the odd images, which share neither image nor
-    position effects: for noise the product is 0 in expectation, whatever the number of clusters, and a cluster counts
-    as far as it has the same value in images it was not measured on. (As r sums to 0 in each half, with all the data in
-    both it would be the variance between clusters, as in the correlation ratio.)
+    where m_jc and m'_jc are the means of r over cluster c in the even and in the odd images. Image and position effects
+    are estimated separately in each half, so for noise the expected product is 0 for any number of clusters, and a
+    cluster contributes only if its mean is the same in both halves. (If both halves were the same data, the sum would
+    be the variance between clusters, as in the correlation ratio.)
 
-    Without labels, the partition comes from the eigenvectors: `surrounding_clusters` infers each token's cluster from
-    its neighbors without the token's own value, for clusters of values would explain noise too. Hence identity counts
-    where it extends over several tokens; tokens on its border are guessed, so that even perfect identity stays below 1
-    by about their share. A smooth random map counts partly as identity: without labels none can tell. Given `clusters`
-    (of one reference representation, say, or human labels) scores of several representations are comparable, and with
-    labels it is the share that the labeled classes explain. Images of one half should not be twins of the other's.
+    By default, `surrounding_clusters` infers the cluster of each token from its neighbors, without the token's own
+    value. As a consequence, identity counts only if it extends over several tokens, tokens at the border of an object
+    may be assigned wrongly, so that even perfect identity scores slightly below 1, and smooth random maps are partly
+    counted as identity. Pass `clusters` (from a reference representation, or human labels) to compare several
+    representations; with labels, the score is the share that the labeled classes explain. The two halves should not
+    contain near-duplicates of each other's images.
 
     Args:
-        eigenvectors: Maps of all images, or one entry an image where grids differ; at least four images.
-        clusters: Cluster of each token, integers from 0, one map an image; None infers them.
-        num_clusters: Clusters to infer.
-        bins: Cells along each side that stand for positions; `None`: the grid itself if all images share one, else 16.
-        seed: Seed of k-means.
+        eigenvectors: Eigenvectors of at least four images, as one tensor, or as a sequence with one entry per image.
+        clusters: One map per image with the cluster of each token, non-negative integers. None infers the clusters.
+        num_clusters: Number of clusters to infer.
+        bins: Number of cells along each side. None takes the token grid if all images share one, otherwise 16.
+        seed: Random seed of k-means.
 
     Returns:
-        One value an eigenvector, 0 to 1; 1: its value depends on the identity of the token only and no image or
-        position has more of it than another (pure *what*), 0: position, image and noise are all there is. A constant
-        eigenvector scores 0. `where_score` + `image_score` + `what_score` is at most 1 up to sampling error.
+        One score per eigenvector, from 0 (only position, image and noise, or constant) to 1 (the value depends only on
+        the identity of the token). `where_score` + `image_score` + `what_score` is at most 1, up to sampling error.
 
     Raises:
-        SpectralError: If there are fewer than four images, or numbers of eigenvectors or maps differ.
+        SpectralError: If there are fewer than four images, the number of eigenvectors differs between images, or
+            `clusters` does not match the images.
 
     Reference:
         Our own. Two-way analysis of variance and the correlation ratio after Fisher (1925); the product of independent
         halves after the cross-validated distances of Walther et al., NeuroImage 2016.
+
+    Example:
+        >>> import torch
+        >>> from hf_spectral.metrics import what_score
+        >>> classes = torch.randint(2, (200, 6, 6), generator=torch.Generator().manual_seed(0))
+        >>> bool(what_score(classes[:, None].float(), clusters=list(classes)) > 0.9)
+        True
     """
     maps = _checked(eigenvectors, 4)
     if clusters is None:
@@ -115,9 +134,9 @@ def what_score(
     if [tuple(one.shape) for one in clusters] != grids or min(int(one.min()) for one in clusters) < 0:
         raise SpectralError(
             "clusters",
-            expected=f"{len(maps)} maps of integers from 0, each of its image's token grid",
-            got=f"{len(clusters)} maps, of other grids or with negative numbers",
-            fix="Bring labels to the token grid first, void as a cluster of its own",
+            expected=f"{len(maps)} maps of integers from 0, each of the size of its image's token grid",
+            got=f"{len(clusters)} maps, of other sizes or with negative numbers",
+            fix="Resize the labels to the token grid first, with void as a separate cluster",
         )
     return _added(maps, bins, clusters).what()
 
@@ -141,7 +160,7 @@ def _checked(eigenvectors: Maps, least: int) -> list[Tensor]:
             "eigenvectors",
             expected="the same number of eigenvectors for every image",
             got=sorted({len(one) for one in maps}),
-            fix="Pass the maps of one basis",
+            fix="Pass the eigenvectors of one basis",
         )
     return maps
 

@@ -1,4 +1,4 @@
-"""What position, image and identity explain of dataset-level eigenvectors, from sums: memory holds no maps."""
+"""Analysis of variance of dataset-level eigenvectors from running sums, without keeping the maps in memory."""
 
 from __future__ import annotations
 
@@ -8,21 +8,32 @@ from torch import Tensor
 
 from hf_spectral.errors import SpectralError
 
-# Below this share of the mean square, a variance is rounding.
+# A variance below this share of the mean square is rounding error.
 _CONSTANT = 1e-12
-# Images, in turns, go to one of two halves: what the clusters of one half predict is tested on the other.
+# Images alternate between two halves: the cluster means of one half are tested on the other.
 _HALVES = 2
 
 
 class VarianceShares:
-    """Adds up, image by image, what an analysis of variance of dataset-level eigenvectors needs.
+    """Accumulates, image by image, the sums for an analysis of variance of dataset-level eigenvectors.
 
-    A value of eigenvector j at position p of image i splits into mean + image effect + position effect + rest, and the
-    rest into what the clusters explain and noise. Every image weighs the same. See `where_score` and `what_score`.
+    The value of an eigenvector at a token is split into mean + image effect + position effect + residual, and the
+    residual into a part that the clusters explain and noise. All images have the same weight. See `where_score`,
+    `image_score` and `what_score` for the definitions.
 
     Args:
-        cells: Rows and columns of the cells of equal area that stand for positions.
-        num_clusters: Clusters that tokens may belong to; 0 if none are given.
+        cells: Number of rows and columns of equal cells into which positions are binned.
+        num_clusters: Number of clusters of tokens; 0 if no clusters are given.
+
+    Example:
+        >>> import torch
+        >>> from hf_spectral.metrics import VarianceShares
+        >>> shares = VarianceShares(cells=(4, 4))
+        >>> layout = torch.rand(1, 8, 8)
+        >>> for level in (0.0, 1.0):
+        ...     shares.add(layout + level)
+        >>> round(float(shares.where() + shares.image()), 6)
+        1.0
     """
 
     def __init__(self, cells: tuple[int, int], num_clusters: int = 0) -> None:
@@ -37,11 +48,11 @@ class VarianceShares:
         """Add one image.
 
         Args:
-            maps: Its part of the eigenvectors.
-            clusters: Cluster of each token, from 0; needed for `what`.
+            maps: Eigenvectors of the image.
+            clusters: Cluster of each token, non-negative integers below `num_clusters`. Required for `what`.
 
         Raises:
-            SpectralError: If the number of eigenvectors is not that of the images before.
+            SpectralError: If the number of eigenvectors differs from that of previous images.
         """
         if not self._halves:
             count = self._cells[0] * self._cells[1]
@@ -52,7 +63,7 @@ class VarianceShares:
                 "eigenvectors",
                 expected="the same number of eigenvectors for every image",
                 got=sorted({len(maps), len(half.mean)}),
-                fix="Pass the maps of one basis",
+                fix="Pass the eigenvectors of one basis",
             )
         values = maps.detach().to("cpu", torch.float64).flatten(1)
         index = position_cells(maps.shape[1], maps.shape[2], self._cells)
@@ -60,10 +71,10 @@ class VarianceShares:
         self.num_images += 1
 
     def where(self) -> Float[Tensor, " eigenvectors"]:
-        """Return the share that position explains: Var_p(mean_i x) / Var(x).
+        """Return the share of the variance that position explains, Var_p(mean_i x) / Var(x).
 
         Returns:
-            0 to 1 an eigenvector.
+            One value from 0 to 1 per eigenvector.
         """
         weight = torch.stack([half.weight for half in self._halves]).sum(0)
         total = torch.stack([half.total for half in self._halves]).sum(0)
@@ -72,26 +83,26 @@ class VarianceShares:
         return self._share((offsets**2 * weight[used]).sum(1) / self.num_images)
 
     def image(self) -> Float[Tensor, " eigenvectors"]:
-        """Return the share that the image alone explains: Var_i(mean_p x) / Var(x).
+        """Return the share of the variance that the image explains, Var_i(mean_p x) / Var(x).
 
         Returns:
-            0 to 1 an eigenvector.
+            One value from 0 to 1 per eigenvector.
         """
         squares = torch.stack([half.squared_means for half in self._halves]).sum(0) / self.num_images
         return self._share(squares - self._mean() ** 2)
 
     def what(self) -> Float[Tensor, " eigenvectors"]:
-        """Return the share that the clusters explain beyond position and image: see `what_score`.
+        """Return the share of the variance that the clusters explain beyond position and image, see `what_score`.
 
         Returns:
-            0 to 1 an eigenvector.
+            One value from 0 to 1 per eigenvector.
 
         Raises:
-            SpectralError: If a half holds fewer than two images.
+            SpectralError: If fewer than four images were added.
         """
         require_images(self.num_images, 2 * _HALVES)
         (means, weights), (others, other_weights) = (half.cluster_means() for half in self._halves)
-        # A cluster that one half lacks predicts nothing.
+        # A cluster that occurs in one half only cannot be tested.
         shared = (weights > 0) & (other_weights > 0)
         explained = (means * others * ((weights + other_weights) * shared)).sum(1) / self.num_images
         return self._share(explained)
@@ -107,7 +118,7 @@ class VarianceShares:
 
 
 class _Half:
-    """Sums over one half of the images; a token of an image of n tokens counts 1 / n."""
+    """Sums over one half of the images. In an image with n tokens, each token has weight 1 / n."""
 
     def __init__(self, num_eigenvectors: int, num_cells: int, num_clusters: int) -> None:
         def zeros(*shape: int) -> Tensor:
@@ -116,7 +127,7 @@ class _Half:
         self.num_images = 0
         self.mean, self.square, self.squared_means = (zeros(num_eigenvectors) for _ in range(3))
         self.weight, self.total = zeros(num_cells), zeros(num_eigenvectors, num_cells)
-        # Of the values less their image's mean: by cell, by cluster, and the weight of each (cluster, cell).
+        # Sums of the values minus the mean of their image, per cell and per cluster; weight of each (cluster, cell).
         self.centered = zeros(num_eigenvectors, num_cells)
         self.by_cluster, self.table = zeros(num_eigenvectors, num_clusters), zeros(num_clusters, num_cells)
 
@@ -142,25 +153,25 @@ class _Half:
             self.table.view(-1).index_add_(0, clusters * len(self.weight) + cells, shares)
 
     def cluster_means(self) -> tuple[Float[Tensor, "eigenvectors clusters"], Float[Tensor, " clusters"]]:
-        """Return each cluster's mean of what image and position leave over in this half, and its weight."""
+        """Return the mean residual of each cluster in this half, after image and position effects, and its weight."""
         position = self.centered / self.weight.clamp_min(torch.finfo(torch.float64).tiny)
         weights = self.table.sum(1)
         rest = self.by_cluster - position @ self.table.T
-        # The position's mean over n images holds 1 / n of the image's own value: as for a variance, n - 1 degrees.
+        # The mean of a position over n images contains 1 / n of each image's own value, as in a sample variance.
         scale = self.num_images / (self.num_images - 1)
         return scale * rest / weights.clamp_min(torch.finfo(torch.float64).tiny), weights
 
 
 def position_cells(height: int, width: int, cells: tuple[int, int]) -> Integer[Tensor, " nodes"]:
-    """Return the cell that holds the center of each token.
+    """Return the cell that contains the center of each token.
 
     Args:
-        height: Rows of tokens.
-        width: Columns of tokens.
-        cells: Rows and columns of cells.
+        height: Number of rows of tokens.
+        width: Number of columns of tokens.
+        cells: Number of rows and columns of cells.
 
     Returns:
-        One index a token in raster order.
+        One cell index per token, in raster order.
     """
     row = ((torch.arange(height) + 0.5) * cells[0] / height).floor().long()
     column = ((torch.arange(width) + 0.5) * cells[1] / width).floor().long()
@@ -168,19 +179,19 @@ def position_cells(height: int, width: int, cells: tuple[int, int]) -> Integer[T
 
 
 def require_images(count: int, least: int) -> None:
-    """Refuse to score too few images.
+    """Raise an error if there are too few images for a score.
 
     Args:
-        count: Images at hand.
-        least: Images needed.
+        count: Number of images.
+        least: Number of images that the score needs.
 
     Raises:
-        SpectralError: If there are fewer.
+        SpectralError: If `count` is below `least`.
     """
     if count < least:
         raise SpectralError(
             "eigenvectors",
             expected=f"maps of at least {least} images",
             got=count,
-            fix="Score a data set, not one image",
+            fix="Score a dataset with more images",
         )
