@@ -28,7 +28,7 @@ class VarianceShares:
     Example:
         >>> import torch
         >>> from hf_spectral.metrics import VarianceShares
-        >>> shares = VarianceShares(cells=(4, 4))
+        >>> shares = VarianceShares(cells=(8, 8))
         >>> layout = torch.rand(1, 8, 8)
         >>> for level in (0.0, 1.0):
         ...     shares.add(layout + level)
