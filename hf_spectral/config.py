@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 import math
-from collections.abc import Iterable
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, ParamSpec, TypeVar, get_args
 
 from hf_spectral.errors import SpectralError
 from hf_spectral.weighting import Weighting, as_weighting
@@ -13,6 +15,8 @@ from hf_spectral.weighting import Weighting, as_weighting
 Pathway = Literal["where", "what"]
 Affinity = Literal["attention", "exponential", "cosine", "knn"]
 Heads = Literal["merged", "separate"]
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 PATHWAYS: tuple[Pathway, ...] = get_args(Pathway)
 AFFINITIES: tuple[Affinity, ...] = get_args(Affinity)
@@ -109,6 +113,44 @@ class SpectralConfig:
                 fix="Update hf-spectral",
             )
         return cls(**values)
+
+
+def defaults_hold(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Let the defaults of a pipeline stand in for the arguments that a call leaves out.
+
+    What the call says holds, None included; else the default given to the pipeline; else that of the signature.
+
+    Args:
+        function: Its first parameter is the pipeline, whose `defaults` are settings by name. A default `pathway` stands
+            in for `pathways` too.
+
+    Returns:
+        The function, with the same signature.
+
+    Raises:
+        SpectralError: In a call whose first argument is no pipeline.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        said = signature.bind_partial(*args, **kwargs)
+        pipe: Any = next(iter(said.arguments.values()), None)
+        if not hasattr(pipe, "defaults"):
+            raise SpectralError(
+                "pipe",
+                expected="a pipeline of hf_spectral",
+                got=f"a {type(pipe).__name__}",
+                fix="Make one: pipe = hf_spectral.pipeline(model)",
+            )
+        defaults = dict(pipe.defaults)
+        if "pathway" in defaults:
+            both = defaults["pathway"] == "both"
+            defaults["pathways"] = PATHWAYS if both else (defaults["pathway"],)
+        names = signature.parameters.keys() & defaults.keys() - said.arguments.keys()
+        return function(*said.args, **said.kwargs, **{name: defaults[name] for name in names})
+
+    return call
 
 
 def resolve_layers(layers: Iterable[int], num_layers: int) -> frozenset[int]:

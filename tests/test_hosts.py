@@ -164,9 +164,13 @@ def test_what_belongs_to_neither_host_is_refused(tmp_path, diffusers_folder):
         hf_spectral.pipeline(tmp_path)
 
 
-def test_arguments_of_the_call_are_refused_while_a_diffusers_pipeline_is_loaded(diffusers_folder):
-    with pytest.raises(SpectralError, match=r"`num_segments`: .*Give it in the call: pipe\(image, num_segments=...\)"):
-        hf_spectral.pipeline(diffusers_folder, num_segments=3)
+def test_arguments_of_the_call_are_defaults_of_a_diffusers_pipeline(diffusers_folder):
+    pipe = hf_spectral.pipeline(diffusers_folder, device="cpu", num_eigenvectors=3, num_segments=None, seed=5)
+    found = pipe(photo())
+    assert (found.eigenvectors.shape[0], found.segmentation, found.result.config.seed) == (3, None, 5)
+    assert pipe(photo(), num_eigenvectors=4).eigenvectors.shape[0] == 4
+    with pytest.raises(SpectralError, match="`num_eigenvectors`: expected an integer of at least 1"):
+        hf_spectral.pipeline(diffusers_folder, device="cpu", num_eigenvectors=0)
 
 
 def test_without_diffusers_the_pip_line_is_named(diffusers_folder, monkeypatch):

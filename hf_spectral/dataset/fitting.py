@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_spectral.basis import BasisAccumulator, SpectralBasis
-from hf_spectral.config import Pathway, SpectralConfig, require_positive_int
+from hf_spectral.config import Pathway, SpectralConfig, defaults_hold, require_positive_int
 from hf_spectral.dataset.checkpoint import Checkpoint, Progress
 from hf_spectral.dataset.processes import Processes
 from hf_spectral.dataset.reading import Add, Backbone, OnError, Reader, in_batches, progress_bar
@@ -24,6 +24,7 @@ _SUMS, _GRAM = "sums", "gram"
 _MAX_LISTED = 1000
 
 
+@defaults_hold
 def fit(
     pipe: Backbone,
     dataset: Any,
@@ -53,6 +54,8 @@ def fit(
     With `checkpoint_dir`, a run that was killed at any moment goes on where it was when the same call is made again,
     and finds the same numbers. The folder is kept after success: the same call then only solves, also for another
     `num_eigenvectors`. A fit that failed at a bad image may be continued with `on_error="skip"`.
+
+    Where the pipeline has defaults of the same name, such as `resolution`, they stand in for what the call leaves out.
 
     Args:
         pipe: The pipeline of the backbone; of a diffusion model, `pipe.at(...)` tells timesteps and prompt, and

@@ -28,6 +28,10 @@ class Backbone(Protocol):
     def device(self) -> torch.device:
         """Where the backbone is."""
 
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """Settings that stand in for what a call leaves out, by name."""
+
     def preprocess(self, image: Any, *, resolution: int | None = None) -> dict[str, Any]:
         """Read one picture; the result holds what the backbone is shown, and `size`, the picture's height and width."""
 

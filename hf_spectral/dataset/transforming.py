@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from hf_spectral.basis import SpectralBasis
-from hf_spectral.config import require_positive_int
+from hf_spectral.config import defaults_hold, require_positive_int
 from hf_spectral.dataset.clusters import find_centroids, label_images
 from hf_spectral.dataset.processes import Processes
 from hf_spectral.dataset.reading import Add, Backbone, OnError, Read, Reader, in_batches, progress_bar
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _Row = tuple[dict[str, Any], tuple[int, int]]  # columns, and the size of the image
 
 
+@defaults_hold
 def transform(
     pipe: Backbone,
     dataset: Any,
@@ -65,6 +66,9 @@ def transform(
 
     Images are stored inside the rows, encoded as they were; a folder's rows have `image` and `file_name`.
 
+    Pictures are read at the resolution of the fit, unless the pipeline has one as its default. Where the pipeline has
+    defaults of the same name, they stand in for what the call leaves out, the basis included.
+
     Args:
         pipe: The pipeline of the backbone that the basis was fitted on.
         dataset: A `datasets.Dataset`, an `IterableDataset`, or a folder of pictures, subfolders included.
@@ -91,8 +95,8 @@ def transform(
     _require_datasets()
     basis = basis if isinstance(basis, SpectralBasis) else SpectralBasis.from_pretrained(basis)
     _check_settings(basis, num_segments, batch_size, dtype)
-    resolution = basis.backbone.get("resolution")
-    basis.check_backbone(pipe.describe_backbone(resolution))
+    resolution = pipe.defaults.get("resolution", basis.backbone.get("resolution"))
+    basis.check_backbone(pipe.describe_backbone(basis.backbone.get("resolution")))
     basis.projector(diffusion)  # A wrong strength is refused here.
     reader = Reader(pipe, resolution, on_error)
     source = open_source(dataset, image_column, pipe.image_column, whole_rows=True)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
 
 from hf_spectral.capture import capture_attention, check_supported
 from hf_spectral.capture.diffusers_layouts import FAMILIES
-from hf_spectral.config import Pathway, require_positive_int
+from hf_spectral.config import Pathway, defaults_hold, require_positive_int
 from hf_spectral.errors import SpectralError
 from hf_spectral.graph import ProblemBuilder
 from hf_spectral.pipelines.images import read_image
 from hf_spectral.pipelines.inputs import image_column
-from hf_spectral.pipelines.settings import as_solver, configs_of
+from hf_spectral.pipelines.settings import SPECTRAL_NAMES, as_solver, check_batching, configs_of
 from hf_spectral.records import AttentionRecord, SkippedLayer
 from hf_spectral.solvers import Solver, solve
 
@@ -39,6 +40,12 @@ from hf_spectral.pipelines.diffusers_latents import (
 )
 from hf_spectral.pipelines.diffusers_outputs import outputs_of
 from hf_spectral.pipelines.diffusers_reading import DenoiserRun, Reading, digest
+
+# Arguments whose defaults `at` sets, besides timesteps, prompt and seed.
+SETTINGS = frozenset(
+    {"pathway", "num_noise_samples", "num_eigenvectors", "num_segments", "layers", "solver", "affinity", "resolution"}
+    | {"layer_weights", "batch_size", "image_column", "basis", "diffusion", "timeout"}
+)
 
 
 class SpectralDiffusionPipeline(DiffusionPipeline):
@@ -66,6 +73,7 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
     """
 
     _reading: Reading | None = None  # What `at` has set.
+    _told: Mapping[str, Any] = MappingProxyType({})  # Other settings that `at` has set.
     model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->vae->unet->transformer"
     _optional_components = [  # noqa: RUF012 - the host's own form
         "unet",
@@ -138,6 +146,7 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         """The `unet` or the `transformer`."""
         return self.unet if self.unet is not None else self.transformer
 
+    @defaults_hold
     @torch.no_grad()
     def __call__(
         self,
@@ -204,7 +213,11 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         return outputs if is_many else outputs[0]
 
     def at(
-        self, timesteps: Sequence[float] | float | None = None, prompt: str | None = None, seed: int | None = None
+        self,
+        timesteps: Sequence[float] | float | None = None,
+        prompt: str | None = None,
+        seed: int | None = None,
+        **settings: Any,
     ) -> SpectralDiffusionPipeline:
         """Return the pipeline with other defaults, for `hf_spectral.fit`, `transform` and calls.
 
@@ -214,20 +227,40 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         Args:
             timesteps: As in a call; all enter one problem over the dataset. None keeps those of this pipeline.
             prompt: As in a call; encoded now. None keeps that of this pipeline.
-            seed: Of the noise; every picture's own depends on its pixels too, and on nothing else. None keeps it.
+            seed: Of the noise; every picture's own depends on its pixels too, and on nothing else. None keeps it. It is
+                the default seed of calls, `fit` and `layer_report` too.
+            **settings: Defaults of other arguments of a call, `fit`, `transform` and `layer_report`: `resolution`,
+                `num_eigenvectors`, `layers`, `batch_size`, ...
 
         Returns:
             A pipeline that shares everything else with this one, which stays as it is.
 
         Raises:
-            SpectralError: If a timestep lies outside the schedule or is there twice, or the prompt cannot be read.
+            SpectralError: If a timestep lies outside the schedule or is there twice, the prompt cannot be read, or a
+                setting is unknown or out of range.
         """
+        unknown = sorted(set(settings) - SETTINGS)
+        if unknown:
+            raise SpectralError(
+                unknown[0],
+                expected=f"one of the arguments {', '.join(sorted(SETTINGS))}",
+                got=unknown,
+                fix="Check its name",
+            )
+        configs_of({name: settings[name] for name in SPECTRAL_NAMES & set(settings)})
+        check_batching(settings)
         reading = self._reading_at(timesteps, prompt, self._seed if seed is None else seed)
         reading.require_each_timestep_once()
         found = copy.copy(self)
-        found._reading = reading
+        found._reading, found._told = reading, {**self._told, **settings}
         return found
 
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Settings that `at` has set, which stand in for what a call leaves out."""
+        return {**self._told, "seed": self._seed}
+
+    @defaults_hold
     def preprocess(self, image: Any, resolution: int | None = None, timeout: float | None = None) -> dict[str, Any]:
         """Read one picture and encode it.
 

@@ -63,29 +63,26 @@ def diffusion_pipeline(model: Any, device: Any = None, **kwargs: Any) -> Spectra
     Args:
         model: Repository id, folder, or a pipeline, which stays where and as it is.
         device: As for `transformers.pipeline`; None takes the first accelerator, else the CPU, for what is loaded.
-        **kwargs: As for `DiffusionPipeline.from_pretrained`, e.g. `dtype`, `device_map`, `revision`.
+        **kwargs: As for `DiffusionPipeline.from_pretrained`, e.g. `dtype`, `device_map`, `revision`; and as for
+            `SpectralDiffusionPipeline.at`, the defaults of calls.
 
     Returns:
         The pipeline.
 
     Raises:
-        SpectralError: If diffusers is not installed, or an argument belongs to the call.
+        SpectralError: If diffusers is not installed, or a default is unknown or out of range.
     """
-    from hf_spectral.pipelines.diffusers import SpectralDiffusionPipeline
+    from hf_spectral.pipelines.diffusers import SETTINGS, SpectralDiffusionPipeline
 
-    misplaced = sorted(set(kwargs) & set(inspect.signature(SpectralDiffusionPipeline.__call__).parameters))
-    if misplaced:
-        raise SpectralError(
-            misplaced[0],
-            expected="none while a diffusers pipeline is loaded",
-            got=kwargs[misplaced[0]],
-            fix=f"Give it in the call: pipe(image, {misplaced[0]}=...)",
-        )
+    names = {*inspect.signature(SpectralDiffusionPipeline.at).parameters, *SETTINGS} - {"self", "settings"}
+    defaults = {name: kwargs.pop(name) for name in names & set(kwargs)}
     if not isinstance(model, (str, os.PathLike)):
         found = SpectralDiffusionPipeline.from_pipe(model, **kwargs)
-        return found if device is None else found.to(_as_device(device))
-    found = SpectralDiffusionPipeline.from_pretrained(model, **kwargs)
-    return found if "device_map" in kwargs else found.to(_as_device(device))
+        found = found if device is None else found.to(_as_device(device))
+    else:
+        found = SpectralDiffusionPipeline.from_pretrained(model, **kwargs)
+        found = found if "device_map" in kwargs else found.to(_as_device(device))
+    return found.at(**defaults) if defaults else found
 
 
 def _host_of_object(model: Any) -> Host:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_spectral.basis import SpectralBasis
-from hf_spectral.config import PATHWAYS, SpectralConfig
+from hf_spectral.config import PATHWAYS, SpectralConfig, require_positive_int
 from hf_spectral.errors import SpectralError
 from hf_spectral.solvers import EigenSolver, GradientSolver, Solver
 
@@ -16,6 +16,7 @@ SPECTRAL_NAMES = frozenset(field.name for field in dataclasses.fields(SpectralCo
 SEGMENT_NAMES = frozenset({"num_segments", "method", "instances"})
 READ_NAMES = frozenset({"resolution", "timeout"})
 BASIS_NAMES = frozenset({"basis", "diffusion"})
+HOST_NAMES = frozenset({"batch_size", "num_workers", "image_column"})
 
 
 def configs_of(settings: Mapping[str, Any]) -> list[SpectralConfig]:
@@ -40,7 +41,51 @@ def configs_of(settings: Mapping[str, Any]) -> list[SpectralConfig]:
     return [SpectralConfig(**{**settings, "pathway": pathway}) for pathway in PATHWAYS]
 
 
-def require_no_rival(settings: Mapping[str, Any]) -> None:
+def over_defaults(defaults: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that hold in a call: what it says, None included, and else the pipeline's defaults.
+
+    A basis that the call names takes the place of the default settings of an image's own problem; `basis=None` drops
+    the default basis with its `diffusion`. Pictures are read at the resolution of the basis unless one is given.
+
+    Args:
+        defaults: Of the pipeline, by name.
+        said: Arguments of the call, by name.
+
+    Returns:
+        Settings by name.
+
+    Raises:
+        SpectralError: If the call, or the defaults, name a basis and settings of an image's own problem.
+    """
+    replaced: frozenset[str] = frozenset()
+    if "basis" in said:
+        replaced = frozenset({"diffusion"}) if said["basis"] is None else SPECTRAL_NAMES | {"solver"}
+    settings = {name: value for name, value in defaults.items() if name not in replaced} | dict(said)
+    if settings.get("basis") is not None:
+        _require_no_rival(settings)
+        settings.setdefault("resolution", settings["basis"].backbone.get("resolution"))
+    return settings
+
+
+def check_batching(settings: Mapping[str, Any]) -> None:
+    """Refuse sizes of batches and numbers of workers that the host would stumble over.
+
+    Args:
+        settings: Arguments by name, `batch_size` and `num_workers` among them or not; None leaves them to the host.
+
+    Raises:
+        SpectralError: If one is out of range.
+    """
+    batch_size, num_workers = settings.get("batch_size"), settings.get("num_workers")
+    if batch_size is not None:
+        require_positive_int("batch_size", batch_size)
+    if num_workers is not None and not (type(num_workers) is int and num_workers >= 0):
+        raise SpectralError(
+            "num_workers", expected="an integer of at least 0", got=repr(num_workers), fix="Leave it out for none"
+        )
+
+
+def _require_no_rival(settings: Mapping[str, Any]) -> None:
     """Refuse settings of an image's own problem beside a basis, which brings its own.
 
     Args:
@@ -76,7 +121,7 @@ def as_solver(solver: Any) -> Solver:
     """
     if isinstance(solver, Solver):
         return solver
-    if solver in SOLVERS:
+    if isinstance(solver, str) and solver in SOLVERS:
         return SOLVERS[solver]()
     raise SpectralError(
         "solver",

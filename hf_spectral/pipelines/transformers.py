@@ -15,7 +15,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_spectral.basis import SpectralBasis
 from hf_spectral.capture import capture_attention, check_supported, vision_tower
-from hf_spectral.config import Pathway, SpectralConfig
+from hf_spectral.config import Pathway, SpectralConfig, defaults_hold
 from hf_spectral.errors import SpectralError
 from hf_spectral.graph import ProblemBuilder
 from hf_spectral.pipelines.backbone import describe_backbone
@@ -25,18 +25,21 @@ from hf_spectral.pipelines.offline import DefaultBackbone
 from hf_spectral.pipelines.outputs import image_output
 from hf_spectral.pipelines.settings import (
     BASIS_NAMES,
+    HOST_NAMES,
     READ_NAMES,
     SEGMENT_NAMES,
     SPECTRAL_NAMES,
     as_solver,
+    check_batching,
     configs_of,
-    require_no_rival,
+    over_defaults,
 )
 from hf_spectral.records import AttentionRecord, SkippedLayer
 from hf_spectral.result import SpectralResult
 from hf_spectral.solvers import Solver, solve
 
 TASK = "spectral-pathways"
+_NAMES = SPECTRAL_NAMES | SEGMENT_NAMES | READ_NAMES | BASIS_NAMES | {"solver"}
 
 
 class SpectralPathwaysPipeline(Pipeline):
@@ -50,8 +53,9 @@ class SpectralPathwaysPipeline(Pipeline):
         >>> out["segmentation"]
 
     The whole picture is read: no center crop, its aspect ratio kept, sides rounded to the patch size. Arguments of a
-    call may be given to the constructor as defaults. With a `basis`, the eigenvectors are those of the dataset that it
-    was fitted on, extended to the picture.
+    call may be given to the constructor as `defaults`, which hold in `hf_spectral.fit`, `transform` and `layer_report`
+    too, as far as these have an argument of that name. With a `basis`, the eigenvectors are those of the dataset that
+    it was fitted on, extended to the picture.
     """
 
     _load_processor = False
@@ -61,8 +65,11 @@ class SpectralPathwaysPipeline(Pipeline):
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
         check_supported(model)
-        # Compared with the backbone below, which is complete only once the host has built the pipeline.
-        basis = kwargs.pop("basis", None)
+        check_batching(kwargs)
+        host = {name: kwargs[name] for name in HOST_NAMES & set(kwargs) if kwargs[name] is not None}
+        given = {name: kwargs.pop(name) for name in _NAMES & set(kwargs)}
+        kwargs.pop("image_column", None)
+        self.defaults: dict[str, Any] = {}
         super().__init__(model, *args, **kwargs)
         if self.image_processor is None:
             raise SpectralError(
@@ -72,12 +79,13 @@ class SpectralPathwaysPipeline(Pipeline):
                 fix="Pass image_processor=AutoImageProcessor.from_pretrained(...)",
             )
         self._geometry = input_geometry(model)
-        if basis is not None:
-            read, forward, _ = self._sanitize_parameters(basis=basis)
-            self._preprocess_params |= read
-            self._forward_params |= forward
-            require_no_rival(self._forward_params)
+        # The backbone, which a basis is compared with, is complete only now.
+        if given.get("basis") is not None:
+            given["basis"] = self._own_basis(given["basis"])
+        self._sanitize_parameters(**given)
+        self.defaults = given | host
 
+    @defaults_hold
     def __call__(self, inputs: Any, image_column: str | None = None, **kwargs: Any) -> Any:
         """Analyze one picture, or many.
 
@@ -110,6 +118,7 @@ class SpectralPathwaysPipeline(Pipeline):
         Raises:
             SpectralError: If an argument is unknown or out of range, or a picture cannot be read.
         """
+        check_batching(kwargs)
         if isinstance(inputs, (list, tuple)):
             inputs = list(inputs)
             if not inputs:
@@ -117,29 +126,28 @@ class SpectralPathwaysPipeline(Pipeline):
         return super().__call__(iterable_of_images(inputs, image_column), **kwargs)
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        known = SPECTRAL_NAMES | SEGMENT_NAMES | READ_NAMES | BASIS_NAMES | {"solver"}
-        unknown = sorted(set(kwargs) - known)
+        unknown = sorted(set(kwargs) - _NAMES)
         if unknown:
             raise SpectralError(
                 unknown[0],
-                expected=f"one of the arguments {', '.join(sorted(known))}",
+                expected=f"one of the arguments {', '.join(sorted(_NAMES | HOST_NAMES))}",
                 got=unknown,
                 fix="Check its name",
             )
-        read = {name: kwargs[name] for name in READ_NAMES & set(kwargs)}
-        forward = {name: value for name, value in kwargs.items() if name in SPECTRAL_NAMES}
-        if "solver" in kwargs:
-            forward["solver"] = as_solver(kwargs["solver"])
-        configs_of(forward)  # A wrong setting is refused here, before any picture is read.
         if kwargs.get("basis") is not None:
-            basis = forward["basis"] = self._own_basis(kwargs["basis"])
-            require_no_rival(forward)
-            if "resolution" not in {**getattr(self, "_preprocess_params", {}), **read}:
-                read["resolution"] = basis.backbone.get("resolution")
-        if "diffusion" in kwargs:
-            forward["diffusion"] = kwargs["diffusion"]
-        return read, forward, {name: kwargs[name] for name in SEGMENT_NAMES & set(kwargs)}
+            kwargs["basis"] = self._own_basis(kwargs["basis"])
+        settings = over_defaults(self.defaults, kwargs)
+        if "solver" in settings:
+            settings["solver"] = as_solver(settings["solver"])
+        configs_of({name: settings[name] for name in SPECTRAL_NAMES & set(settings)})  # Before any picture is read.
+        of_forward = SPECTRAL_NAMES | BASIS_NAMES | {"solver"}
+        read, forward, segment = (
+            {name: settings[name] for name in names & set(settings)}
+            for names in (READ_NAMES, of_forward, SEGMENT_NAMES)
+        )
+        return read, forward, segment
 
+    @defaults_hold
     def preprocess(self, image: Any, resolution: int | None = None, timeout: float | None = None) -> dict[str, Any]:
         """Read one picture and bring it to the size and the numbers that the backbone takes."""
         image = read_image(image, timeout)
@@ -235,7 +243,6 @@ class SpectralPathwaysPipeline(Pipeline):
             if basis is None:
                 found = self._analyze(group, configs_of(settings), solver)
             else:
-                require_no_rival({**settings, "basis": basis} | ({} if solver is None else {"solver": solver}))
                 projector = basis.projector(diffusion)
                 self.records(group, projector.add, [layer.index for layer in basis.layers])
                 found = [[result] for result in projector.results()]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hf_spectral.config import PATHWAYS
+from hf_spectral.config import PATHWAYS, defaults_hold
 from hf_spectral.dataset.reading import Backbone
 from hf_spectral.records import AttentionRecord, SkippedLayer
 from hf_spectral.report.csv_file import write_csv
@@ -84,6 +84,7 @@ class LayerListing:
         return "\n".join(lines)
 
 
+@defaults_hold
 def list_layers(pipe: Backbone, resolution: int | None = None) -> LayerListing:
     """List every self-attention layer that the backbone runs when it is shown a picture, here one of noise.
 

@@ -8,7 +8,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from hf_spectral.config import PATHWAYS, Pathway, require_positive_int
+from hf_spectral.config import PATHWAYS, Pathway, defaults_hold, require_positive_int
 from hf_spectral.dataset.processes import Processes
 from hf_spectral.dataset.reading import Add, Backbone, OnError, Read, Reader, in_batches
 from hf_spectral.dataset.report import log_skipped
@@ -19,6 +19,7 @@ from hf_spectral.report.layers import score_layers
 from hf_spectral.report.table import LayerReport
 
 
+@defaults_hold
 def layer_report(
     pipe: Backbone,
     dataset: Any,
@@ -38,7 +39,8 @@ def layer_report(
 
     The where-score of an eigenvector is the share of its variance over the dataset that the position of a token
     explains; its what-score the share that identity explains beyond that (`metrics.what_score`). The backbone runs over
-    the images four times, in one process: see `score_layers`.
+    the images four times, in one process: see `score_layers`. Where the pipeline has defaults of the same name, its
+    `pathway` for `pathways` among them, they stand in for what the call leaves out.
 
     Args:
         pipe: The pipeline of the backbone.
