@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 
@@ -56,3 +57,20 @@ class UnsupportedBackboneError(SpectralError):
 
 class NotConvergedError(HFSpectralError, RuntimeError):
     """Raised where a solver stopped before it reached its tolerance; the message holds the remedy."""
+
+
+def shown(source: str) -> str:
+    """Return a path or URL as messages show it.
+
+    Args:
+        source: The path or URL.
+
+    Returns:
+        At most about 200 characters; of a URL without user name, password, query and data, which may hold a token.
+    """
+    if source[:5].lower() == "data:":
+        return f"{source[:30].partition(',')[0]},..."
+    if "://" in source:
+        source = re.sub(r"^(\w[\w+.-]*://)[^/?#]*@", r"\1", source)
+        source = re.sub(r"[?#].*", "?...", source, flags=re.DOTALL)
+    return source if len(source) <= 200 else f"{source[:60]}...{source[-130:]}"

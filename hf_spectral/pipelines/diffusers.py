@@ -353,7 +353,7 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
                 prompt cannot be read.
         """
         check_pathways(self._family, pathways)
-        size_for(self._family, self.denoiser, self.vae, (1, 1), resolution)
+        size_for(self._family, self.denoiser, self.vae, (1, 10**6), resolution)
         with capture_attention(self.denoiser, layers=layers):
             pass
         self._defaults.require_each_timestep_once()

@@ -179,7 +179,7 @@ class SpectralPathwaysPipeline(Pipeline):
         Raises:
             SpectralError: If the backbone reads no such size or has no such layer.
         """
-        self._geometry.size_for(*self._geometry.default, resolution)
+        self._geometry.size_for(1, 10**6, resolution)  # A picture of other proportions may have fewer tokens.
         with capture_attention(self.model, layers=layers):
             pass
 
