@@ -59,6 +59,8 @@ def _cosine_affinity(left: Tensor, right: Tensor | None, config: SpectralConfig)
         temperature = config.temperature or _RELATIVE_TEMPERATURE * max(cosine_spread(left, right), _LEAST_SPREAD)
         return ExponentialOperator(left, right, temperature)
     if config.affinity == "knn":
+        assert config.num_neighbors is not None
+        assert config.threshold is not None
         return SparseOperator(_nearest_neighbors(left, right, config.num_neighbors, config.threshold))
     return cosine_gram(left, right)
 

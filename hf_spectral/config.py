@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal, ParamSpec, TypeVar, get_args
 
 from hf_spectral.errors import SpectralError
-from hf_spectral.weighting import Weighting, as_weighting
+from hf_spectral.weighting import Weighting, as_weighting, is_int, is_number
 
 Pathway = Literal["where", "what"]
 Affinity = Literal["attention", "exponential", "cosine", "knn"]
@@ -21,6 +21,17 @@ _R = TypeVar("_R")
 PATHWAYS: tuple[Pathway, ...] = get_args(Pathway)
 AFFINITIES: tuple[Affinity, ...] = get_args(Affinity)
 DEFAULT_AFFINITY: dict[Pathway, Affinity] = {"where": "attention", "what": "exponential"}
+#: The affinity that each parameter belongs to, and its default; beside another affinity the parameter is None.
+AFFINITY_PARAMETERS: dict[str, tuple[Affinity, int | float | None]] = {
+    "temperature": ("exponential", None),
+    "num_neighbors": ("knn", 50),
+    "threshold": ("knn", 0.1),
+}
+# A cosine in float32 is known to about 1e-7: at a lower temperature exp(cos / tau) would be rounding noise, and at a
+# higher one than the inverse every affinity would be 1.
+_LEAST_TEMPERATURE, _MOST_TEMPERATURE = 1e-4, 1e4
+# What every generator accepts: torch, numpy, and scikit-learn, whose range is the smallest.
+_MOST_SEED = 2**32 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,17 +46,20 @@ class SpectralConfig:
             full width); `"separate"` builds one a head and averages the normalized affinities.
         num_eigenvectors: Eigenvectors to return, the trivial one at index 0 among them; at least 1.
         layers: Indices of the layers to use, in call order, negative ones counted from the end; `None` means all.
-        temperature: tau of the `exponential` affinity exp((cos - 1) / tau), above 0. None takes 0.35 times the standard
-            deviation of the layer's own cosines (at least 0.08), so that every layer is equally selective.
-        num_neighbors: Neighbors a token keeps in the `knn` affinity.
-        threshold: Cosines at or below it are cut from the `knn` affinity.
-        seed: Seed of every random start.
+        temperature: tau of the `exponential` affinity exp((cos - 1) / tau), from 1e-4 to 1e4. None takes 0.35 times the
+            standard deviation of the layer's own cosines (at least 0.08), so that every layer is equally selective.
+        num_neighbors: Neighbors that a token keeps in the `knn` affinity, at least 1; None takes 50.
+        threshold: Cosines at or below it are cut from the `knn` affinity, from 0 to 1; None takes 0.1.
+        seed: Seed of every random start, from 0 to 2**32 - 1.
         layer_weights: `"equal"`; `"auto"`, found without labels (see `graph` for an image, `fit` for a dataset);
             one number a layer from layer 0 on; or numbers by layer index. Numbers are kept as pairs of index and
             weight, and scaled to sum to 1 where they are used; a layer without one takes no part.
 
+    A parameter of an affinity that is not used has to be left out. Numbers may be numpy scalars; they are stored as
+    plain Python numbers.
+
     Raises:
-        SpectralError: If a value lies outside the range given above.
+        SpectralError: If a value lies outside the range given above, or belongs to an affinity that is not used.
     """
 
     pathway: Pathway = "what"
@@ -54,8 +68,8 @@ class SpectralConfig:
     num_eigenvectors: int = 16
     layers: tuple[int, ...] | None = None
     temperature: float | None = None
-    num_neighbors: int = 50
-    threshold: float = 0.1
+    num_neighbors: int | None = None
+    threshold: float | None = None
     seed: int = 0
     layer_weights: Weighting = "equal"
 
@@ -73,19 +87,35 @@ class SpectralConfig:
                 got="'attention'",
                 fix="Attention compares queries with keys: ask for pathway='where', or choose another affinity",
             )
-        require_positive_int("num_eigenvectors", self.num_eigenvectors)
-        require_positive_int("num_neighbors", self.num_neighbors)
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise SpectralError("seed", expected="an integer", got=repr(self.seed), fix="Leave it out for 0")
-        if not _is_number(self.threshold):
-            raise SpectralError("threshold", expected="a finite number", got=repr(self.threshold), fix="Leave it out")
-        if self.temperature is not None and not (_is_number(self.temperature) and self.temperature > 0):
-            raise SpectralError(
-                "temperature", expected="a number above 0, or None", got=self.temperature, fix="Leave it out"
-            )
+        keep_ints(self, "num_eigenvectors")
+        object.__setattr__(self, "seed", require_seed(self.seed))
+        for name, (affinity, default) in AFFINITY_PARAMETERS.items():
+            self._resolve_parameter(name, affinity, default)
         object.__setattr__(self, "layer_weights", as_weighting(self.layer_weights))
         if self.layers is not None:
             object.__setattr__(self, "layers", _as_layer_indices(self.layers))
+
+    def _resolve_parameter(self, name: str, affinity: Affinity, default: int | float | None) -> None:
+        """Check a parameter of the affinity used, or give it its default; refuse one of another affinity."""
+        value = getattr(self, name)
+        if self.affinity != affinity:
+            if value is not None:
+                raise SpectralError(
+                    name,
+                    expected=f"none beside affinity={self.affinity!r}: it belongs to {affinity!r}",
+                    got=repr(value),
+                    fix=f"Leave it out, or choose affinity={affinity!r}",
+                )
+            return
+        if value is None:
+            value = default
+        elif name == "num_neighbors":
+            value = require_positive_int(name, value)
+        elif name == "temperature":
+            value = require_number(name, value, _LEAST_TEMPERATURE, _MOST_TEMPERATURE)
+        else:
+            value = require_number(name, value, 0, 1)
+        object.__setattr__(self, name, value)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-ready values."""
@@ -112,7 +142,9 @@ class SpectralConfig:
                 got=f"unknown {sorted(set(values) - names)}, missing {sorted(names - set(values))}",
                 fix="Update hf-spectral",
             )
-        return cls(**values)
+        # Version 0.1 wrote the defaults of `knn` beside every affinity.
+        unused = {name: one for name, (owner, one) in AFFINITY_PARAMETERS.items() if owner != values["affinity"]}
+        return cls(**values | {name: None for name, default in unused.items() if values[name] == default})
 
 
 def defaults_hold(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -178,18 +210,96 @@ def resolve_layers(layers: Iterable[int], num_layers: int) -> frozenset[int]:
     return frozenset(index % num_layers for index in layers)
 
 
-def require_positive_int(argument: str, value: object) -> None:
-    """Refuse anything but an integer of at least 1.
+def require_positive_int(argument: str, value: object) -> int:
+    """Refuse anything but an integer of at least 1, be it Python's or numpy's.
 
     Args:
         argument: Name to show in the message.
         value: The value to check.
 
+    Returns:
+        The same number as a plain `int`.
+
     Raises:
         SpectralError: If `value` is not an integer of at least 1.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise SpectralError(argument, expected="an integer of at least 1", got=repr(value), fix="Give a count")
+    return _require_int(argument, value, 1)
+
+
+def keep_ints(owner: object, *names: str, least: int = 1) -> None:
+    """Check fields of a frozen dataclass for integers, be they Python's or numpy's, and keep them as plain `int`.
+
+    Args:
+        owner: The object; its fields are overwritten.
+        names: Of the fields.
+        least: Smallest value allowed.
+
+    Raises:
+        SpectralError: If a field is not an integer of at least `least`.
+    """
+    for name in names:
+        object.__setattr__(owner, name, _require_int(name, getattr(owner, name), least))
+
+
+def keep_numbers(owner: object, **ranges: tuple[float, float]) -> None:
+    """Check fields of a frozen dataclass by `require_number`, and keep them as plain `float`.
+
+    Args:
+        owner: The object; its fields are overwritten.
+        ranges: Lowest and highest value of each field, by name.
+
+    Raises:
+        SpectralError: If a field is out of range.
+    """
+    for name, (least, most) in ranges.items():
+        object.__setattr__(owner, name, require_number(name, getattr(owner, name), least, most))
+
+
+def require_seed(seed: object) -> int:
+    """Refuse a seed that some generator would not take.
+
+    Args:
+        seed: The value to check.
+
+    Returns:
+        The same number as a plain `int`.
+
+    Raises:
+        SpectralError: If `seed` is not an integer from 0 to 2**32 - 1.
+    """
+    if not is_int(seed) or not 0 <= seed <= _MOST_SEED:
+        raise SpectralError(
+            "seed", expected="an integer from 0 to 2**32 - 1", got=repr(seed), fix="Leave it out for the default"
+        )
+    return int(seed)
+
+
+def require_number(argument: str, value: object, least: float, most: float, fix: str = "Leave it out") -> float:
+    """Refuse anything but a number of a range, be it Python's or numpy's.
+
+    Args:
+        argument: Name to show in the message.
+        value: The value to check.
+        least: Lower end of the range; it belongs to it.
+        most: Upper end of the range; it belongs to it.
+        fix: The next step, for the message.
+
+    Returns:
+        The same number as a plain `float`.
+
+    Raises:
+        SpectralError: If `value` is no such number.
+    """
+    if not is_number(value) or not least <= value <= most:
+        span = f"from {least:g} to {most:g}" if math.isfinite(most) else f"of at least {least:g}"
+        raise SpectralError(argument, expected=f"a number {span}", got=repr(value), fix=fix)
+    return float(value)
+
+
+def _require_int(argument: str, value: object, least: int) -> int:
+    if not is_int(value) or value < least:
+        raise SpectralError(argument, expected=f"an integer of at least {least}", got=repr(value), fix="Give a count")
+    return int(value)
 
 
 def _require_one_of(argument: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -198,17 +308,13 @@ def _require_one_of(argument: str, value: object, allowed: tuple[str, ...]) -> N
         raise SpectralError(argument, expected=f"one of {names}", got=repr(value), fix="Choose one of these names")
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _as_layer_indices(layers: Any) -> tuple[int, ...]:
     try:
         indices = tuple(layers)
     except TypeError:
         indices = ()
-    if not indices or any(isinstance(index, bool) or not isinstance(index, int) for index in indices):
+    if not indices or not all(map(is_int, indices)):
         raise SpectralError(
             "layers", expected="a non-empty sequence of integers", got=repr(layers), fix="Give e.g. layers=[8, 9, 10]"
         )
-    return indices
+    return tuple(map(int, indices))

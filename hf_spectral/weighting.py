@@ -3,13 +3,45 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeGuard
+
+import numpy as np
 
 from hf_spectral.errors import SpectralError
 
 #: `"auto"`, `"equal"`, or pairs of a layer index with its weight, ascending.
 Weighting: TypeAlias = Literal["auto", "equal"] | tuple[tuple[int, float], ...]
+
+
+def is_int(value: object) -> TypeGuard[int]:
+    """Return whether a value is an integer, be it Python's or numpy's; a truth value is none.
+
+    Args:
+        value: Anything.
+
+    Returns:
+        True or False.
+    """
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether a value is a finite real number, be it Python's or numpy's; a truth value is none.
+
+    Args:
+        value: Anything.
+
+    Returns:
+        True or False.
+    """
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # An integer beyond the range of floats.
+        return False
 
 
 def as_weighting(given: Any) -> Weighting:
@@ -30,15 +62,14 @@ def as_weighting(given: Any) -> Weighting:
         return "auto" if given == "auto" else "equal"
     if isinstance(given, Mapping):
         pairs = list(given.items())
-    elif isinstance(given, Sequence) and not isinstance(given, str | bytes):
-        is_paired = bool(given) and all(isinstance(one, Sequence) and len(one) == 2 for one in given)
+    elif isinstance(given, Sequence | np.ndarray) and not isinstance(given, str | bytes):
+        is_paired = len(given) > 0 and all(isinstance(one, Sequence) and len(one) == 2 for one in given)
         pairs = [tuple(one) for one in given] if is_paired else list(enumerate(given))
     else:
         pairs = [(given, None)]  # Refused below.
     for index, weight in pairs:
-        is_index = isinstance(index, int) and not isinstance(index, bool) and index >= 0
-        is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
-        if not is_index or not is_number or not 0 <= weight < math.inf or sum(index == one for one, _ in pairs) > 1:
+        is_fit = is_int(index) and index >= 0 and is_number(weight) and weight >= 0
+        if not is_fit or sum(index == one for one, _ in pairs) > 1:
             raise SpectralError(
                 "layer_weights",
                 expected="'auto', 'equal', or finite weights of at least 0, one a layer or by layer index",
@@ -47,7 +78,7 @@ def as_weighting(given: Any) -> Weighting:
             )
     if not any(weight for _, weight in pairs):
         raise SpectralError("layer_weights", expected="a weight above 0", got=given, fix="Leave it out")
-    return tuple(sorted((index, float(weight)) for index, weight in pairs))
+    return tuple(sorted((int(index), float(weight)) for index, weight in pairs))
 
 
 def weight_list(indices: Sequence[int], weighting: Weighting) -> list[float]:

@@ -1,18 +1,24 @@
 """Problems and solvers against dense float64 references and planted partitions."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from jaxtyping import TypeCheckError
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
-from hf_spectral.config import SpectralConfig
+from hf_spectral.basis import BasisAccumulator
+from hf_spectral.config import AFFINITY_PARAMETERS, SpectralConfig
 from hf_spectral.errors import NotConvergedError, SpectralError
 from hf_spectral.graph import JointProblem, ProblemBuilder, build_problem
 from hf_spectral.grid import TokenGrid, area_pooling
+from hf_spectral.metrics import what_score
 from hf_spectral.operators import DenseOperator, IdentityOperator
 from hf_spectral.result import SolveStatus, SpectralResult
+from hf_spectral.segmentation import instances, segment, semantic_segmentation
 from hf_spectral.solvers import EigenSolver, GradientSolver, solve
 from tests.synthetic import AFFINITIES, planted_record, random_record, three_blobs
 
@@ -56,12 +62,18 @@ def _normalized(affinity):
     return root[:, None] * affinity * root
 
 
-@pytest.mark.parametrize("temperature", [None, 0.1])
+def parameters_of(affinity):
+    """Settings of each kind of affinity that are tried."""
+    return {"exponential": [{}, {"temperature": 0.1}], "knn": [{"num_neighbors": 7}]}.get(affinity, [{}])
+
+
 @pytest.mark.parametrize("heads", ["merged", "separate"])
-@pytest.mark.parametrize(("pathway", "affinity"), AFFINITIES)
+@pytest.mark.parametrize(
+    ("pathway", "affinity", "parameters"), [(*kind, one) for kind in AFFINITIES for one in parameters_of(kind[1])]
+)
 @pytest.mark.parametrize("max_dense_bytes", [0, 1 << 30], ids=["matrix_free", "dense"])
-def test_problem_and_solvers_agree_with_a_dense_reference(pathway, affinity, heads, max_dense_bytes, temperature):
-    config = SpectralConfig(pathway, affinity, heads, 6, temperature=temperature, num_neighbors=7)
+def test_problem_and_solvers_agree_with_a_dense_reference(pathway, affinity, heads, max_dense_bytes, parameters):
+    config = SpectralConfig(pathway, affinity, heads, 6, **parameters)
     records = [random_record(9, 10, seed=seed, index=seed) for seed in range(3)]
     builder = ProblemBuilder(config, max_dense_bytes)
     for record in records:
@@ -268,7 +280,18 @@ def test_a_damaged_result_is_refused(tmp_path, content):
         ({"affinity": "euclidean"}, "`affinity`: expected one of 'attention'"),
         ({"pathway": "what", "affinity": "attention"}, "Attention compares queries with keys"),
         ({"num_eigenvectors": 0}, "`num_eigenvectors`: expected an integer of at least 1, got 0"),
-        ({"temperature": 0.0}, "`temperature`: expected a number above 0"),
+        ({"temperature": 0.0}, "`temperature`: expected a number from 0.0001 to 10000, got 0.0"),
+        ({"temperature": 1e-30}, "`temperature`: expected a number from 0.0001 to 10000, got 1e-30"),
+        ({"temperature": 1e300}, "`temperature`"),
+        ({"temperature": 10**400}, "`temperature`"),
+        ({"affinity": "knn", "threshold": -0.1}, "`threshold`: expected a number from 0 to 1, got -0.1"),
+        ({"affinity": "knn", "threshold": float("nan")}, "`threshold`: expected a number from 0 to 1, got nan"),
+        ({"affinity": "knn", "num_neighbors": 0}, "`num_neighbors`: expected an integer of at least 1, got 0"),
+        ({"affinity": "knn", "num_neighbors": np.float64(3)}, "`num_neighbors`"),
+        ({"seed": -1}, r"`seed`: expected an integer from 0 to 2\*\*32 - 1, got -1"),
+        ({"seed": 2**40}, "`seed`"),
+        ({"seed": 2**64}, "`seed`"),
+        ({"seed": np.bool_(1)}, "`seed`"),
         ({"layers": ()}, "`layers`: expected a non-empty sequence of integers"),
         ({"heads": "all"}, "`heads`: expected one of 'merged', 'separate'"),
     ],
@@ -276,3 +299,105 @@ def test_a_damaged_result_is_refused(tmp_path, content):
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(SpectralError, match=message):
         SpectralConfig(**settings)
+
+
+@pytest.mark.parametrize("affinity", ["attention", "exponential", "cosine", "knn"])
+@pytest.mark.parametrize(("name", "value"), [("temperature", 0.3), ("num_neighbors", 50), ("threshold", 0.1)])
+def test_a_parameter_of_an_affinity_that_is_not_used_is_refused(affinity, name, value):
+    owner, default = AFFINITY_PARAMETERS[name]
+    assert getattr(SpectralConfig("where", affinity), name) == (default if affinity == owner else None)
+    if affinity == owner:
+        assert getattr(SpectralConfig("where", affinity, **{name: value}), name) == value
+        return
+    with pytest.raises(SpectralError, match=f"`{name}`: expected none beside affinity='{affinity}'.*'{owner}'"):
+        SpectralConfig("where", affinity, **{name: value})
+
+
+def test_settings_written_by_the_first_version_are_read():
+    config = SpectralConfig("what", "cosine")
+    written = config.to_dict() | {"num_neighbors": 50, "threshold": 0.1}
+    assert SpectralConfig.from_dict(written) == config
+    with pytest.raises(SpectralError, match="`num_neighbors`: expected none"):
+        SpectralConfig.from_dict(written | {"num_neighbors": 7})
+
+
+def test_numbers_of_numpy_are_kept_as_plain_ones(tmp_path):
+    given = SpectralConfig(
+        "what",
+        "knn",
+        num_eigenvectors=np.int64(3),
+        layers=np.array([0, -1]),
+        num_neighbors=np.uint8(5),
+        threshold=np.float32(0.25),
+        seed=np.int32(7),
+        layer_weights=np.array([1, 2], dtype=np.float32),
+    )
+    plain = SpectralConfig(
+        "what", "knn", "merged", 3, (0, -1), num_neighbors=5, threshold=0.25, seed=7, layer_weights=[1, 2]
+    )
+    assert given == plain
+    for value in (*dataclasses.astuple(given), *given.layers):
+        assert type(value) in (str, int, float, tuple, type(None))
+    assert type(SpectralConfig(temperature=np.float32(0.5)).temperature) is float
+    result = solve(build_problem([random_record(index=index) for index in range(2)], given))
+    assert SpectralResult.load(result.save(tmp_path / "result.safetensors")).config == plain
+
+
+@pytest.mark.parametrize("seed", [0, 2**31, 2**32 - 1])
+def test_every_seed_of_the_range_serves_every_generator(seed):
+    records = [planted_record(three_blobs(12, 14), noise=1.0)]
+    result = solve(build_problem(records, SpectralConfig(num_eigenvectors=3, seed=seed)), KRYLOV)
+    for method in ("ward", "kmeans"):
+        found = segment(result.eigenvectors, result.eigenvalues, 3, method=method, seed=seed)
+        assert found.num_segments == 3
+    assert instances(result.eigenvectors, result.eigenvalues, seed=seed) is not None
+    room = BasisAccumulator(SpectralConfig("what", "cosine", seed=seed), max_width=14)
+    room.add_sums(records)
+    room.add_gram(records)
+    assert room.solve(2, seed=seed).num_images == 1
+
+
+@pytest.mark.parametrize("seed", [-1, 2**40, 2**64, 1.0, None])
+def test_a_seed_that_some_generator_refuses_is_refused_by_name(seed):
+    maps, values = torch.rand(3, 4, 5), torch.tensor([0.0, 0.1, 0.2])
+    for call in (
+        lambda: segment(maps, values, 2, seed=seed),
+        lambda: segment(maps, values, 2, method="kmeans", seed=seed),
+        lambda: instances(maps, values, seed=seed),
+        lambda: semantic_segmentation([maps], 2, seed=seed),
+        lambda: what_score([maps] * 4, seed=seed),
+    ):
+        with pytest.raises((SpectralError, TypeCheckError), match=r"seed"):
+            call()
+
+
+def test_extreme_parameters_of_an_affinity_work():
+    record = planted_record(three_blobs(6, 7))
+    for affinity, settings in (
+        ("exponential", {"temperature": 1e-4}),
+        ("exponential", {"temperature": 1e4}),
+        ("knn", {"num_neighbors": 10**30}),
+        ("knn", {"threshold": 0}),
+        ("knn", {"threshold": 1}),
+    ):
+        for pathway in ("where", "what"):
+            result = solve(build_problem([record], SpectralConfig(pathway, affinity, num_eigenvectors=3, **settings)))
+            assert torch.isfinite(result.eigenvectors).all()
+            assert result.eigenvalues.min() > -1e-4
+            assert result.eigenvalues.max() < 2
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: EigenSolver(max_steps=0), "max_steps"),
+        (lambda: EigenSolver(tolerance=float("nan")), "tolerance"),
+        (lambda: EigenSolver(basis_size=-1), "basis_size"),
+        (lambda: GradientSolver(max_steps=-5), "max_steps"),
+        (lambda: GradientSolver(accumulation_steps=0), "accumulation_steps"),
+        (lambda: GradientSolver(learning_rate=float("inf")), "learning_rate"),
+    ],
+)
+def test_settings_of_a_solver_out_of_range_are_refused(make, name):
+    with pytest.raises(SpectralError, match=f"`{name}`: expected"):
+        make()

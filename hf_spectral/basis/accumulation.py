@@ -17,7 +17,7 @@ from hf_spectral.basis.model import SpectralBasis
 from hf_spectral.basis.solution import solve_totals
 from hf_spectral.basis.totals import Totals, require_same
 from hf_spectral.basis.weights import final_weights, start_weights
-from hf_spectral.config import SpectralConfig, require_positive_int
+from hf_spectral.config import SpectralConfig, require_positive_int, require_seed
 from hf_spectral.errors import SpectralError
 from hf_spectral.grid import TokenGrid, finest
 from hf_spectral.records import AttentionRecord
@@ -64,10 +64,8 @@ class BasisAccumulator:
                 got=f"affinity={config.affinity!r} and heads={config.heads!r}",
                 fix=f"Use SpectralConfig({config.pathway!r}, 'cosine')",
             )
-        if max_width is not None:
-            require_positive_int("max_width", max_width)
         self.config = config
-        self.max_width = max_width
+        self.max_width = None if max_width is None else require_positive_int("max_width", max_width)
         self.device = torch.device(device)
         self._totals: Totals | None = None
         self._columns: tuple[torch.Tensor | None, ...] = ()
@@ -224,7 +222,7 @@ class BasisAccumulator:
             SpectralError: If the passes saw different images, the weights do not fit, or fewer eigenvectors exist and
                 `exactly` so many were wanted.
         """
-        require_positive_int("num_eigenvectors", num_eigenvectors)
+        seed = require_seed(seed)
         totals = self._require_totals()
         chosen = self.config.layer_weights if layer_weights is None else as_weighting(layer_weights)
         weights = final_weights(totals, self.config.layer_weights, chosen)

@@ -162,7 +162,7 @@ def random_columns(width: int, kept: int, seed: int, index: int) -> Float[Tensor
     Returns:
         Float32 matrix.
     """
-    gaussian = np.random.RandomState([seed % 2**32, index]).standard_normal((width, kept))
+    gaussian = np.random.RandomState([seed, index]).standard_normal((width, kept))
     columns, triangle = np.linalg.qr(gaussian)
     return torch.from_numpy(columns * np.where(np.diagonal(triangle) < 0, -1.0, 1.0)).float()
 

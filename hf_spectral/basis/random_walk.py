@@ -6,10 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hf_spectral.config import Pathway, SpectralConfig
-from hf_spectral.errors import SpectralError
+from hf_spectral.config import Pathway, SpectralConfig, require_number
 from hf_spectral.graph import JointProblem
 
+#: Edges of a token inside its image, and the cosine at or below which there is none: see `walk_config`.
+NUM_NEIGHBORS, THRESHOLD = 20, 0.1
 # Up to here the walk is solved by a Cholesky factor of a dense matrix (256 MiB), above by conjugate gradients.
 _DENSE_BELOW = 8192
 _TOLERANCE = 1e-6
@@ -29,7 +30,7 @@ def walk_config(pathway: Pathway) -> SpectralConfig:
     Returns:
         Settings for `graph.ProblemBuilder`.
     """
-    return SpectralConfig(pathway, "knn", num_neighbors=20, threshold=0.1)
+    return SpectralConfig(pathway, "knn", num_neighbors=NUM_NEIGHBORS, threshold=THRESHOLD)
 
 
 def require_diffusion(strength: object) -> float:
@@ -44,11 +45,7 @@ def require_diffusion(strength: object) -> float:
     Raises:
         SpectralError: If it is not from 0 to 0.999.
     """
-    if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength <= 0.999:
-        raise SpectralError(
-            "diffusion", expected="a number from 0 (off) to 0.999", got=repr(strength), fix="Try diffusion=0.9"
-        )
-    return float(strength)
+    return require_number("diffusion", strength, 0, 0.999, "Give 0 for no walk, or try diffusion=0.9")
 
 
 def diffuse(

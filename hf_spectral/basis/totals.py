@@ -11,7 +11,7 @@ from torch import Tensor
 from hf_spectral.basis.gram import BlockGram
 from hf_spectral.basis.layers import BasisLayer, UnitTokens
 from hf_spectral.basis.mass import Coupling, Shape
-from hf_spectral.basis.random_walk import walk_config
+from hf_spectral.basis.random_walk import NUM_NEIGHBORS, THRESHOLD
 from hf_spectral.basis.smoothness import add_evidence
 from hf_spectral.config import Pathway
 from hf_spectral.errors import SpectralError
@@ -39,7 +39,6 @@ class Totals:
         self._gram_counts = torch.zeros(2, dtype=torch.int64, device=device)
         self.gram: BlockGram | None = None
         self.has_evidence = has_evidence
-        self._walk = walk_config(pathway)
         self.evidence: list[Tensor] = []
 
     @property
@@ -106,7 +105,7 @@ class Totals:
         """
         self.start_gram()
         if self.has_evidence:
-            add_evidence(self.evidence, tokens, factors, image, self._walk.num_neighbors, self._walk.threshold)
+            add_evidence(self.evidence, tokens, factors, image, NUM_NEIGHBORS, THRESHOLD)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the live sums by name; names that begin with `gram` belong to the second pass."""

@@ -45,7 +45,7 @@ def sample_tokens(num_tokens: Sequence[int], seed: int) -> list[Int[np.ndarray, 
     ends = np.cumsum(num_tokens)
     if ends[-1] <= SAMPLE_TOKENS:
         return [np.arange(count) for count in num_tokens]
-    chosen = np.unique(np.random.default_rng(seed % 2**32).integers(0, ends[-1], SAMPLE_TOKENS))
+    chosen = np.unique(np.random.default_rng(seed).integers(0, ends[-1], SAMPLE_TOKENS))
     images = np.searchsorted(ends, chosen, side="right")
     within = chosen - (ends - num_tokens)[images]
     return np.split(within, np.searchsorted(images, np.arange(1, len(num_tokens))))
@@ -79,7 +79,7 @@ def find_centroids(
     rows = np.concatenate([unit_rows(maps)[tokens] for maps, tokens in zip(images, chosen, strict=True)])
     # Rounding makes copies of a token differ in the last bits.
     distinct = len(np.unique(rows.round(4), axis=0))
-    centers, cluster, _ = merged_clusters(rows, min(num_segments, distinct), distinct, seed % 2**32)
+    centers, cluster, _ = merged_clusters(rows, min(num_segments, distinct), distinct, seed)
     return np.asarray(centers, dtype=np.float32), cluster
 
 

@@ -91,8 +91,10 @@ def fit(
         NotConvergedError: If the solver does not reach its tolerance.
     """
     begun = time.perf_counter()
-    for name, count in (("batch_size", batch_size), ("checkpoint_every", checkpoint_every)):
-        require_positive_int(name, count)
+    batch_size = require_positive_int("batch_size", batch_size)
+    checkpoint_every = require_positive_int("checkpoint_every", checkpoint_every)
+    resolution = None if resolution is None else require_positive_int("resolution", resolution)
+    max_width = None if max_width is None else require_positive_int("max_width", max_width)
     config = SpectralConfig(
         pathway,
         "cosine",
@@ -124,7 +126,7 @@ def fit(
         settings |= {"dataset": source.digest, "num_images": source.length, "num_processes": processes.count}
         settings.pop("num_eigenvectors")
         run = dataclasses.replace(run, checkpoint=Checkpoint(Path(checkpoint_dir), settings, processes.rank))
-    basis, skipped = run.basis(num_eigenvectors, seed, backbone)
+    basis, skipped = run.basis(config.num_eigenvectors, config.seed, backbone)
     basis = dataclasses.replace(basis, skipped=_listed(skipped))
     if processes.is_main:
         log_skipped(skipped)

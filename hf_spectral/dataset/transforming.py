@@ -94,7 +94,7 @@ def transform(
     begun = time.perf_counter()
     _require_datasets()
     basis = basis if isinstance(basis, SpectralBasis) else SpectralBasis.from_pretrained(basis)
-    _check_settings(basis, num_segments, batch_size, dtype)
+    batch_size, num_segments = _checked_settings(basis, num_segments, batch_size, dtype)
     resolution = pipe.defaults.get("resolution", basis.backbone.get("resolution"))
     basis.check_backbone(pipe.describe_backbone(basis.backbone.get("resolution")))
     basis.projector(diffusion)  # A wrong strength is refused here.
@@ -274,13 +274,15 @@ def _open_folder(output_dir: str | os.PathLike[str] | None, features: datasets.F
     return Path(processes.from_main(folder))
 
 
-def _check_settings(basis: SpectralBasis, num_segments: int | None, batch_size: int, dtype: str) -> None:
-    require_positive_int("batch_size", batch_size)
+def _checked_settings(
+    basis: SpectralBasis, num_segments: int | None, batch_size: int, dtype: str
+) -> tuple[int, int | None]:
+    batch_size = require_positive_int("batch_size", batch_size)
     if dtype not in ("float16", "float32"):
         raise SpectralError("dtype", expected="'float16' or 'float32'", got=repr(dtype), fix="Choose one of these")
     if num_segments is None:
-        return
-    require_positive_int("num_segments", num_segments)
+        return batch_size, None
+    num_segments = require_positive_int("num_segments", num_segments)
     if num_segments > 2**16 or len(basis.eigenvalues) < 2:
         raise SpectralError(
             "num_segments",
@@ -288,6 +290,7 @@ def _check_settings(basis: SpectralBasis, num_segments: int | None, batch_size: 
             got=f"{num_segments} and {len(basis.eigenvalues)} eigenvectors",
             fix="Ask for fewer, or fit more eigenvectors",
         )
+    return batch_size, num_segments
 
 
 def _require_datasets() -> None:

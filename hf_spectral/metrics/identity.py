@@ -11,6 +11,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
+from hf_spectral.config import require_positive_int, require_seed
 from hf_spectral.metrics.variance import position_cells
 
 # k-means is fitted on at most this many tokens; the others are assigned to the nearest centroid.
@@ -45,6 +46,7 @@ def surrounding_clusters(
         >>> [tuple(one.shape) for one in clusters]
         [(8, 8), (6, 9)]
     """
+    num_clusters, seed = require_positive_int("num_clusters", num_clusters), require_seed(seed)
     centered = [one.detach().to("cpu", torch.float64) for one in eigenvectors]
     centered = [one - one.mean((1, 2), keepdim=True) for one in centered]
     indices = [position_cells(one.shape[1], one.shape[2], cells) for one in centered]

@@ -39,7 +39,7 @@ def layout_score(
         >>> round(float(layout_score(gradient)), 3)
         1.0
     """
-    require_positive_int("order", order)
+    order = require_positive_int("order", order)
     count, height, width = eigenvectors.shape
     down = torch.linspace(-1, 1, height, dtype=torch.float64) if height > 1 else torch.zeros(1, dtype=torch.float64)
     across = torch.linspace(-1, 1, width, dtype=torch.float64) if width > 1 else torch.zeros(1, dtype=torch.float64)

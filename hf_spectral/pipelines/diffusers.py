@@ -12,7 +12,7 @@ import torch
 
 from hf_spectral.capture import capture_attention, check_supported
 from hf_spectral.capture.diffusers_layouts import FAMILIES
-from hf_spectral.config import Pathway, defaults_hold, require_positive_int
+from hf_spectral.config import Pathway, defaults_hold, require_positive_int, require_seed
 from hf_spectral.errors import SpectralError
 from hf_spectral.graph import ProblemBuilder
 from hf_spectral.pipelines.images import read_image
@@ -197,7 +197,7 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         configs = configs_of(settings | {"layers": None if layers is None else tuple(layers)})
         check_pathways(self._family, [config.pathway for config in configs])
         solver = None if solver is None else as_solver(solver)
-        require_positive_int("num_noise_samples", num_noise_samples)
+        num_noise_samples = require_positive_int("num_noise_samples", num_noise_samples)
         given = noise_of.given_generators(generator, len(images))
         if not images:
             return []
@@ -384,7 +384,7 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
 
     def _reading_at(self, timesteps: Sequence[float] | float | None, prompt: str | None, seed: int) -> Reading:
         """Return how pictures are read; what is None comes from `at`, or else from the defaults."""
-        kept = self._reading
+        kept, seed = self._reading, require_seed(seed)
         if timesteps is None and kept is not None:
             steps = kept.timesteps
         else:

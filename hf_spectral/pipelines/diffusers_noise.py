@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from hf_spectral.errors import SpectralError
+from hf_spectral.weighting import is_int, is_number
 
 # Families that were trained to run from noise to data on straight lines; others may be, as their scheduler says.
 _FLOW_FAMILIES = frozenset(
@@ -66,18 +67,17 @@ def checked_timesteps(timesteps: Sequence[float] | float | None, family: str, sc
     total = num_timesteps(scheduler)
     if timesteps is None:
         return tuple(round(share * total) for share in _DEFAULT_SHARES)
-    steps = (timesteps,) if isinstance(timesteps, (int, float)) else tuple(timesteps)
+    steps = tuple(timesteps) if isinstance(timesteps, Iterable) else (timesteps,)
     flows = is_flow(family, scheduler)
-    # Diffusion looks its noise up in a table.
-    kinds: tuple[type, ...] = (int, float) if flows else (int,)
-    if not steps or not all(type(step) in kinds and 0 <= step < total for step in steps):
+    is_kind = is_number if flows else is_int  # Diffusion looks its noise up in a table.
+    if not steps or not all(is_kind(step) and 0 <= step < total for step in steps):
         raise SpectralError(
             "timesteps",
             expected=f"{'numbers' if flows else 'integers'} from 0 to {total - 1}, at least one",
             got=list(steps),
             fix=f"Give e.g. timesteps=[{round(total / 20)}, {round(total / 4)}]",
         )
-    return steps
+    return tuple(int(step) if is_int(step) else float(step) for step in steps)
 
 
 def given_generators(

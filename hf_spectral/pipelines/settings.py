@@ -7,9 +7,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_spectral.basis import SpectralBasis
-from hf_spectral.config import PATHWAYS, SpectralConfig, require_positive_int
+from hf_spectral.config import (
+    AFFINITY_PARAMETERS,
+    DEFAULT_AFFINITY,
+    PATHWAYS,
+    Pathway,
+    SpectralConfig,
+    require_positive_int,
+)
 from hf_spectral.errors import SpectralError
 from hf_spectral.solvers import EigenSolver, GradientSolver, Solver
+from hf_spectral.weighting import is_int
 
 SOLVERS: dict[str, type[Solver]] = {"eigen": EigenSolver, "gradient": GradientSolver}
 SPECTRAL_NAMES = frozenset(field.name for field in dataclasses.fields(SpectralConfig))
@@ -38,7 +46,18 @@ def configs_of(settings: Mapping[str, Any]) -> list[SpectralConfig]:
         raise SpectralError(
             "affinity", expected="one that serves both pathways", got="'attention'", fix="Leave it out for the defaults"
         )
-    return [SpectralConfig(**{**settings, "pathway": pathway}) for pathway in PATHWAYS]
+    affinities = {pathway: settings.get("affinity") or DEFAULT_AFFINITY[pathway] for pathway in PATHWAYS}
+    owners = {name: affinity for name, (affinity, _) in AFFINITY_PARAMETERS.items()}
+
+    def serves(name: str, pathway: Pathway) -> bool:
+        """A parameter goes to the pathways whose affinity has it; one that neither has is refused by both."""
+        owner = owners.get(name)
+        return owner is None or affinities[pathway] == owner or owner not in affinities.values()
+
+    return [
+        SpectralConfig(**{name: one for name, one in settings.items() if serves(name, pathway)} | {"pathway": pathway})
+        for pathway in PATHWAYS
+    ]
 
 
 def over_defaults(defaults: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,7 +98,7 @@ def check_batching(settings: Mapping[str, Any]) -> None:
     batch_size, num_workers = settings.get("batch_size"), settings.get("num_workers")
     if batch_size is not None:
         require_positive_int("batch_size", batch_size)
-    if num_workers is not None and not (type(num_workers) is int and num_workers >= 0):
+    if num_workers is not None and not (is_int(num_workers) and num_workers >= 0):
         raise SpectralError(
             "num_workers", expected="an integer of at least 0", got=repr(num_workers), fix="Leave it out for none"
         )

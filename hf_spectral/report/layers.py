@@ -77,6 +77,10 @@ def score_layers(
         SpectralError: If there are no images, fewer than four, or a layer has fewer eigenvectors than asked for.
     """
     _check(pathways, num_eigenvectors)
+    if max_images is not None:
+        require_positive_int("max_images", max_images)
+    require_positive_int("num_clusters", num_clusters)
+    require_positive_int("num_reference", num_reference)
     passes = _Passes(images, by_head, max_images, progress)
     configs = [SpectralConfig(name, "cosine", seed=seed, layer_weights="auto") for name in PATHWAYS if name in pathways]
     rooms = [_Room(config, max_width) for config in configs]

@@ -65,9 +65,7 @@ def layer_report(
         SpectralError: If an argument is out of range, the dataset is empty or has no column of pictures, an image
             fails and `on_error` is "raise", or fewer than four images are left.
     """
-    for name, count in (("batch_size", batch_size), ("max_images", max_images)):
-        if count is not None:
-            require_positive_int(name, count)
+    batch_size = require_positive_int("batch_size", batch_size)
     pipe.check_reading(resolution, pathways=pathways)
     source = open_source(dataset, image_column, pipe.image_column, whole_rows=False)
     passes = _Passes(source, Reader(pipe, resolution, on_error), _alone(pipe), batch_size)

@@ -14,7 +14,7 @@ from sklearn.cluster import linkage_tree
 from sklearn.feature_extraction.image import grid_to_graph
 from torch import Tensor
 
-from hf_spectral.config import require_positive_int
+from hf_spectral.config import require_positive_int, require_seed
 from hf_spectral.segmentation.embedding import centroids, kmeans, spectral_embedding
 from hf_spectral.segmentation.upsampling import checked_size, upsample
 
@@ -63,7 +63,7 @@ def instances(
     Reference:
         Zhang, Yunis, Maire, Deciphering What and Where Visual Pathways, CVPR 2024, instance segmentation.
     """
-    require_positive_int("max_instances", max_instances)
+    max_instances, seed = require_positive_int("max_instances", max_instances), require_seed(seed)
     grid = (eigenvectors.shape[1], eigenvectors.shape[2])
     embedding = spectral_embedding(eigenvectors, eigenvalues).detach().to("cpu", torch.float64).numpy()
     size = checked_size(size, grid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal, get_args
 
 import numpy as np
@@ -17,10 +18,11 @@ from sklearn.feature_extraction.image import grid_to_graph
 from sklearn.metrics import silhouette_score
 from torch import Tensor
 
-from hf_spectral.config import require_positive_int
+from hf_spectral.config import require_number, require_positive_int, require_seed
 from hf_spectral.errors import SpectralError
 from hf_spectral.segmentation.embedding import centroids, kmeans, spectral_embedding
 from hf_spectral.segmentation.upsampling import checked_size, upsample
+from hf_spectral.weighting import is_int
 
 SegmentationMethod = Literal["ward", "kmeans"]
 
@@ -81,7 +83,8 @@ def segment(
     grid = (eigenvectors.shape[1], eigenvectors.shape[2])
     embedding = spectral_embedding(eigenvectors, eigenvalues).detach().to("cpu", torch.float64).numpy()
     _check_settings(num_segments, method, len(embedding))
-    require_positive_int("max_auto_segments", max_auto_segments)
+    max_auto_segments = require_positive_int("max_auto_segments", max_auto_segments)
+    ward_threshold, seed = require_number("ward_threshold", ward_threshold, 0, math.inf), require_seed(seed)
     size = checked_size(size, grid)
     if method == "ward":
         limit = min(max_auto_segments, len(embedding))
@@ -119,7 +122,7 @@ def _ward_labels(
 
 def _kmeans_labels(embedding: np.ndarray, num_segments: int | str, seed: int) -> np.ndarray:
     distinct = len(np.unique(embedding, axis=0))
-    if isinstance(num_segments, int):
+    if not isinstance(num_segments, str):
         return kmeans(embedding, min(num_segments, distinct), seed)
     candidates = [kmeans(embedding, k, seed) for k in range(2, min(10, distinct, len(embedding) - 1) + 1)]
     if not candidates:
@@ -183,8 +186,7 @@ def _check_settings(num_segments: int | str, method: str, num_nodes: int) -> Non
         raise SpectralError("method", expected="'ward' or 'kmeans'", got=repr(method), fix="Choose one of these")
     if num_segments == "auto":
         return
-    is_count = isinstance(num_segments, int) and not isinstance(num_segments, bool)
-    if not is_count or not 1 <= int(num_segments) <= num_nodes:
+    if not is_int(num_segments) or not 1 <= num_segments <= num_nodes:
         raise SpectralError(
             "num_segments",
             expected=f"'auto' or an integer from 1 to the number of tokens, {num_nodes}",

@@ -11,7 +11,7 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from hf_spectral.config import require_positive_int
+from hf_spectral.config import require_positive_int, require_seed
 from hf_spectral.errors import SpectralError
 from hf_spectral.segmentation.merging import merged_clusters
 from hf_spectral.segmentation.upsampling import upsample
@@ -43,7 +43,7 @@ def semantic_segmentation(
         SpectralError: If there are no images, only the trivial eigenvector, values that are not finite, numbers that
             do not fit each other, or fewer differing tokens than clusters.
     """
-    require_positive_int("num_clusters", num_clusters)
+    num_clusters, seed = require_positive_int("num_clusters", num_clusters), require_seed(seed)
     maps = list(eigenvectors)
     _check(maps, sizes)
     rows = [normalize(one[1:].detach().cpu().double().flatten(1).T, dim=1).numpy() for one in maps]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -10,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hf_spectral.config import Pathway, SpectralConfig, require_positive_int
+from hf_spectral.config import Pathway, SpectralConfig, keep_ints, keep_numbers
 from hf_spectral.errors import SpectralError
 from hf_spectral.grid import TokenGrid
 from hf_spectral.records import AttentionRecord
@@ -51,7 +52,7 @@ class DatasetGradientSolver:
         channels: Columns of X; at least as many as eigenvectors wanted.
         num_inter: Neighbors of a token in other images; `config.num_neighbors` counts those inside its image.
         learning_rate: Of AdamW.
-        average: Decay of the moving average, from 0 (the last tables) to below 1. Its start is left out of it.
+        average: Decay of the moving average, from 0 (the last tables) to 0.999999. Its start is left out of it.
         block_size: Tokens whose neighbors are sought at once: bounds the memory, changes nothing else.
         progress: Show a progress bar.
 
@@ -71,10 +72,8 @@ class DatasetGradientSolver:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        for name in ("rounds", "steps_per_batch", "batch_size", "channels", "num_inter", "block_size"):
-            require_positive_int(name, getattr(self, name))
-        if not 0 <= self.average < 1:
-            raise SpectralError("average", expected="a number from 0 to below 1", got=self.average, fix="Try 0.99")
+        keep_ints(self, "rounds", "steps_per_batch", "batch_size", "channels", "num_inter", "block_size")
+        keep_numbers(self, average=(0, 1 - 1e-6), learning_rate=(0, math.inf))
 
     def fit(self, images: Images, config: SpectralConfig | None = None) -> list[SpectralResult]:
         """Optimize, then read out.
@@ -95,6 +94,8 @@ class DatasetGradientSolver:
         """
         config = config or SpectralConfig("what", "knn")
         self._check(images, config)
+        assert config.num_neighbors is not None
+        assert config.threshold is not None
         settings = NeighborSettings(
             config.pathway, config.num_neighbors, self.num_inter, config.threshold, self.block_size
         )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import scipy.linalg
 import torch
 from torch import Tensor
 
+from hf_spectral.config import keep_ints, keep_numbers
 from hf_spectral.graph import JointProblem
 from hf_spectral.operators import Vectors
 from hf_spectral.solvers.base import Solution, Solver
@@ -42,6 +44,12 @@ class EigenSolver(Solver):
     max_steps: int = 500
     dense_below: int = 400
     basis_size: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        keep_ints(self, "max_steps", *([] if self.basis_size is None else ["basis_size"]))
+        keep_ints(self, "dense_below", least=0)
+        keep_numbers(self, tolerance=(0, math.inf))
 
     def find(self, problem: JointProblem, num_eigenvectors: int, seed: int) -> Solution:
         """Find the leading eigenvectors, densely or by Krylov steps, whichever is cheaper.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from hf_spectral.config import keep_ints, keep_numbers
 from hf_spectral.graph import JointProblem
 from hf_spectral.solvers.base import Solution, Solver
 
@@ -42,6 +44,11 @@ class GradientSolver(Solver):
     hidden_channels: int = 128
     weight: float = 2.0
     progress: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        keep_ints(self, "max_steps", "accumulation_steps", "hidden_channels")
+        keep_numbers(self, learning_rate=(0, math.inf), weight=(0, math.inf))
 
     def find(self, problem: JointProblem, num_eigenvectors: int, seed: int) -> Solution:
         """Optimize, then read the eigenvectors out of the span.
