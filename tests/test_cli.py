@@ -192,6 +192,13 @@ def test_report_writes_a_table_and_a_chart(backbone, tmp_path, capsys, caplog):
     assert run("report", tmp_path / "in", *words) == 2
 
 
+def test_report_without_matplotlib_stops_before_the_images_are_read(backbone, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr("hf_spectral.cli.report.layer_report", lambda *_, **__: pytest.fail("the images were read"))
+    assert run("report", tmp_path, "--model", backbone, "--output", tmp_path / "out") == 2
+    assert "Run: pip install 'hf-spectral[charts]'." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from hf_spectral import metrics
+from hf_spectral import metrics, visualization
 from hf_spectral.cli import build_parser
 
 ROOT = Path(__file__).parent.parent
@@ -65,8 +65,11 @@ def test_links_lead_somewhere():
         assert (ROOT / target).is_file()
 
 
-@pytest.mark.parametrize("name", metrics.__all__)
+EXPLAINED = {name: getattr(room, name) for room in (metrics, visualization) for name in room.__all__}
+
+
+@pytest.mark.parametrize("name", EXPLAINED)
 def test_examples_of_docstrings_run(name):
-    (example,) = doctest.DocTestFinder(recurse=False).find(getattr(metrics, name), name, module=False, globs={})
+    (example,) = doctest.DocTestFinder(recurse=False).find(EXPLAINED[name], name, module=False, globs={})
     assert example.examples
     assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example).failed == 0

@@ -2,7 +2,9 @@
 
 import csv
 import dataclasses
+import sys
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from hf_spectral.grid import TokenGrid
 from hf_spectral.records import AttentionRecord
 from hf_spectral.report import LayerReport, ReportRow, score_layers
 from hf_spectral.visualization import heat_maps, layer_chart
+from hf_spectral.visualization.palette import sequential_table
 from tests.synthetic import random_record
 from tests.test_pipeline import PROCESSOR, photo
 from tests.tiny_backbones import BACKBONES
@@ -155,10 +158,10 @@ def test_timesteps_are_told_apart():
         assert one.what_score == pytest.approx(other.what_score, abs=0.01)
     assert rows[0, 50.0].where_score > 0.8 > 0.2 > rows[0, 150.0].where_score
     assert rows[0, 150.0].what_score > 0.6
-    picture = report.chart(900)
-    blue = np.asarray(picture).astype(int)[:, :, 2] - np.asarray(picture).astype(int)[:, :, 0]
-    left = blue[round(0.065 * 900) + 2, round(0.05 * 900) : round(0.5 * 900)]
-    assert left[len(left) // 4] > 60 > 30 > left[3 * len(left) // 4]  # Layer 0 finds positions at timestep 50 only.
+    pixels = np.asarray(report.chart(900)).astype(int)[:, :450]  # The where-score.
+    blue = pixels[:, :, 2] - pixels[:, :, 0]
+    first = blue[np.flatnonzero((blue > 60).any(1))[0] + 3]
+    assert first[150] > 60 > 30 > first[400]  # Layer 0 finds positions at timestep 50 only.
 
 
 def test_heads_and_timesteps_give_one_heat_map_a_timestep():
@@ -239,6 +242,8 @@ def test_chart_draws_higher_scores_higher(report):
     picture = report.chart(900)
     assert (picture.mode, picture.width) == ("RGB", 900)
     assert np.array_equal(np.asarray(picture), np.asarray(report.chart(900)))
+    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "savefig.dpi": 7}):
+        assert np.array_equal(np.asarray(picture), np.asarray(report.chart(900)))  # No settings but its own.
     rising = {"score": {"where": {0: 0.1, 1: 0.5, 2: 0.9, None: 0.5}}}
     rows, columns = np.nonzero(colored(layer_chart(rising, 900), (24, 119, 161)))
     chart = rows > 100  # Below the legend.
@@ -254,24 +259,58 @@ def test_chart_tells_pathways_apart_and_leaves_missing_layers_out():
     assert layer_chart({"score": {"what": {None: 0.0}}}).width == 1200
 
 
-def test_heat_map_is_darker_where_values_are_larger():
-    picture = heat_maps({"one": {(0, 0): 0.0, (0, 1): 0.5, (0, 2): 1.0}}, ("layer", "head"), columns=1, width=600)
-    gray = np.asarray(picture.convert("L")).astype(int)
-    middle = gray[round(0.065 * 600) + 2]
-    third = (600 - 60) / 3
-    first, second, last = (middle[int(30 + third * (i + 0.5))] for i in range(3))
-    assert first > second > last
+CELLS = {"one": {(0, 0): 0.0, (0, 1): 0.5, (0, 2): 1.0, (1, 0): 0.25}}
+
+
+def cells_of(pixels):
+    """Return the mean row and column of the cells of each value, light to dark."""
+    values = sorted(CELLS["one"].values())
+    colors = [sequential_table()[int(min(255, 256 * value))] for value in values]
+    return [np.argwhere((pixels == color).all(-1)).mean(0) for color in colors]
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_cells_of_a_heat_map_lie_in_order_and_are_darker_where_values_are_larger(columns):
+    pixels = np.asarray(heat_maps(CELLS, ("layer", "head"), columns, 600))
+    zero, quarter, half, one = cells_of(pixels)
+    assert zero[1] < half[1] < one[1]
+    assert zero[0] == pytest.approx(half[0], abs=2)
+    assert one[0] == pytest.approx(half[0], abs=2)
+    assert quarter[0] > zero[0] + 10
+    assert quarter[1] == pytest.approx(zero[1], abs=2)
+    empty = pixels[round(quarter[0]), round(half[1])]
+    assert (empty == 255).all()
 
 
 def test_names_of_columns_stand_below_a_heat_map():
-    cells = {"one": {(0, 0): 0.0, (0, 1): 0.5, (0, 2): 1.0}}
-    plain, named = (
-        np.asarray(heat_maps(cells, ("layer", "timestep"), 1, 600, names)) for names in ((), ("50", "150", "250"))
+    numbered, named = (
+        np.asarray(heat_maps(CELLS, ("layer", "timestep"), 1, 600, names)) for names in ((), ("50", "150", "250"))
     )
-    rows, columns = np.nonzero((plain != named).any(-1))
-    assert rows.min() > 0.065 * 600
-    middles = [30 + 540 / 3 * (i + 0.5) for i in range(3)]
-    assert all(np.abs(columns - middle).min() < 15 for middle in middles)
+    zero, quarter, half, one = cells_of(named)
+    rows, columns = np.nonzero((numbered != named).any(-1))
+    assert rows.min() > quarter[0]
+    assert all(np.abs(columns - middle).min() < 15 for middle in (zero[1], half[1], one[1]))
+
+
+def test_cells_without_room_for_numbers_have_a_scale_beside_them():
+    many = {"one": {(0, column): column / 60 for column in range(60)}}
+    pixels = np.asarray(heat_maps(many, ("layer", "head"), 1, 600))
+    rows, columns = np.nonzero((pixels == sequential_table()[255]).all(-1))
+    assert columns.max() > 540  # Beside the cells, the last of which is the darkest.
+    assert not (np.abs(pixels[rows.min() : rows.max(), :500].astype(int) - (40, 44, 52)).sum(-1) < 9).any()
+
+
+@pytest.mark.parametrize("width", [300, 601, 1199, 2000])
+def test_charts_have_the_width_that_is_asked_for(width):
+    assert layer_chart({"score": {"what": {0: 0.1, 1: 0.3}}, "other": {}}, width).width == width
+    assert heat_maps(CELLS, ("layer", "head"), 3, width).width == width
+
+
+def test_without_matplotlib_the_message_names_the_pip_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for call in (lambda: layer_chart({"score": {"what": {0: 0.1}}}), lambda: heat_maps(CELLS, ("layer", "head"))):
+        with pytest.raises(SpectralError, match=r"`matplotlib`: .* Run: pip install 'hf-spectral\[charts\]'\.$"):
+            call()
 
 
 def test_chart_messages():

@@ -157,7 +157,7 @@ def test_figure_lays_pictures_out_on_white_with_captions():
 
 
 def test_figure_message():
-    with pytest.raises(SpectralError, match="`rows`: expected at least one picture"):
+    with pytest.raises(SpectralError, match="`rows`: expected at least one image"):
         figure([[]])
 
 

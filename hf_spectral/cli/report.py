@@ -8,6 +8,7 @@ from typing import Any
 from hf_spectral.cli.common import DONE, SOME_FAILED, add_noising, add_output, add_reading, load
 from hf_spectral.config import PATHWAYS
 from hf_spectral.report import LayerReport, layer_report
+from hf_spectral.visualization.charts import require_matplotlib
 
 
 def add_parsers(commands: Any) -> None:
@@ -39,6 +40,7 @@ def run_report(options: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
+    require_matplotlib()  # Before the passes over the images, not after them.
     pipe = load(options.model, options.device, options.timesteps, options.prompt, options.seed)
     names = ("num_eigenvectors", "batch_size", "resolution", "by_head", "max_images", "max_width", "on_error", "seed")
     settings = {name: getattr(options, name) for name in names}

@@ -1,4 +1,4 @@
-"""Pictures of eigenvectors, segmentations and scores: tensors and PIL images in, PIL images out."""
+"""Visualizations of eigenvectors, segmentations and scores as PIL images."""
 
 from hf_spectral.visualization.charts import heat_maps, layer_chart
 from hf_spectral.visualization.eigenvectors import eigenvector_image, eigenvectors_to_rgb

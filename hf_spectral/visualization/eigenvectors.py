@@ -1,4 +1,4 @@
-"""Eigenvectors as pictures: one in blue and red, or the first three as one color picture."""
+"""Eigenvectors as images: one in blue and red, or the first three as one color image."""
 
 from __future__ import annotations
 
@@ -18,17 +18,23 @@ def eigenvector_image(
 ) -> Image.Image:
     """Color one eigenvector: blue below zero, white at zero, red above.
 
-    Both ends of the color map stand for the same magnitude, so that a few extreme tokens do not pale all others. Values
-    are interpolated before they are colored.
+    The color map is symmetric around zero and ends at `bound`; larger values are clipped. Values are interpolated
+    before they are colored.
 
     Args:
-        values: One map.
-        size: Height and width of the picture in pixels; `None`: one pixel a token.
-        bound: That magnitude, above 0: one number for many images makes their colors comparable. `None`: the 98th
-            percentile of this map.
+        values: The eigenvector of one image.
+        size: Height and width of the image in pixels; None draws one pixel per token.
+        bound: Positive magnitude of the strongest colors. Pass the same bound for several images to make their colors
+            comparable. None takes the 98th percentile of the magnitudes, so that single extreme tokens have no effect.
 
     Returns:
-        RGB picture.
+        RGB image.
+
+    Example:
+        >>> import torch
+        >>> from hf_spectral.visualization import eigenvector_image
+        >>> eigenvector_image(torch.randn(16, 24), size=(160, 240)).size
+        (240, 160)
     """
     maps = resized_maps(values[None], size)[0]
     if bound is None:
@@ -43,27 +49,35 @@ def eigenvectors_to_rgb(
     size: tuple[int, int] | None = None,
     scale: float | None = None,
 ) -> Image.Image:
-    """Show the first three eigenvectors after the trivial one as one color picture.
+    """Show the first three eigenvectors after the trivial one as one color image.
 
-    They steer the three axes of the perceptual space OKLab: the first green to red, the second blue to yellow, the
-    third dark to light, so that equal steps look equally large. Each is half its value, stretched from the 2nd to the
-    98th percentile, half its rank: eigenvectors that single out a small part would leave the rest one flat color.
-    Signs are fixed first (the entry of largest magnitude is positive), so the picture does not depend on them.
+    The eigenvectors control the three axes of the perceptually uniform color space OKLab: the first from green to red,
+    the second from blue to yellow, the third from dark to light. By default, the position on an axis is the mean of the
+    value, stretched from the 2nd to the 98th percentile, and its rank: with values alone, an eigenvector that separates
+    a small region would leave the rest of the image uniform. The entry of largest magnitude of each eigenvector is made
+    positive first, so that the image does not depend on the signs.
 
     Args:
-        eigenvectors: Maps of one image, the trivial one at index 0; missing ones (fewer than three) stay neutral.
-        eigenvalues: Of the normalized Laplacian. If given, eigenvector j > 1 spans (1 - lambda_j) / (1 - lambda_1) of
-            its axis, at least half: weak eigenvectors tint, strong ones color.
-        size: Height and width of the picture in pixels; `None`: one pixel a token.
-        scale: For dataset-level eigenvectors, whose colors shall mean the same in every image: the size that values
-            have over the dataset, 1 / sqrt(num_nodes) for those of a basis. Each value then spans its axis by its place
-            in the normal distribution of that size; signs are kept as the basis has them. `None`: as said above.
+        eigenvectors: Eigenvectors of one image, with the trivial one at index 0. If fewer than three others are given,
+            the remaining axes stay neutral.
+        eigenvalues: Eigenvalues of the normalized Laplacian. If given, eigenvector j > 1 spans only the share
+            (1 - lambda_j) / (1 - lambda_1) of its axis, at least half.
+        size: Height and width of the image in pixels; None draws one pixel per token.
+        scale: Standard deviation of the values over the dataset, for dataset-level eigenvectors; 1 / sqrt(num_nodes)
+            for those of a basis. The position on an axis is then the normal cumulative distribution function of the
+            value, and signs are kept, so that a color has the same meaning in every image.
 
     Returns:
-        RGB picture.
+        RGB image.
 
     Raises:
         SpectralError: If there is only the trivial eigenvector.
+
+    Example:
+        >>> import torch
+        >>> from hf_spectral.visualization import eigenvectors_to_rgb
+        >>> eigenvectors_to_rgb(torch.randn(4, 16, 24), size=(160, 240)).size
+        (240, 160)
     """
     if len(eigenvectors) < 2:
         raise SpectralError(
@@ -83,7 +97,7 @@ def eigenvectors_to_rgb(
 
 
 def _spread_over_image(values: np.ndarray) -> np.ndarray:
-    """Bring each row to -0.5 .. 0.5 by its own values and ranks, its sign fixed first."""
+    """Map each row to the range from -0.5 to 0.5 by its values and ranks, after fixing its sign."""
     largest = np.take_along_axis(values, np.abs(values).argmax(1)[:, None], axis=1)
     values = np.where(largest < 0, -values, values)
     low, high = np.quantile(values, [0.02, 0.98], axis=1)[:, :, None]
@@ -92,14 +106,14 @@ def _spread_over_image(values: np.ndarray) -> np.ndarray:
 
 
 def resized_maps(maps: Float[Tensor, "channels _h _w"], size: tuple[int, int] | None) -> np.ndarray:
-    """Interpolate maps to a picture's size, smoothly.
+    """Interpolate maps bicubically to the size of an image.
 
     Args:
-        maps: Values on tokens.
-        size: Height and width in pixels; None leaves them.
+        maps: Values on the token grid.
+        size: Height and width in pixels; None keeps the token grid.
 
     Returns:
-        Float64 array; values may overshoot a little.
+        Float64 array. Interpolated values may slightly exceed the range of `maps`.
     """
     values = maps.detach().cpu().double()
     if size is not None:

@@ -1,4 +1,4 @@
-"""Segmentations over photos, and pictures laid out beside each other."""
+"""Segmentations drawn over photos, and sheets of several images."""
 
 from __future__ import annotations
 
@@ -23,20 +23,28 @@ def segmentation_overlay(
     fill: Literal["palette", "mean"] = "palette",
     boundaries: bool = True,
 ) -> Image.Image:
-    """Tint a photo by segment and draw thin boundaries.
+    """Tint a photo by segment and draw the boundaries between segments.
 
     Args:
         image: The photo.
-        labels: Segment of each pixel, from 0; enlarged by nearest neighbor if it is not of the photo's size.
-        alpha: Strength of the tint, 0 (photo) to 1 (flat colors).
-        fill: `"palette"`: one distinct color a segment; `"mean"`: the segment's mean color in the photo.
-        boundaries: Draw a white line between segments.
+        labels: Segment of each pixel, non-negative integers. Labels of another size are resized to the photo by nearest
+            neighbor.
+        alpha: Strength of the tint, from 0 (the photo) to 1 (uniform colors).
+        fill: `"palette"` gives each segment a distinct color, `"mean"` the mean color of its pixels in the photo.
+        boundaries: Whether to draw a white line between segments.
 
     Returns:
-        RGB picture of the photo's size.
+        RGB image of the photo's size.
 
     Raises:
-        SpectralError: If `alpha` lies outside 0 to 1.
+        SpectralError: If `alpha` is not between 0 and 1.
+
+    Example:
+        >>> import torch
+        >>> from PIL import Image
+        >>> from hf_spectral.visualization import segmentation_overlay
+        >>> segmentation_overlay(Image.new("RGB", (60, 40)), torch.tensor([[0, 1], [2, 2]])).size
+        (60, 40)
     """
     if not 0 <= alpha <= 1:
         raise SpectralError("alpha", expected="a number from 0 to 1", got=alpha, fix="Try 0.55")
@@ -64,17 +72,25 @@ def eigenvector_sheet(
     columns: int = 4,
     tile_width: int = 320,
 ) -> Image.Image:
-    """Lay out the photo and every eigenvector after the trivial one, each with its index and eigenvalue.
+    """Draw a sheet of the photo and all eigenvectors after the trivial one, each with its index and eigenvalue.
 
     Args:
         image: The photo.
-        eigenvectors: Maps of the photo, the trivial one at index 0.
-        eigenvalues: Of the normalized Laplacian.
-        columns: Pictures in a row, at least 1.
-        tile_width: Width of each picture in pixels.
+        eigenvectors: Eigenvectors of the photo, with the trivial one at index 0.
+        eigenvalues: Eigenvalues of the normalized Laplacian.
+        columns: Number of images per row, at least 1.
+        tile_width: Width of each image in pixels.
 
     Returns:
-        RGB picture.
+        RGB image.
+
+    Example:
+        >>> import torch
+        >>> from PIL import Image
+        >>> from hf_spectral.visualization import eigenvector_sheet
+        >>> sheet = eigenvector_sheet(Image.new("RGB", (60, 40)), torch.randn(8, 4, 6), torch.linspace(0, 0.9, 8))
+        >>> sheet.mode
+        'RGB'
     """
     size = (max(1, round(tile_width * image.height / image.width)), tile_width)
     tiles = [("photo", image)]
@@ -92,36 +108,51 @@ def pathways_figure(
     captions: Sequence[str] = ("photo", "where: spatial layout", "what: object identity"),
     tile_width: int = 480,
 ) -> Image.Image:
-    """Set the photo, its *where* picture and its *what* picture side by side.
+    """Show the photo, its *where* eigenvectors and its *what* eigenvectors side by side.
 
     Args:
         image: The photo.
-        where: Picture of the query-key eigenvectors, as `eigenvectors_to_rgb` gives it.
-        what: Picture of the value-value eigenvectors.
+        where: Image of the query-key eigenvectors, for example from `eigenvectors_to_rgb`.
+        what: Image of the value-value eigenvectors.
         captions: Three captions.
-        tile_width: Width of each picture in pixels.
+        tile_width: Width of each image in pixels.
 
     Returns:
-        RGB picture.
+        RGB image.
+
+    Example:
+        >>> from PIL import Image
+        >>> from hf_spectral.visualization import pathways_figure
+        >>> photo, where, what = (Image.new("RGB", (60, 40), color) for color in ("gray", "blue", "red"))
+        >>> pathways_figure(photo, where, what).mode
+        'RGB'
     """
     return figure([list(zip(captions, (image, where, what), strict=True))], tile_width=tile_width)
 
 
 def figure(rows: Sequence[Sequence[tuple[str, Image.Image]]], tile_width: int = 320) -> Image.Image:
-    """Lay pictures out in rows on white, each with a caption below; an empty caption takes no space in a bare row.
+    """Arrange images in rows on a white background, with a caption below each image.
+
+    A row in which all captions are empty takes no space for captions.
 
     Args:
-        rows: Rows of (caption, picture); rows may differ in length and are aligned left.
-        tile_width: Width of each picture in pixels; heights follow.
+        rows: Rows of (caption, image) pairs. Rows may differ in length and are aligned to the left.
+        tile_width: Width of each image in pixels; the aspect ratio is kept.
 
     Returns:
-        RGB picture.
+        RGB image.
 
     Raises:
-        SpectralError: If there is no picture.
+        SpectralError: If there is no image.
+
+    Example:
+        >>> from PIL import Image
+        >>> from hf_spectral.visualization import figure
+        >>> figure([[("left", Image.new("RGB", (60, 40))), ("right", Image.new("RGB", (60, 40)))]]).mode
+        'RGB'
     """
     if not any(len(row) for row in rows):
-        raise SpectralError("rows", expected="at least one picture", got="none", fix="Pass (caption, picture) pairs")
+        raise SpectralError("rows", expected="at least one image", got="none", fix="Pass (caption, image) pairs")
     margin = max(6, tile_width // 24)
     font = ImageFont.load_default(size=max(11, tile_width // 20))
     caption_height = 2 * max(11, tile_width // 20)
@@ -149,7 +180,7 @@ def _fitted(picture: Image.Image, width: int) -> Image.Image:
 
 
 def _boundary(segments: np.ndarray, thickness: float) -> np.ndarray:
-    """Return the opacity of a smooth line along the sides between pixels of different segments."""
+    """Return the opacity of an anti-aliased line between pixels of different segments."""
     edge = np.zeros(segments.shape, dtype=bool)
     edge[:, 1:] |= segments[:, 1:] != segments[:, :-1]
     edge[1:] |= segments[1:] != segments[:-1]

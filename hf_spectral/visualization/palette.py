@@ -1,4 +1,4 @@
-"""Colors that look as far apart as what they stand for, by the perceptual space OKLab."""
+"""Color palettes and color maps, constructed in the perceptually uniform color space OKLab."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ FAINT = (226, 229, 234)
 MUTED = (120, 126, 138)
 _GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
 
-# Negative, zero, positive: the lightness falls evenly to both sides, so that equal magnitudes look equally strong.
+# Negative, zero, positive. The lightness falls evenly on both sides, so that equal magnitudes look equally strong.
 _DIVERGING_STOPS = ("#0a2348", "#1c4e8c", "#4a8fc4", "#a3cbe3", "#f6f3ee", "#f2b892", "#d9694a", "#a32639", "#4d0a2b")
 _SEQUENTIAL_STOPS = ("#f7f8fa", "#cfdcee", "#97b6dc", "#5a86bf", "#2c5697", "#142f63")
 
-# OKLab (Ottosson 2020): cone responses from linear sRGB, then lightness and two opponent axes from their cube roots.
+# OKLab (Ottosson 2020) maps linear sRGB to cone responses, and their cube roots to lightness and two opponent axes.
 _CONES = np.array(
     [[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566],
      [0.0883024619, 0.2817188376, 0.6299787005]]
@@ -29,13 +29,18 @@ _OPPONENTS = np.array(
 
 
 def segment_colors(count: int) -> np.ndarray:
-    """Choose colors that stay apart: hues a golden angle apart, lightness in turns, in the perceptual space OKLCH.
+    """Return distinct colors: in the color space OKLCH, hues a golden angle apart, with alternating lightness.
 
     Args:
-        count: How many, at least 1. Color i does not depend on `count`.
+        count: Number of colors, at least 1. Color i does not depend on `count`.
 
     Returns:
-        uint8 array of shape (count, 3).
+        RGB values, uint8 array of shape (count, 3).
+
+    Example:
+        >>> from hf_spectral.visualization import segment_colors
+        >>> segment_colors(5).shape
+        (5, 3)
     """
     index = np.arange(count)
     hue = 0.45 + _GOLDEN_ANGLE * index
@@ -47,7 +52,7 @@ def segment_colors(count: int) -> np.ndarray:
 
 @functools.cache
 def diverging_table() -> np.ndarray:
-    """Return 256 colors from blue over white to red.
+    """Return the diverging color map: 256 colors from blue over white to red.
 
     Returns:
         uint8 array of shape (256, 3).
@@ -57,7 +62,7 @@ def diverging_table() -> np.ndarray:
 
 @functools.cache
 def sequential_table() -> np.ndarray:
-    """Return 256 colors from nearly white to dark blue, the lightness falling evenly.
+    """Return the sequential color map: 256 colors from nearly white to dark blue, with evenly falling lightness.
 
     Returns:
         uint8 array of shape (256, 3).
@@ -75,13 +80,13 @@ def _table(names: tuple[str, ...]) -> np.ndarray:
 
 
 def bytes_from_oklab(lab: np.ndarray) -> np.ndarray:
-    """Convert colors; those that a screen cannot show are clipped.
+    """Convert OKLab colors to sRGB; colors outside the sRGB gamut are clipped.
 
     Args:
-        lab: Lightness from 0 to 1 and two opponent axes, last dimension 3.
+        lab: Lightness from 0 to 1 and the two opponent axes, in the last dimension of size 3.
 
     Returns:
-        sRGB, uint8, of the same shape.
+        RGB values, uint8 array of the same shape.
     """
     linear = ((lab @ np.linalg.inv(_OPPONENTS).T) ** 3 @ np.linalg.inv(_CONES).T).clip(0, 1)
     encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)

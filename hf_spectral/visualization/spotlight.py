@@ -1,4 +1,4 @@
-"""One token's affinity as light on the photo."""
+"""The affinity of one token, shown as the brightness of the photo."""
 
 from __future__ import annotations
 
@@ -11,28 +11,35 @@ from hf_spectral.errors import SpectralError
 from hf_spectral.visualization.eigenvectors import resized_maps
 from hf_spectral.visualization.palette import BACKGROUND, INK
 
-# What is left of the photo where there is no affinity, and the color it sinks into.
+# Opacity of the photo where there is no affinity, and the color that it fades to.
 _REST, _NIGHT = 0.10, (10, 20, 40)
 
 
 def affinity_spotlight(
     image: Image.Image, affinity: Float[Tensor, "height width"], token: tuple[int, int] | None = None
 ) -> Image.Image:
-    """Light the photo where a token's affinity is strong, and let the rest sink into the dark.
+    """Show the photo bright where the affinity of a token is strong, and dark elsewhere.
 
-    The light is the square root of the affinity, from its 2nd percentile (dark) to its 98th (full), the token itself
-    not counted: to itself it is often related many times as strongly as to any other.
+    The brightness is the square root of the affinity, scaled from its 2nd percentile (dark) to its 98th (full). The
+    percentiles exclude the token itself, whose affinity to itself is often many times larger than to any other token.
 
     Args:
         image: The photo.
-        affinity: Of the token to all tokens.
-        token: Its row and column, marked by a ring; None marks none.
+        affinity: Affinity of the token to all tokens.
+        token: Row and column of the token, which is marked by a ring; None draws no ring.
 
     Returns:
-        RGB picture of the photo's size.
+        RGB image of the photo's size.
 
     Raises:
-        SpectralError: If the token lies outside the map.
+        SpectralError: If `token` is outside the map.
+
+    Example:
+        >>> import torch
+        >>> from PIL import Image
+        >>> from hf_spectral.visualization import affinity_spotlight
+        >>> affinity_spotlight(Image.new("RGB", (60, 40), "white"), torch.rand(4, 6), token=(1, 2)).size
+        (60, 40)
     """
     values = affinity.detach().cpu().double().clamp_min(0).sqrt()
     others = values.flatten()
@@ -55,7 +62,7 @@ def affinity_spotlight(
 
 
 def _ring(picture: Image.Image, center: tuple[float, float]) -> None:
-    """Draw a white ring with a dark rim, smooth: PIL draws no smooth lines, so it is drawn large and reduced."""
+    """Draw a white ring with a dark rim. It is drawn large and reduced, because PIL does not anti-alias lines."""
     radius, oversampling = max(5.0, max(picture.size) / 70), 4
     side = int(2 * radius * 1.5) * oversampling
     mark = Image.new("RGBA", (side, side))
