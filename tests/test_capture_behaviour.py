@@ -1,5 +1,6 @@
 """What a capture promises besides the records: threads, exceptions, nesting, choice of layers, numbers."""
 
+import contextlib
 import copy
 import threading
 
@@ -15,7 +16,15 @@ from hf_spectral.capture.view import LayerView
 from hf_spectral.capture.windows import unwindow
 from hf_spectral.errors import SpectralError, UnsupportedBackboneError
 from hf_spectral.records import AttentionRecord, SkippedLayer
-from tests.tiny_backbones import BACKBONES, Tiny, build_dinov2, build_siglip2_vision, build_vit_mae, naflex_inputs
+from tests.tiny_backbones import (
+    BACKBONES,
+    Tiny,
+    build_clip,
+    build_dinov2,
+    build_siglip2_vision,
+    build_vit_mae,
+    naflex_inputs,
+)
 
 torch.set_num_threads(1)
 DINOV2 = BACKBONES["dinov2"]
@@ -285,6 +294,77 @@ def test_gradients_and_training_mode_are_left_alone():
     assert model.training
     assert model.encoder.layer[0].attention.q_proj.weight.grad is not None
     assert not any(record.query.requires_grad for record in capture)
+
+
+def flags(model):
+    return [module.training for module in model.modules()]
+
+
+def with_dropout():
+    torch.manual_seed(0)
+    model = build_dinov2(drop_path_rate=0.5, hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.3).train()
+    model.encoder.layer[1].eval()  # Each submodule has a flag of its own.
+    return model
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_backbone_is_in_evaluation_mode_while_captured_and_left_as_it_came(fails):
+    model = with_dropout()
+    before, evaluated = flags(model), copy.deepcopy(model).eval()
+    expected = run(evaluated, DINOV2.images())
+    assert not torch.equal(run(model, DINOV2.images()), expected)
+    with contextlib.suppress(LookupError), capture_attention(model):
+        assert torch.equal(run(model, DINOV2.images()), expected)
+        if fails:
+            raise LookupError
+
+    assert flags(model) == before
+    assert not torch.equal(run(model, DINOV2.images()), expected)
+
+
+def test_batch_statistics_stay_as_they_are():
+    model = with_dropout()
+    model.layernorm = nn.Sequential(model.layernorm, nn.BatchNorm1d(49))
+    before = copy.deepcopy(model.layernorm[1].running_mean)
+    with capture_attention(model):
+        run(model, DINOV2.images())
+    assert torch.equal(model.layernorm[1].running_mean, before)
+
+
+def test_modules_around_the_backbone_keep_their_mode():
+    model = Tiny(build_clip, (64, 64), ()).model().train()
+    with capture_attention(model):
+        assert model.text_model.training
+        assert not any(flags(model.vision_model))
+    assert all(flags(model))
+
+
+def test_the_last_of_several_captures_restores_the_mode():
+    model = with_dropout()
+    before, expected = flags(model), run(copy.deepcopy(model).eval(), DINOV2.images())
+    ends, failures = [threading.Event() for _ in range(3)], []
+
+    def work(position, entered):
+        with capture_attention(model):
+            entered.set()
+            ends[position].wait(60)
+            if not torch.equal(run(model, DINOV2.images()), expected):
+                failures.append(position)
+
+    threads = []
+    for position in range(3):
+        entered = threading.Event()
+        threads.append(threading.Thread(target=work, args=(position, entered)))
+        threads[-1].start()
+        entered.wait(60)
+    for position in (0, 2, 1):  # The first to come is not the last to leave.
+        assert not any(flags(model))
+        ends[position].set()
+        threads[position].join()
+
+    assert failures == []
+    assert flags(model) == before
+    assert is_clean(model)
 
 
 def test_offloaded_models_are_captured():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 
@@ -19,9 +18,6 @@ from hf_spectral.records import AttentionRecord, Capture, SkippedLayer
 
 # A host is recognized by the package of the model's classes, so that no host is imported for a model of another one.
 _HOSTS = {"transformers": "hf_spectral.capture.transformers", "diffusers": "hf_spectral.capture.diffusers"}
-
-# torch hands out hook ids without a lock: two threads that register at once could overwrite each other's hook.
-hooks_lock = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,8 +193,9 @@ def capture_attention(
 ) -> Iterator[Capture]:
     """Record query, key and value of every self-attention layer that this thread runs inside the block.
 
-    The outputs of the model do not change, and the model leaves the block exactly as it came, also after an exception.
-    Several threads may capture one model at once; records are made only from calls of the thread that opened the block.
+    The model is in evaluation mode inside the block, so that no dropout changes what is read; apart from that its
+    outputs do not change. It leaves the block exactly as it came, also after an exception or an interrupt. Several
+    threads may capture one model at once; records are made only from calls of the thread that opened the block.
     Query and key are what the layer compares, after rotation and normalization. Relative position biases (BEiT, Swin)
     and masks are no part of them and are left out. Windows are put back on the map; such records are marked `windowed`.
 
@@ -255,6 +252,5 @@ def _as_own_float32(tensor: Tensor) -> Tensor:
     tensor = tensor.detach()
     if tensor.is_inference():
         # Records may enter an autograd graph later, which inference tensors refuse.
-        with torch.inference_mode(False):
-            tensor = tensor.clone()
+        tensor = torch.inference_mode(False)(torch.clone)(tensor)
     return tensor.float()

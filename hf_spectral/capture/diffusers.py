@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from hf_spectral.capture.diffusers_projections import (
     attention_from_projections,
     projected_values,
 )
+from hf_spectral.capture.restoring import entered
 from hf_spectral.capture.sdpa import AttentionTap
 from hf_spectral.capture.watch import Call, Watch, is_compiled
 from hf_spectral.errors import UnsupportedBackboneError
@@ -87,7 +89,7 @@ def recording(model: nn.Module, recorder: Recorder) -> Iterator[None]:
     family = family_of(model)
     assert family is not None  # check_supported has seen to it
     watch = _DenoiserWatch(model, family, _image_layers(model, family), recorder)
-    with watch.hooks(), AttentionTap(watch.see_attention):
+    with watch.hooks(), entered(AttentionTap(watch.see_attention)):
         yield
 
 
@@ -132,13 +134,13 @@ class _DenoiserWatch(Watch[_Layer]):
         """Return the projections and norms that the module has."""
         return (name for name in OBSERVED if isinstance(getattr(layer.module, name, None), nn.Module))
 
-    def further_hooks(self) -> Iterable[Any]:
+    def further_hooks(self) -> Iterable[Callable[[], Any]]:
         """See the maps that a UNet's blocks are given, and the rotations that Lumina 2 computes."""
         for module in self.model.modules():
             if type(module).__name__ == "Transformer2DModel":
-                yield module.register_forward_pre_hook(self.mine(self._see_map), with_kwargs=True)
+                yield functools.partial(module.register_forward_pre_hook, self.mine(self._see_map), with_kwargs=True)
         if (embedder := getattr(self.model, "rope_embedder", None)) is not None:
-            yield embedder.register_forward_hook(self.mine(self._see_rotations))
+            yield functools.partial(embedder.register_forward_hook, self.mine(self._see_rotations))
 
     def read(self, call: Call[_Layer], index: int) -> None:
         """Take the image's tokens out of a layer."""

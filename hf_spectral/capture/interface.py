@@ -15,6 +15,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hf_spectral.capture.base import Attention
+from hf_spectral.capture.restoring import switched, undoing
 from hf_spectral.errors import UnsupportedBackboneError
 
 Observer = Callable[[nn.Module, Attention], None]
@@ -25,17 +26,6 @@ _PREFIX = "spectral_capture_"
 _DELEGATES = ("sdpa", "eager")
 
 _observers = threading.local()
-_lock = threading.Lock()
-_switched: dict[int, _Switch] = {}
-
-
-class _Switch:
-    """A configuration that captures have switched, how many hold it, and what it was before."""
-
-    def __init__(self, config: Any) -> None:
-        self.config = config
-        self.original = config._attn_implementation
-        self.holders = 0
 
 
 def uses_interface(module: nn.Module) -> bool:
@@ -92,31 +82,19 @@ def observing(configs: Iterable[Any], observe: Observer) -> Iterator[None]:
     and the last one to leave restores it; other threads compute the same through the delegate meanwhile.
 
     Args:
-        configs: Configurations that the attention layers read.
+        configs: Configurations that the attention layers read, each once.
         observe: Receives the module and what it attends with, before the attention is computed.
 
     Yields:
         Nothing.
     """
-    held = list({id(config): config for config in configs}.values())
-    with _lock:
-        for config in held:
-            switch = _switched.setdefault(id(config), _Switch(config))
-            switch.holders += 1
-            # set_attn_implementation would also switch other towers, and nothing public restores nested values exactly.
-            config._attn_implementation_internal = _PREFIX + switch.original
-    _observers.stack = [*_current_observers(), observe]
-    try:
+    # set_attn_implementation would also switch other towers, and nothing public restores nested values exactly.
+    with (
+        switched(configs, "_attn_implementation_internal", lambda original: _PREFIX + original),
+        undoing(lambda: setattr(_observers, "stack", [one for one in _current_observers() if one is not observe])),
+    ):
+        _observers.stack = [*_current_observers(), observe]
         yield
-    finally:
-        _observers.stack = [other for other in _current_observers() if other is not observe]
-        with _lock:
-            for config in held:
-                switch = _switched[id(config)]
-                switch.holders -= 1
-                if not switch.holders:
-                    config._attn_implementation_internal = switch.original
-                    del _switched[id(config)]
 
 
 def _current_observers() -> list[Observer]:

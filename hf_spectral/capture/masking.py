@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_spectral.capture.base import hooks_lock
+from hf_spectral.capture.restoring import entered, lock, switched, undoing
 from hf_spectral.capture.view import as_pair
 
 
@@ -55,20 +55,16 @@ def unmasked(tower: nn.Module) -> Iterator[None]:
         return
     embeddings: Any = tower.embeddings
     thread = threading.get_ident()
-    with hooks_lock:
-        if not isinstance(embeddings.config, _UnmaskedConfig):
-            embeddings.config = _UnmaskedConfig(embeddings.config)
-        config: _UnmaskedConfig = embeddings.config
-        config.threads.add(thread)
-        handle = embeddings.register_forward_pre_hook(_ordered_noise(thread), with_kwargs=True)
-    try:
+    handles: list[Any] = []
+    with (
+        switched([embeddings], "config", _UnmaskedConfig),
+        undoing(lambda: embeddings.config.threads.discard(thread)),
+        undoing(lambda: [handle.remove() for handle in handles]),
+    ):
+        embeddings.config.threads.add(thread)
+        with entered(lock):
+            handles.append(embeddings.register_forward_pre_hook(_ordered_noise(thread), with_kwargs=True))
         yield
-    finally:
-        with hooks_lock:
-            handle.remove()
-            config.threads.discard(thread)
-            if not config.threads:
-                embeddings.config = config.original
 
 
 def _ordered_noise(thread: int) -> Any:

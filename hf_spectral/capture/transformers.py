@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -17,6 +17,7 @@ from torch import nn
 from hf_spectral.capture import interface, layouts
 from hf_spectral.capture.base import Attention, Recorder
 from hf_spectral.capture.masking import unmasked
+from hf_spectral.capture.restoring import entered
 from hf_spectral.capture.sdpa import AttentionTap
 from hf_spectral.capture.towers import AttentionLayer, attention_layers, interface_configs, vision_tower
 from hf_spectral.capture.view import LayerSkipped, LayerView
@@ -71,12 +72,13 @@ def recording(model: nn.Module, recorder: Recorder) -> Iterator[None]:
     tower = vision_tower(model)
     layers = attention_layers(model, tower)
     watch = _TowerWatch(tower, layers, recorder)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(watch.hooks())
-        stack.enter_context(interface.observing(interface_configs(layers), watch.see_interface))
-        stack.enter_context(unmasked(tower))
-        if not all(layer.through_interface for layer in layers):
-            stack.enter_context(AttentionTap(watch.see_attention))
+    needs_tap = not all(layer.through_interface for layer in layers)
+    with (
+        watch.hooks(),
+        interface.observing(interface_configs(layers), watch.see_interface),
+        unmasked(tower),
+        entered(AttentionTap(watch.see_attention)) if needs_tap else contextlib.nullcontext(),
+    ):
         yield
 
 
@@ -90,7 +92,7 @@ class _TowerWatch(Watch[AttentionLayer]):
         """Return the projections, of layers that the interface does not show."""
         return () if layer.through_interface else layer.projections
 
-    def further_hooks(self) -> Iterable[Any]:
+    def further_hooks(self) -> Iterable[Callable[[], Any]]:
         """Need none."""
         return ()
 

@@ -13,7 +13,8 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
-from hf_spectral.capture.base import Attention, Recorder, hooks_lock
+from hf_spectral.capture.base import Attention, Recorder
+from hf_spectral.capture.restoring import entered, evaluation_mode, lock, undoing
 from hf_spectral.capture.view import LayerSkipped
 from hf_spectral.errors import SpectralError
 
@@ -81,8 +82,8 @@ class Watch(abc.ABC, Generic[AnyLayer]):
         """Return the names of a layer's submodules whose outputs are to be noted."""
 
     @abc.abstractmethod
-    def further_hooks(self) -> Iterable[Any]:
-        """Install what else the host needs to see, inside `mine`, and give the handles."""
+    def further_hooks(self) -> Iterable[Callable[[], Any]]:
+        """Return what installs further hooks that the host needs, inside `mine`; each call returns a handle."""
 
     @abc.abstractmethod
     def read(self, call: Call[AnyLayer], index: int) -> None:
@@ -98,7 +99,7 @@ class Watch(abc.ABC, Generic[AnyLayer]):
 
     @contextlib.contextmanager
     def hooks(self) -> Iterator[None]:
-        """Watch for the length of the block.
+        """Watch for the length of the block, the model being in evaluation mode.
 
         Yields:
             Nothing.
@@ -115,15 +116,17 @@ class Watch(abc.ABC, Generic[AnyLayer]):
                 fix="Use the records of the outer block, or leave it first",
             )
         self.recorder.expect(len(self.layers))
-        _captured.models = [*models, self.model]
-        try:
-            with contextlib.ExitStack() as handles:
-                with hooks_lock:
-                    for handle in self._installed():
-                        handles.callback(handle.remove)
-                yield
-        finally:
-            _captured.models = models
+        handles: list[Any] = []
+        with (
+            undoing(functools.partial(setattr, _captured, "models", models)),
+            undoing(lambda: [handle.remove() for handle in handles]),
+            evaluation_mode(self.model),
+        ):
+            _captured.models = [*models, self.model]
+            with entered(lock):
+                for install in self._hooks():
+                    handles.append(install())
+            yield
 
     def see_attention(self, attention: Attention, module: nn.Module | None = None) -> None:
         """Note the first attention of the layer that runs; further ones (image prompts) are no self-attention.
@@ -153,17 +156,18 @@ class Watch(abc.ABC, Generic[AnyLayer]):
 
         return _called
 
-    def _installed(self) -> Iterator[Any]:
-        yield self.model.register_forward_pre_hook(self.mine(self._start_forward), with_kwargs=True)
-        yield self.model.register_forward_hook(self.mine(self._end_forward))
+    def _hooks(self) -> Iterator[Callable[[], Any]]:
+        start_forward = self.mine(self._start_forward)
+        yield functools.partial(self.model.register_forward_pre_hook, start_forward, with_kwargs=True)
+        yield functools.partial(self.model.register_forward_hook, self.mine(self._end_forward))
         yield from self.further_hooks()
         for layer in self.layers:
-            start, end = (functools.partial(hook, layer) for hook in (self._start_layer, self._end_layer))
-            yield layer.module.register_forward_pre_hook(self.mine(start), with_kwargs=True)
-            yield layer.module.register_forward_hook(self.mine(end), always_call=True)
+            start, end = (self.mine(functools.partial(hook, layer)) for hook in (self._start_layer, self._end_layer))
+            yield functools.partial(layer.module.register_forward_pre_hook, start, with_kwargs=True)
+            yield functools.partial(layer.module.register_forward_hook, end, always_call=True)
             for name in self.children(layer):
-                see = functools.partial(self._see_child, layer, name)
-                yield layer.module.get_submodule(name).register_forward_hook(self.mine(see))
+                see = self.mine(functools.partial(self._see_child, layer, name))
+                yield functools.partial(layer.module.get_submodule(name).register_forward_hook, see)
 
     def _start_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._calls.clear()

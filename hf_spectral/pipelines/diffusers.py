@@ -12,6 +12,7 @@ import torch
 
 from hf_spectral.capture import capture_attention, check_supported
 from hf_spectral.capture.diffusers_layouts import FAMILIES
+from hf_spectral.capture.restoring import undoing
 from hf_spectral.config import Pathway, defaults_hold, require_positive_int, require_seed
 from hf_spectral.errors import SpectralError
 from hf_spectral.graph import ProblemBuilder
@@ -203,13 +204,13 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
             return []
         reading = self._reading_at(timesteps, prompt, seed)
         outputs = []
-        for source, own in zip(images, given, strict=True):
-            prepared = self.preprocess(source, resolution)
-            builders = [ProblemBuilder(config) for config in configs]
-            self._record([prepared], [own], reading, _all_of(builders), configs[0].layers, num_noise_samples, True)
-            results = [solve(builder.build(), solver) for builder in builders]
-            outputs.append(outputs_of(results, prepared, reading.timesteps, num_segments, return_dict))
-        self.maybe_free_model_hooks()
+        with undoing(self.maybe_free_model_hooks):
+            for source, own in zip(images, given, strict=True):
+                prepared = self.preprocess(source, resolution)
+                builders = [ProblemBuilder(config) for config in configs]
+                self._record([prepared], [own], reading, _all_of(builders), configs[0].layers, num_noise_samples, True)
+                results = [solve(builder.build(), solver) for builder in builders]
+                outputs.append(outputs_of(results, prepared, reading.timesteps, num_segments, return_dict))
         return outputs if is_many else outputs[0]
 
     def at(

@@ -15,6 +15,7 @@ import diffusers
 import torch
 from torch import Tensor
 
+from hf_spectral.capture.restoring import evaluation_mode
 from hf_spectral.errors import SpectralError
 
 _GUIDANCE = 3.5  # What guidance-distilled Flux models are run with by default.
@@ -171,7 +172,8 @@ def encode_prompt(
     if not reader.host_arguments:
         others["transformer"] = denoiser
     host = getattr(diffusers, reader.host)(**loaded, **others, **reader.host_arguments)
-    return reader.encode(host, prompt, device)
+    with evaluation_mode(*(one for one in loaded.values() if isinstance(one, torch.nn.Module))):
+        return reader.encode(host, prompt, device)
 
 
 def forward_arguments(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from hf_spectral.capture.diffusers_layouts import FAMILIES
+from hf_spectral.capture.restoring import evaluation_mode, undoing
 from hf_spectral.config import Pathway
 from hf_spectral.errors import SpectralError, UnsupportedBackboneError
 from hf_spectral.pipelines.diffusers_noise import is_flow
@@ -214,13 +216,11 @@ def _max_latents(config: Any) -> int | None:
 def _encoded(vae: Any, pixels: Tensor) -> Tensor:
     dtype = vae.dtype
     upcast = dtype == torch.float16 and bool(vae.config.get("force_upcast"))
-    try:
-        if upcast:  # Float16 and back is exact, so that the VAE is left as it came.
+    # Float16 and back is exact, so that the VAE is left as it came.
+    with undoing(functools.partial(vae.to, dtype)) if upcast else contextlib.nullcontext(), evaluation_mode(vae):
+        if upcast:
             vae.to(torch.float32)
         encoded = vae.encode(pixels.to(vae.dtype))
-    finally:
-        if upcast:
-            vae.to(dtype)
     return (encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent).float()
 
 
