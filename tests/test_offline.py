@@ -1,6 +1,9 @@
 """The converted default backbone against the ONNX graph that it comes from."""
 
+import http.server
 import importlib.resources
+import socket
+import threading
 
 import numpy as np
 import onnx
@@ -52,6 +55,61 @@ def test_interrupted_conversion_leaves_nothing(monkeypatch, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         offline.offline_backbone()
     assert list((tmp_path / "hf_spectral").iterdir()) == []
+
+
+class Answering(http.server.BaseHTTPRequestHandler):
+    """A Hub that gives every file the same status."""
+
+    def do_HEAD(self):
+        self.server.asked.append(self.path)
+        self.send_response(self.server.status)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answering)
+    server.asked, server.status = [], 200
+    address = f"http://127.0.0.1:{server.server_address[1]}"
+    monkeypatch.setattr(offline, "hf_hub_url", lambda repository, name: f"{address}/{repository}/resolve/main/{name}")
+    monkeypatch.setattr(offline, "try_to_load_from_cache", lambda *_: None)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(("status", "serves"), [(200, True), (302, True), (401, False), (404, False), (503, False)])
+def test_the_hub_is_asked_for_the_weights(hub, status, serves):
+    hub.status = status
+    assert offline._hub_serves("user/name") is serves
+    assert hub.asked == ["/user/name/resolve/main/model.safetensors"]
+
+
+def test_offline_mode_asks_nobody(hub, monkeypatch):
+    monkeypatch.setattr(offline.constants, "HF_HUB_OFFLINE", True)
+    assert not offline._hub_serves("user/name")
+    assert hub.asked == []
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_a_hub_that_does_not_answer_does_not_serve(hub, monkeypatch, listens):
+    monkeypatch.setattr(offline, "_ENDPOINT_TIMEOUT_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        if not listens:
+            silent.close()
+        monkeypatch.setattr(offline, "hf_hub_url", lambda *_: f"http://127.0.0.1:{port}/x")
+        assert not offline._hub_serves("user/name")
+
+
+def test_a_cached_copy_serves_without_a_request(hub, monkeypatch):
+    monkeypatch.setattr(offline, "try_to_load_from_cache", lambda *_: "/cache/model.safetensors")
+    assert offline._hub_serves("user/name")
+    assert hub.asked == []
 
 
 def test_without_hub_and_extra_the_message_names_the_pip_line(monkeypatch):

