@@ -103,7 +103,8 @@ def diffusion(family):
     pipe.set_progress_bar_config(disable=True)
 
     def run():
-        return pipe(photo(), timesteps=[50], layers=[-1], num_eigenvectors=2, num_segments=None, resolution=32).eigenvectors
+        settings = {"timesteps": [50], "layers": [-1], "num_eigenvectors": 2, "num_segments": None, "resolution": 32}
+        return pipe(photo(), **settings).eigenvectors
 
     return {name: one for name, one in host.components.items() if isinstance(one, torch.nn.Module)}, run
 
