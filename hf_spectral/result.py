@@ -27,10 +27,31 @@ _FORMAT = "hf_spectral.SpectralResult/1"
 
 
 class SolveStatus(str, enum.Enum):
-    """How a solver ended."""
+    """How a solver ended, and whether anybody checked.
+
+    `CONVERGED`: every residual was computed and lies within the solver's tolerance. `MAX_STEPS`: the solver stopped
+    before that. `NOT_CHECKED`: there is no tolerance to compare with, as for gradient descent and for what a basis
+    gives on an image.
+    """
 
     CONVERGED = "converged"
     MAX_STEPS = "max_steps"
+    NOT_CHECKED = "not_checked"
+
+    @classmethod
+    def of(cls, residuals: Float[Tensor, " eigenvectors"], tolerance: float | None) -> SolveStatus:
+        """Compare residuals with a tolerance.
+
+        Args:
+            residuals: Norms, at least 0; NaN is not within any tolerance.
+            tolerance: Largest norm allowed; None if the solver has no such bound.
+
+        Returns:
+            The status.
+        """
+        if tolerance is None:
+            return cls.NOT_CHECKED
+        return cls.CONVERGED if bool((residuals <= tolerance).all()) else cls.MAX_STEPS
 
     @property
     def remedy(self) -> str:
@@ -41,8 +62,12 @@ class SolveStatus(str, enum.Enum):
 _REMEDIES = {
     SolveStatus.CONVERGED: "The residuals are within the tolerance; nothing is to be done.",
     SolveStatus.MAX_STEPS: (
-        "The solver used up its steps before the residuals fell below the tolerance: raise `max_steps` or `tolerance`, "
-        "or ask for fewer eigenvectors."
+        "The solver stopped before the residuals fell below the tolerance: raise `max_steps` or `tolerance` (float32 "
+        "reaches about 1e-6), or ask for fewer eigenvectors."
+    ),
+    SolveStatus.NOT_CHECKED: (
+        "No residual was compared with a tolerance: read `residuals`, which say how far each vector is from an "
+        "eigenvector, or solve by `EigenSolver`, which checks them."
     ),
 }
 
@@ -55,7 +80,7 @@ class SpectralResult:
         eigenvalues: Of the normalized Laplacian, ascending, the trivial one at index 0.
         eigenvectors: One map an eigenvector, of unit norm; the entry of largest magnitude is positive.
         residuals: ||A x - (1 - lambda) B x|| of each eigenvector.
-        status: How the solver ended.
+        status: Whether the residuals were checked, and met the tolerance.
         steps: Steps the solver took.
         grid: The map the eigenvectors lie on.
         layers: Names of the layers that took part.

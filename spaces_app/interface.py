@@ -122,6 +122,7 @@ class Demo:
             one = next(iter(found.values()))
             status = (
                 f"{one['grid'][0]} by {one['grid'][1]} patches · {len(one['layers'])} layers · "
+                f"{one['status'].replace('_', ' ')} · "
                 f"{time.perf_counter() - start:.1f} s"
             )
             values: list[Any] = [gr.update(visible=True), gr.update(visible=False), status, settings, image]

@@ -19,7 +19,7 @@ from hf_spectral.metrics import what_score
 from hf_spectral.operators import DenseOperator, IdentityOperator
 from hf_spectral.result import SolveStatus, SpectralResult
 from hf_spectral.segmentation import instances, segment, semantic_segmentation
-from hf_spectral.solvers import EigenSolver, GradientSolver, solve
+from hf_spectral.solvers import DatasetGradientSolver, EigenSolver, GradientSolver, solve
 from tests.synthetic import AFFINITIES, planted_record, random_record, three_blobs
 
 KRYLOV = EigenSolver(dense_below=0)  # For 60 nodes and more; below, the basis would span everything.
@@ -244,6 +244,55 @@ def test_not_converged_raises_with_a_remedy_or_returns_its_status():
     result = solve(problem, short, require_convergence=False)
     assert result.status is SolveStatus.MAX_STEPS
     assert result.residuals.max() > short.tolerance
+
+
+@pytest.mark.parametrize("dense_below", [0, 10_000], ids=["krylov", "dense"])
+def test_a_status_says_what_the_residuals_are(dense_below):
+    problem = build_problem([random_record(9, 10)], SpectralConfig(num_eigenvectors=4))
+    solver = EigenSolver(dense_below=dense_below)
+    result = solve(problem, solver)
+    vectors = result.eigenvectors.flatten(1).T.double()
+    residuals = problem.affinity.to_dense().double() @ vectors - vectors * (1 - result.eigenvalues)
+    torch.testing.assert_close(result.residuals.double(), residuals.norm(dim=0), atol=1e-6, rtol=0)
+    assert result.status is SolveStatus.CONVERGED
+    assert result.residuals.max() <= solver.tolerance
+    # No vector in float32 is as exact as that, however it was found.
+    strict = EigenSolver(tolerance=1e-12, dense_below=dense_below, max_steps=20)
+    with pytest.raises(NotConvergedError, match="`tolerance`.*float32"):
+        solve(problem, strict)
+    assert solve(problem, strict, require_convergence=False).status is SolveStatus.MAX_STEPS
+
+
+class _Wrong(EigenSolver):
+    """Finds something, and promises the tolerance all the same."""
+
+    def find(self, problem, num_eigenvectors, seed):
+        solution = super().find(problem, num_eigenvectors, seed)
+        return dataclasses.replace(solution, vectors=solution.vectors.roll(3, 0))
+
+
+def test_what_a_solver_promises_is_checked():
+    problem = build_problem([random_record()], SpectralConfig(num_eigenvectors=3))
+    with pytest.raises(NotConvergedError, match="_Wrong stopped"):
+        solve(problem, _Wrong())
+
+
+def test_what_nobody_checked_is_not_called_converged(tmp_path):
+    records = [random_record(index=index) for index in range(2)]
+    config = SpectralConfig(num_eigenvectors=3)
+    gradient = solve(build_problem(records, config), GradientSolver(max_steps=2, hidden_channels=8))
+    assert gradient.residuals.max() > 0.01
+    room = BasisAccumulator(SpectralConfig("what", "cosine"))
+    room.add_sums(records)
+    room.add_gram(records)
+    projected = room.solve(3).project(records)
+    (table,) = DatasetGradientSolver(rounds=1, channels=8).fit(
+        [records], SpectralConfig("what", "knn", num_eigenvectors=3)
+    )
+    for result in (gradient, projected, table):
+        assert result.status is SolveStatus.NOT_CHECKED
+        assert "No residual was compared" in result.status.remedy
+        assert SpectralResult.load(result.save(tmp_path / "result.safetensors")).status is SolveStatus.NOT_CHECKED
 
 
 def test_a_batch_is_not_one_image():

@@ -98,7 +98,8 @@ class SpectralBasis:
 
         Returns:
             Maps on the image's common grid, scaled as over the dataset: together over all its images, without
-            diffusion, they are unit vectors.
+            diffusion, they are unit vectors. The residuals are those of the dataset; what an extension to one image is
+            worth no residual tells, so that the status is `NOT_CHECKED`.
 
         Raises:
             SpectralError: If a layer is missing or of another width, or the records hold several images.
@@ -290,7 +291,7 @@ class Projector:
             eigenvalues=basis.eigenvalues,
             eigenvectors=grid.to_map(vectors.float()).cpu(),
             residuals=basis.residuals,
-            status=SolveStatus.CONVERGED,
+            status=SolveStatus.NOT_CHECKED,
             steps=0,
             grid=grid,
             layers=tuple(layer.name for layer in basis.layers),

@@ -212,6 +212,7 @@ def _write_pathway(image: Image.Image, found: dict[str, Any], folder: Path, pref
         "num_segments": len(found["segments"]) if "segments" in found else None,
         "eigenvalues": [round(value, 6) for value in found["eigenvalues"].tolist()],
         "largest_residual": float(found["residuals"].max()),
+        "status": found["status"],
     }
 
 

@@ -128,6 +128,7 @@ def result_context(
         "num_eigenvectors": len(result.eigenvalues),
         "eigenvalues": _rounded(result.eigenvalues),
         "largest_residual": float(f"{float(result.residuals.max()):.1e}"),
+        "status": f"{result.status.value}: {result.status.remedy}",
         "settings": json.dumps(settings, indent=2, sort_keys=True),
         **_of_details(details, details.base_model),
     }

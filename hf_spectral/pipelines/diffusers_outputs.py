@@ -31,6 +31,7 @@ class SpectralDiffusionOutput(BaseOutput):
         segmentation: PIL image of the picture's size, mode "L" ("I;16" beyond 256 segments), value = segment; None if
             none was asked for.
         segments: List of {"label", "score" (0 to 1), "mask" (PIL image, 0 or 255)}, or None.
+        status: "converged", "max_steps" or "not_checked", see `SolveStatus`.
     """
 
     eigenvectors: Tensor
@@ -43,6 +44,7 @@ class SpectralDiffusionOutput(BaseOutput):
     result: SpectralResult
     segmentation: Image.Image | None = None
     segments: list[dict[str, Any]] | None = None
+    status: str | None = None
 
 
 def outputs_of(

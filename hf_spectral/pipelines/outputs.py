@@ -34,6 +34,7 @@ def image_output(
         "eigenvectors": result.eigenvectors,
         "eigenvalues": result.eigenvalues,
         "residuals": result.residuals,
+        "status": result.status.value,
         "grid": (result.grid.height, result.grid.width),
         "layers": result.layers,
         "result": result,

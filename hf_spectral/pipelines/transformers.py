@@ -110,7 +110,7 @@ class SpectralPathwaysPipeline(Pipeline):
             - `segmentation`: PIL image of the picture's size, mode "L" ("I;16" beyond 256 segments), value = segment
             - `segments`: list of {"label", "score", "mask"}; `instances`: the same, if asked for
             - `grid`: (height, width) of the token grid; `layers`: names; `residuals`: float32 tensor, with a basis
-              those of its dataset
+              those of its dataset; `status`: "converged", or "not_checked" where there is no tolerance (`SolveStatus`)
             - `result`: the `SpectralResult`, which can be saved
 
             With `pathway="both"` such a dict for each of "where" and "what".

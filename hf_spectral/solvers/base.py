@@ -22,17 +22,20 @@ class Solution:
         values: Rayleigh quotients 1 - lambda, descending.
         vectors: One vector a column.
         steps: Steps taken.
-        converged: Whether the solver met its own tolerance.
     """
 
     values: Float[Tensor, eigenvectors]
     vectors: Float[Tensor, "nodes eigenvectors"]
     steps: int
-    converged: bool
 
 
 class Solver(abc.ABC):
-    """Finds the leading eigenvectors of a joint problem."""
+    """Finds the leading eigenvectors of a joint problem.
+
+    A solver that promises small residuals states the bound as its `tolerance`, which `solve` checks.
+    """
+
+    tolerance: float | None = None
 
     @abc.abstractmethod
     def find(self, problem: JointProblem, num_eigenvectors: int, seed: int) -> Solution:
@@ -55,7 +58,8 @@ def solve(problem: JointProblem, solver: Solver | None = None, *, require_conver
     Args:
         problem: What to solve.
         solver: How; None takes `EigenSolver()`.
-        require_convergence: Raise where the solver stopped early; False returns what it has, with its status.
+        require_convergence: Raise where a residual exceeds the solver's tolerance; False returns what there is, with
+            its status. A solver without a tolerance is not refused: the status is then `NOT_CHECKED`.
 
     Returns:
         Eigenvalues, eigenvectors and residuals, on the CPU. The sign of an eigenvector makes its entry of largest
@@ -63,7 +67,7 @@ def solve(problem: JointProblem, solver: Solver | None = None, *, require_conver
 
     Raises:
         SpectralError: If more eigenvectors are asked for than there are nodes.
-        NotConvergedError: If the solver stopped early and `require_convergence` holds.
+        NotConvergedError: If a residual exceeds the solver's tolerance and `require_convergence` holds.
     """
     if solver is None:
         from hf_spectral.solvers.eigen import EigenSolver
@@ -81,8 +85,8 @@ def solve(problem: JointProblem, solver: Solver | None = None, *, require_conver
     solution = solver.find(problem, count, problem.config.seed)
     vectors = fix_signs(torch.nn.functional.normalize(solution.vectors, dim=0))
     residuals = residual_norms(problem, solution.values, vectors)
-    status = SolveStatus.CONVERGED if solution.converged else SolveStatus.MAX_STEPS
-    if require_convergence and not solution.converged:
+    status = SolveStatus.of(residuals, solver.tolerance)
+    if require_convergence and status is SolveStatus.MAX_STEPS:
         raise NotConvergedError(
             f"{type(solver).__name__} stopped after {solution.steps} steps with a residual of {residuals.max():.1e}. "
             f"{status.remedy}"

@@ -87,7 +87,8 @@ class DatasetGradientSolver:
         Returns:
             One result an image, on its finest grid and on the CPU. Eigenvectors are in the order of their singular
             values (`solver["singular_values"]`), orthonormal over all images together; an eigenvalue is 1 minus the
-            Rayleigh quotient over the batches of one last round, so that eigenvalues ascend only roughly.
+            Rayleigh quotient over the batches of one last round, so that eigenvalues ascend only roughly. The steps are
+            the stopping rule: the status is `NOT_CHECKED`.
 
         Raises:
             SpectralError: If there are no images, their layers differ, or a setting cannot serve.
@@ -131,7 +132,7 @@ class DatasetGradientSolver:
                 eigenvalues=(1 - quotients).float().cpu(),
                 eigenvectors=one.cpu(),
                 residuals=residuals.float().cpu(),
-                status=SolveStatus.CONVERGED,
+                status=SolveStatus.NOT_CHECKED,
                 steps=self.rounds * batches.per_round * self.steps_per_batch,
                 grid=grid,
                 layers=tuple(record.name for record in used),

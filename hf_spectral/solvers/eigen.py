@@ -18,6 +18,8 @@ from hf_spectral.solvers.base import Solution, Solver
 _DEPENDENT = 1e-10
 # Vectors sought beyond those wanted, so that the gap that sets the pace lies beyond the last eigenvalue wanted.
 _GUARDS = 8
+# Share of the tolerance that the recurrence is held to: the rest is for the rounding of the products it keeps.
+_OWN_SHARE = 0.9
 # A restart keeps twice the vectors sought, a quarter of the basis: where eigenvalues crowd, as those of a single
 # layer's `what` do near 0, that took a fifth to three fifths of the steps of a restart and basis of 1 and 6 times.
 _KEPT = 2
@@ -34,7 +36,8 @@ class EigenSolver(Solver):
     method, which also covers B, Knyazev 2001, SIAM J. Sci. Comput. 23). Memory: two blocks of `basis_size` vectors.
 
     Args:
-        tolerance: Bound on the residual ||A x - mu B x|| of unit vectors; mu lies in [-1, 1].
+        tolerance: Bound on the residual ||A x - mu B x|| of unit vectors, checked by `solve` also where the problem was
+            solved densely; mu lies in [-1, 1].
         max_steps: Rayleigh-Ritz steps at most, two block multiplications each.
         dense_below: Problems of fewer nodes are solved densely.
         basis_size: Vectors of the basis before a restart; None takes 8 for each eigenvector sought.
@@ -79,15 +82,15 @@ class EigenSolver(Solver):
             values, coefficients = ritz_values[:kept], ritz_coefficients[:, :kept]
             residuals = basis.residuals(values, coefficients)
             norms = residuals.norm(dim=0)
-            is_open = norms > self.tolerance
+            is_open = norms > _OWN_SHARE * self.tolerance
             if not is_open[:wanted].any():
-                return Solution(values[:wanted], basis.combine(coefficients[:, :wanted]), step, converged=True)
+                return Solution(values[:wanted], basis.combine(coefficients[:, :wanted]), step)
             if basis.size + 2 * int(is_open.sum()) > capacity:
                 basis.restart(ritz_values, ritz_coefficients)
             basis.extend(residuals[:, is_open] / norms[is_open])
             basis.extend(basis.last_products())  # A Krylov step: cheaper than the next Rayleigh-Ritz step.
         values, coefficients = basis.rayleigh_ritz(wanted)
-        return Solution(values, basis.combine(coefficients), self.max_steps, converged=False)
+        return Solution(values, basis.combine(coefficients), self.max_steps)
 
 
 class _Basis:
@@ -174,5 +177,4 @@ def _solve_dense(problem: JointProblem, num_eigenvectors: int) -> Solution:
         torch.from_numpy(values[::-1].copy()).float().to(device),
         torch.from_numpy(vectors[:, ::-1].copy()).float().to(device),
         steps=1,
-        converged=True,
     )

@@ -59,7 +59,8 @@ class GradientSolver(Solver):
             seed: Seed of the network and its input.
 
         Returns:
-            Ritz vectors of the span found. There is no test of convergence: the steps are the stopping rule.
+            Ritz vectors of the span found. The steps are the stopping rule and no tolerance is promised: the status of
+            the result is `NOT_CHECKED`.
         """
         device = problem.affinity.device
         network = _seeded_network(self.hidden_channels, num_eigenvectors, problem.grid.height, problem.grid.width, seed)
@@ -74,7 +75,7 @@ class GradientSolver(Solver):
                     optimizer.zero_grad()
                 bar.update()
         values, vectors = _rayleigh_ritz(problem, network().detach())
-        return Solution(values, vectors, self.max_steps, converged=True)
+        return Solution(values, vectors, self.max_steps)
 
     def _objective(self, problem: JointProblem, vectors: Float[Tensor, "nodes eigenvectors"]) -> Float[Tensor, ""]:
         quotients = (vectors * SymmetricProduct.apply(vectors, problem.affinity)).sum(dim=0)
