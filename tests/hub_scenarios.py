@@ -6,6 +6,7 @@ Nothing here may reach beyond this machine: an audit hook sees every connection 
 import base64
 import contextlib
 import dataclasses
+import doctest
 import getpass
 import io
 import json
@@ -299,6 +300,24 @@ def test_branches_pull_requests_and_private_repositories(basis, rows):
     assert refs["refs/pr/1"] == proposed.oid
     name = "tiny-dinov2-what"
     same_rows(datasets.load_dataset("alice/more", name, split="train", revision="refs/pr/1"), rows)
+
+
+def test_examples_of_docstrings_run(pipe, table, app, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hf_spectral.hub.space._installed_app", lambda: contextlib.nullcontext(app))
+    (tmp_path / "photos").mkdir()
+    for number, row in enumerate(table):
+        row["image"].save(tmp_path / "photos" / f"{number}.png")
+    scope = {"pipe": pipe.__class__(model=pipe.model, image_processor=pipe.image_processor, num_eigenvectors=4)}
+    for call in (push_to_hub, push_space, CardDetails):
+        examples = doctest.DocTestParser().get_examples(call.__doc__)
+        assert examples
+        for example in examples:
+            exec(example.source.replace('"user/', '"alice/example-'), scope)
+    assert "basis.safetensors" in on_the_hub("model", "alice/example-name")["files"]
+    assert (
+        json.loads(on_the_hub("space", "alice/example-space")["files"]["space.json"])["basis"] == "alice/example-name"
+    )
 
 
 # --------------------------------------------------------------------------------------------- what goes wrong

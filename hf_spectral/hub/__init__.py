@@ -1,4 +1,4 @@
-"""To the Hub with one call: a basis, an analyzed dataset, a result, and a Space that shows them."""
+"""Publishing to the Hugging Face Hub: bases, analyzed datasets, results, and a Space that shows them."""
 
 from hf_spectral.hub.cards import CardDetails
 from hf_spectral.hub.publishing import push_to_hub

@@ -1,10 +1,9 @@
-"""Cards: what is said about a thing, as JSON values, and the templates that say it."""
+"""Model and dataset cards: the values that a card shows, and the templates that are filled with them."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.resources
 import json
 import re
 from collections.abc import Sequence
@@ -22,23 +21,27 @@ if TYPE_CHECKING:
 
 LIBRARY = "hf-spectral"
 TAGS = ("interpretability", "segmentation", "spectral-clustering")
-#: The task of the Hub that comes nearest: a model that turns pictures into features.
+#: The closest task of the Hub: a model that computes features of images.
 PIPELINE_TAG = "image-feature-extraction"
 _SHOWN_EIGENVALUES = 12
 
 
 @dataclasses.dataclass(frozen=True)
 class CardDetails:
-    """What a card says that the thing itself does not know.
+    """Additional information for a card that the pushed object does not contain.
 
     Args:
-        summary: Sentences about the pictures, in Markdown: which they are, where they come from.
-        dataset: Id of the dataset on the Hub that the pictures come from.
-        base_model: Id of the backbone on the Hub; None takes the one that the basis names, if it names a repository.
-        license: Of what is pushed, as the Hub spells it; None states none.
-        report: Scores of every layer, for the table and the chart.
-        examples: Photos with their results, `pipe(photo, basis=basis)["result"]`: the first is shown to everybody who
-            can see the repository.
+        summary: Description of the images and of their origin, in Markdown.
+        dataset: Id of the dataset on the Hub that contains the images.
+        base_model: Id of the backbone on the Hub; None takes the backbone of the basis, if that is a repository id.
+        license: License identifier of the Hub for the pushed files; None states no license.
+        report: Scores of all layers, shown as a table and as a chart.
+        examples: Photos with their results, `pipe(photo, basis=basis)["result"]`. The card shows the first one, visible
+            to everyone with access to the repository.
+
+    Example:
+        >>> from hf_spectral import CardDetails
+        >>> details = CardDetails(summary="Photos of birds, taken in our garden.", license="cc-by-4.0")
     """
 
     summary: str | None = None
@@ -50,13 +53,13 @@ class CardDetails:
 
 
 def basis_context(basis: SpectralBasis, repo_id: str, details: CardDetails, pictures: Sequence[str]) -> dict[str, Any]:
-    """Gather what the card of a basis says.
+    """Return the values that the card of a basis shows.
 
     Args:
         basis: The basis.
-        repo_id: Where it will be.
-        details: From the user.
-        pictures: Paths of the pictures in the repository.
+        repo_id: Id of its repository.
+        details: Additional information from the user.
+        pictures: Paths of the images in the repository.
 
     Returns:
         JSON values by name.
@@ -80,15 +83,15 @@ def rows_context(
     name: str,
     pictures: Sequence[str],
 ) -> dict[str, Any]:
-    """Gather what the card of an analyzed dataset says.
+    """Return the values that the card of an analyzed dataset shows.
 
     Args:
-        rows: What `transform` returned.
-        basis: That made them.
-        repo_id: Where they will be.
-        details: From the user.
-        name: Of the configuration.
-        pictures: Paths of the pictures in the repository.
+        rows: Rows returned by `transform`.
+        basis: Basis that the rows were computed with.
+        repo_id: Id of their repository.
+        details: Additional information from the user.
+        name: Name of the dataset configuration.
+        pictures: Paths of the images in the repository.
 
     Returns:
         JSON values by name.
@@ -106,13 +109,13 @@ def rows_context(
 def result_context(
     result: SpectralResult, repo_id: str, details: CardDetails, pictures: Sequence[str]
 ) -> dict[str, Any]:
-    """Gather what the card of a result says.
+    """Return the values that the card of a result shows.
 
     Args:
         result: The result.
-        repo_id: Where it will be.
-        details: From the user.
-        pictures: Paths of the pictures in the repository.
+        repo_id: Id of its repository.
+        details: Additional information from the user.
+        pictures: Paths of the images in the repository.
 
     Returns:
         JSON values by name.
@@ -135,14 +138,14 @@ def result_context(
 
 
 def render(template: str, context: dict[str, Any]) -> str:
-    """Fill a template.
+    """Render a template.
 
     Args:
-        template: Name of a file of `templates/`, without its ending.
+        template: Name of a file in `templates/`, without its extension.
         context: JSON values by name.
 
     Returns:
-        Markdown, below the metadata of the Hub where the template has a place for it.
+        Markdown text, including the metadata block if the template has one.
     """
     from huggingface_hub import ModelCardData
 
@@ -161,11 +164,9 @@ def render(template: str, context: dict[str, Any]) -> str:
 def _templates() -> Any:
     import jinja2
 
-    folder = importlib.resources.files("hf_spectral.hub") / "templates"
-    texts = {entry.name: entry.read_text(encoding="utf-8") for entry in folder.iterdir() if entry.name.endswith(".md")}
-    # Markdown, which is not escaped; a name that a template misspells is an error.
+    # Markdown needs no escaping. A misspelled name in a template is an error.
     return jinja2.Environment(
-        loader=jinja2.DictLoader(texts),
+        loader=jinja2.PackageLoader("hf_spectral.hub"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -212,11 +213,7 @@ def _of_details(details: CardDetails, base_model: str | None) -> dict[str, Any]:
 
 
 def _loaded_by(name: str, revision: Any) -> str:
-    """Return the arguments of `pipeline` that load the backbone a basis was fitted on.
-
-    Returns:
-        Python.
-    """
+    """Return the arguments of `pipeline` that load the backbone of a basis, as Python code."""
     if name == OFFLINE_NAME:
         return "str(offline.offline_backbone())"
     arguments = _literal(name or "path/to/the/backbone")
@@ -224,7 +221,7 @@ def _loaded_by(name: str, revision: Any) -> str:
 
 
 def _literal(text: str) -> str:
-    # As Python writes it with double quotes; a card is a text that others run.
+    # Users run the code of a card, so a name must not be able to end the string.
     return json.dumps(re.sub(r"[^\w./-]", "", text, flags=re.ASCII))
 
 
@@ -233,11 +230,7 @@ def _rounded(eigenvalues: Any) -> list[float]:
 
 
 def _scores(report: LayerReport | None) -> list[dict[str, Any]]:
-    """Return the rows of the table: layers, and all together; heads are for the chart.
-
-    Returns:
-        Rows.
-    """
+    """Return the rows of the table of scores: layers and all layers together, but no single heads."""
     if report is None:
         return []
     return [

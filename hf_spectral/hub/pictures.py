@@ -1,4 +1,4 @@
-"""The pictures of a card, as PNG files by their path in the repository."""
+"""The images of a card, as PNG files by their path in the repository."""
 
 from __future__ import annotations
 
@@ -18,35 +18,38 @@ if TYPE_CHECKING:
     import datasets
 
 SHEET, CHART = "images/eigenvectors.png", "images/layers.png"
-# With the photo they fill rows of four.
+# With the photo, the eigenvectors fill three rows of four images.
 _SHOWN_EIGENVECTORS, _SHOWN_ROWS, _TILE_WIDTH = 11, 4, 240
 
 
 def basis_pictures(details: CardDetails) -> dict[str, bytes]:
-    """Draw the eigenvectors of the first example, and the scores of the layers.
+    """Draw the eigenvectors of the first example and the chart of the report, if given.
 
     Args:
-        details: The examples, and the report.
+        details: The examples and the report.
 
     Returns:
-        PNG files by path; none where there is nothing to draw.
+        PNG files by path.
     """
-    pictures = {SHEET: _sheet(*details.examples[0])} if details.examples else {}
+    pictures = {}
+    if details.examples:
+        photo, result = details.examples[0]
+        pictures[SHEET] = _sheet(photo, result.eigenvectors, result)
     return pictures if details.report is None else {**pictures, CHART: _png(details.report.chart())}
 
 
 def result_pictures(result: SpectralResult, details: CardDetails) -> dict[str, bytes]:
-    """Draw the eigenvectors of a result, beside its photo where the user gives one.
+    """Draw the eigenvectors of a result, together with the photo of the first example, if given.
 
     Args:
         result: The result.
-        details: The first example holds the photo.
+        details: The examples.
 
     Returns:
         PNG files by path.
     """
     if details.examples:
-        return {SHEET: _sheet(details.examples[0][0], result)}
+        return {SHEET: _sheet(details.examples[0][0], result.eigenvectors, result)}
     scale = max(1, _TILE_WIDTH // result.grid.width)
     size = (result.grid.height * scale, result.grid.width * scale)
     shown = result.eigenvectors[1 : 1 + _SHOWN_EIGENVECTORS]
@@ -56,29 +59,23 @@ def result_pictures(result: SpectralResult, details: CardDetails) -> dict[str, b
 
 
 def rows_pictures(rows: datasets.Dataset, column: str, basis: SpectralBasis, name: str) -> dict[str, bytes]:
-    """Draw the eigenvectors of the first row, and the segments of the first few.
+    """Draw the eigenvectors of the first row and the segments of the first rows.
 
     Args:
-        rows: What `transform` returned.
-        column: Of the pictures.
-        basis: Whose eigenvectors they are.
-        name: Of the configuration.
+        rows: Rows returned by `transform`.
+        column: Name of the image column.
+        basis: Basis that the rows were computed with.
+        name: Name of the dataset configuration.
 
     Returns:
         PNG files by path.
     """
     first = rows[0]
-    shape = first["shape"]
-    maps = torch.from_numpy(np.asarray(first["eigenvectors"], dtype=np.float32).reshape(shape))
-    count = 1 + _SHOWN_EIGENVECTORS
-    sheet = eigenvector_sheet(
-        first[column].convert("RGB"), maps[:count], basis.eigenvalues[:count], tile_width=_TILE_WIDTH
-    )
-    pictures = {f"images/{name}-eigenvectors.png": _png(sheet)}
+    maps = torch.from_numpy(np.asarray(first["eigenvectors"], dtype=np.float32).reshape(first["shape"]))
+    pictures = {f"images/{name}-eigenvectors.png": _sheet(first[column].convert("RGB"), maps, basis)}
     if "segmentation" in rows.column_names:
-        tiles = [
-            ("", _overlay(row[column], row["segmentation"])) for row in rows.select(range(min(_SHOWN_ROWS, len(rows))))
-        ]
+        shown = rows.select(range(min(_SHOWN_ROWS, len(rows))))
+        tiles = [("", _overlay(row[column], row["segmentation"])) for row in shown]
         pictures[f"images/{name}-segments.png"] = _png(figure([tiles], _TILE_WIDTH))
     return pictures
 
@@ -88,11 +85,9 @@ def _overlay(photo: Image.Image, segmentation: Image.Image) -> Image.Image:
     return segmentation_overlay(photo.convert("RGB"), labels)
 
 
-def _sheet(photo: Image.Image, result: SpectralResult) -> bytes:
+def _sheet(photo: Image.Image, maps: torch.Tensor, solved: SpectralResult | SpectralBasis) -> bytes:
     count = 1 + _SHOWN_EIGENVECTORS
-    return _png(
-        eigenvector_sheet(photo, result.eigenvectors[:count], result.eigenvalues[:count], tile_width=_TILE_WIDTH)
-    )
+    return _png(eigenvector_sheet(photo, maps[:count], solved.eigenvalues[:count], tile_width=_TILE_WIDTH))
 
 
 def _png(picture: Image.Image) -> bytes:

@@ -1,4 +1,4 @@
-"""`push_to_hub`: which kind of thing becomes which kind of repository."""
+"""`push_to_hub`: push a basis, a result, or analyzed rows to a repository."""
 
 from __future__ import annotations
 
@@ -32,35 +32,40 @@ def push_to_hub(
     token: str | bool | None = None,
     commit_message: str | None = None,
 ) -> CommitInfo:
-    """Push what was fitted or analyzed, with a card that says what it is and how to load it.
+    """Push a basis, a result or the rows of `transform` to the Hub, with a card that explains how to load them.
 
-    What comes back by:
+    To load them again:
 
-    - a `SpectralBasis`: `SpectralBasis.from_pretrained(repo_id)`, or `pipeline("spectral-pathways", basis=repo_id)`
-    - rows of `transform`: `datasets.load_dataset(repo_id, name)`, where `name` tells backbone and pathway, such as
-      `dinov2-small-what`: pushes of other backbones and pathways to the same repository stand beside each other
-    - a `SpectralResult`: `SpectralResult.load(repo_id)`
+    - a `SpectralBasis` by `SpectralBasis.from_pretrained(repo_id)`, or `pipeline("spectral-pathways", basis=repo_id)`
+    - rows of `transform` by `datasets.load_dataset(repo_id, name)`. The configuration `name` consists of backbone and
+      pathway, for example `dinov2-small-what`; a repository can contain several configurations
+    - a `SpectralResult` by `SpectralResult.load(repo_id)`
 
-    A basis and a result arrive in one commit. Of rows, `datasets` commits the shards (in several commits where there
-    are more than fifty), and one more commit adds the card. Whatever interrupts a push: the same call completes it.
+    A basis or a result is pushed in one commit. The shards of rows are committed by `datasets` (in several commits if
+    there are more than fifty), followed by one commit with the card. An interrupted push is completed by the same call.
 
     Args:
-        thing: A basis, the rows that `transform` returned, or a result.
-        repo_id: `user/name`; made if it is not there.
-        basis: Of rows, the basis that made them, which the card describes.
-        details: What the card says beyond what the thing itself knows.
-        private: True hides a new repository; None takes the account's default.
-        revision: Branch, made if it is not there; None takes `main`.
-        create_pr: Propose the push to an existing repository in place of making it.
-        token: With write access; None takes the one of `hf auth login`.
-        commit_message: None says what is pushed.
+        thing: A basis, the rows returned by `transform`, or a result.
+        repo_id: Repository `user/name`, created if it does not exist.
+        basis: Basis that the rows were computed with; required for rows, because their card describes it.
+        details: Additional information for the card.
+        private: Whether a new repository is private; None takes the default of the account.
+        revision: Branch, created if it does not exist; None takes `main`.
+        create_pr: Whether to open a pull request in an existing repository, instead of committing to a branch.
+        token: Token with write access; None takes the token of `hf auth login`.
+        commit_message: Commit message; None names the type of `thing`.
 
     Returns:
-        What the Hub says about the (last) commit, `commit_url` and `pr_url` among it.
+        Information about the last commit, including `commit_url` and `pr_url`.
 
     Raises:
-        SpectralError: If the thing is of another type, the name is taken by something else, or the Hub refuses: no
-            token, one that may only read, or a connection that fails. What is pushed stays as it is.
+        SpectralError: If `thing` has another type, the repository contains something else, or the Hub rejects the push
+            (no token, a read-only token, no connection). Files that were pushed before remain unchanged.
+
+    Example:
+        >>> import hf_spectral
+        >>> basis = hf_spectral.fit(pipe, "photos/", pathway="what")
+        >>> hf_spectral.push_to_hub(basis, "user/name").commit_url
     """
     details = details or CardDetails()
     place = functools.partial(Repository, repo_id, token=token, private=private, revision=revision, create_pr=create_pr)
@@ -87,7 +92,7 @@ def push_to_hub(
 def _basis_files(basis: SpectralBasis, repo_id: str, details: CardDetails) -> dict[str, bytes]:
     pictures = basis_pictures(details)
     card = render("basis", basis_context(basis, repo_id, details, sorted(pictures)))
-    # Which of the user's files could not be read is nobody's business; the card says how many.
+    # The names of the user's unreadable files are private; the card shows only their number.
     public = dataclasses.replace(basis, skipped=())
     with tempfile.TemporaryDirectory() as scratch:
         folder = public.save_pretrained(scratch)

@@ -1,4 +1,4 @@
-"""One repository of the Hub, written to: made if need be, never over something else, one commit a push."""
+"""A repository of the Hub to push to: created if necessary, and never overwritten if it contains something else."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _ALWAYS_THERE = frozenset({".gitattributes", CARD_NAME})
 
 @dataclasses.dataclass(frozen=True)
 class Repository:
-    """Where to push.
+    """A repository of the Hub and the settings of a push.
 
     Args:
-        repo_id: `user/name`.
-        kind: Of the repository.
-        token: The user's, or None for the one of `hf auth login`.
-        private: True hides a new repository; None takes the account's default.
-        revision: Branch, made if need be; None takes `main`.
-        create_pr: Propose the push in place of making it.
+        repo_id: Repository `user/name`.
+        kind: Type of the repository.
+        token: Token with write access; None takes the token of `hf auth login`.
+        private: Whether a new repository is private; None takes the default of the account.
+        revision: Branch, created if it does not exist; None takes `main`.
+        create_pr: Whether to open a pull request instead of committing to a branch.
 
     Raises:
-        SpectralError: If the name or the token cannot be one, or a revision stands beside a pull request.
+        SpectralError: If the name or the token is malformed, or a revision is combined with a pull request.
     """
 
     repo_id: str
@@ -42,7 +42,7 @@ class Repository:
     create_pr: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what no request needs to be made for."""
+        """Check the arguments that can be checked without a request."""
         require_repository(self.repo_id)
         require_token(self.token)
         if self.create_pr and self.revision is not None:
@@ -55,16 +55,16 @@ class Repository:
 
     @functools.cached_property
     def api(self) -> HfApi:
-        """The client of the Hub, with the user's token."""
+        """Client of the Hub with the token of the user."""
         from huggingface_hub import HfApi
 
         return HfApi(token=self.token, library_name="hf-spectral")
 
     def create(self) -> None:
-        """Make the repository and the branch, unless they are there.
+        """Create the repository and the branch, if they do not exist.
 
         Raises:
-            SpectralError: If the Hub refuses.
+            SpectralError: If the Hub rejects the request.
         """
         with said_plainly(self.repo_id):
             sdk = "gradio" if self.kind == "space" else None
@@ -73,36 +73,36 @@ class Repository:
                 self.api.create_branch(self.repo_id, branch=self.revision, repo_type=self.kind, exist_ok=True)
 
     def names(self) -> frozenset[str]:
-        """Return the names of files and folders at the top.
+        """Return the names of the files and folders at the top level.
 
         Returns:
-            Names.
+            Their names.
 
         Raises:
-            SpectralError: If the Hub refuses.
+            SpectralError: If the Hub rejects the request.
         """
         with said_plainly(self.repo_id):
             tree = self.api.list_repo_tree(self.repo_id, revision=self.revision, repo_type=self.kind)
             return frozenset(entry.path for entry in tree)
 
     def require_own(self, marker: str) -> None:
-        """Refuse to write over what another program, or another kind of push, has put there.
+        """Check that the repository is empty (except for a card) or was created by the same kind of push.
 
         Args:
-            marker: A file that every push of this kind leaves; a repository with a card alone is free.
+            marker: Name of a file that every push of this kind writes.
 
         Raises:
-            SpectralError: If there are files, the marker not among them, or the Hub refuses.
+            SpectralError: If the repository contains files but not `marker`, or the Hub rejects the request.
         """
         names = self.names() - _ALWAYS_THERE
         if names and marker not in names:
             raise self.taken(", ".join(sorted(names)[:3]))
 
     def taken(self, holds: str) -> SpectralError:
-        """Return the error that says that the name is taken.
+        """Return the error for a repository that contains something else.
 
         Args:
-            holds: What the repository holds.
+            holds: Description of what the repository contains.
 
         Returns:
             The error, to be raised.
@@ -115,17 +115,17 @@ class Repository:
         )
 
     def commit(self, files: Mapping[str, bytes], message: str) -> CommitInfo:
-        """Write files in one commit: all of them arrive, or none.
+        """Write files in a single commit; other files remain unchanged.
 
         Args:
-            files: Content by path; others stay as they are.
-            message: Of the commit.
+            files: Contents by path.
+            message: Commit message.
 
         Returns:
-            What the Hub says about it, `commit_url` and `pr_url` among it.
+            Information about the commit, including `commit_url` and `pr_url`.
 
         Raises:
-            SpectralError: If the Hub refuses, or the connection fails.
+            SpectralError: If the Hub rejects the commit, or the connection fails.
         """
         from huggingface_hub import CommitOperationAdd
 

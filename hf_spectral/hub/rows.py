@@ -1,9 +1,10 @@
-"""An analyzed dataset as a repository: shards and YAML by `datasets`, then the card around that YAML."""
+"""Pushing an analyzed dataset: `datasets` writes the shards and the YAML metadata, to which the card is added."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_spectral.basis import SpectralBasis
@@ -25,20 +26,20 @@ _SECTIONS = re.compile(r"<!-- hf-spectral: (\S+) -->\n(.*?)\n<!-- end of \1 -->"
 def push_rows(
     rows: Any, repository: Repository, basis: SpectralBasis | None, details: CardDetails, message: str | None
 ) -> CommitInfo:
-    """Push the rows that `transform` returned.
+    """Push the rows returned by `transform`.
 
     Args:
         rows: The rows.
-        repository: Where.
-        basis: The basis that made them.
-        details: For the card.
-        message: Of the commits, or None.
+        repository: Repository to push to.
+        basis: Basis that the rows were computed with.
+        details: Additional information for the card.
+        message: Commit message; None describes the rows.
 
     Returns:
-        What the Hub says about the last commit.
+        Information about the last commit.
 
     Raises:
-        SpectralError: If they are no such rows, the basis is missing, or the Hub refuses.
+        SpectralError: If `rows` are not rows of `transform`, the basis is missing, or the Hub rejects the push.
     """
     if not {"eigenvectors", "shape"} <= set(getattr(rows, "column_names", None) or ()) or not hasattr(rows, "__len__"):
         raise SpectralError(
@@ -64,13 +65,13 @@ def push_rows(
 
 
 def config_name(basis: SpectralBasis) -> str:
-    """Return the name under which rows stand in their repository.
+    """Return the name of the dataset configuration of rows.
 
     Args:
-        basis: Whose eigenvectors they hold.
+        basis: Basis that the rows were computed with.
 
     Returns:
-        Backbone and pathway, such as `dinov2-small-what`.
+        Backbone and pathway, for example `dinov2-small-what`.
     """
     backbone = str(basis.backbone.get("id") or basis.backbone.get("model_type") or "backbone")
     plain = re.sub(r"[^A-Za-z0-9.]+", "-", backbone.rsplit("/", 1)[-1]).strip("-.")
@@ -78,11 +79,7 @@ def config_name(basis: SpectralBasis) -> str:
 
 
 def _require_own(repository: Repository) -> None:
-    """Refuse a repository of data that are no rows of this package.
-
-    Raises:
-        SpectralError: If there are others.
-    """
+    """Raise a `SpectralError` if the repository contains another dataset."""
     names = repository.names()
     card = _fetch_card(repository) if CARD_NAME in names else ""
     if names - {".gitattributes", CARD_NAME} and "eigenvectors" not in card:
@@ -90,11 +87,7 @@ def _require_own(repository: Repository) -> None:
 
 
 def _push_shards(rows: datasets.Dataset, repository: Repository, name: str, message: str) -> Repository:
-    """Push by `datasets`, which writes the YAML that `load_dataset` and the viewer read.
-
-    Returns:
-        The repository, at the pull request if there is one.
-    """
+    """Push by `datasets`; return the repository, at the revision of the pull request if one was opened."""
     with said_plainly(repository.repo_id):
         info = rows.push_to_hub(
             repository.repo_id,
@@ -112,30 +105,23 @@ def _push_shards(rows: datasets.Dataset, repository: Repository, name: str, mess
 
 
 def _fetch_card(repository: Repository) -> str:
-    from huggingface_hub import hf_hub_download
-
     with said_plainly(repository.repo_id):
-        path = hf_hub_download(
-            repository.repo_id,
-            CARD_NAME,
-            repo_type="dataset",
-            revision=repository.revision,
-            token=repository.token,
+        path = repository.api.hf_hub_download(
+            repository.repo_id, CARD_NAME, repo_type="dataset", revision=repository.revision
         )
-    with open(path, encoding="utf-8") as file:
-        return file.read()
+    return Path(path).read_text(encoding="utf-8")
 
 
 def rows_card(existing: str, context: dict[str, Any], details: CardDetails) -> str:
-    """Put the section of a configuration beside those of others, below the YAML that is there.
+    """Add the section of a configuration to a card, or replace it.
 
     Args:
-        existing: The card as it is, its YAML by `datasets`.
-        context: What `rows_context` gave, and `pictures`.
-        details: From the user.
+        existing: The existing card, with the YAML metadata of `datasets`.
+        context: Values returned by `rows_context`.
+        details: Additional information from the user.
 
     Returns:
-        The card.
+        The new card.
     """
     from huggingface_hub import DatasetCard
 

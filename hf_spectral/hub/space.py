@@ -1,4 +1,4 @@
-"""`push_space`: the app as a Space, with the user's basis as its default."""
+"""`push_space`: publish the app as a Space, optionally with a basis that it loads at start-up."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 APP_PACKAGE = "spaces_app"
 SETTINGS_NAME = "space.json"
-#: How a Space installs this package.
+#: The line of requirements.txt that installs this package in a Space.
 REQUIREMENT = "hf-spectral[app]"
 _REQUIREMENTS_NAME = "requirements.txt"
 _NEEDED = ("app.py", "README.md")
@@ -40,28 +40,32 @@ def push_space(
     token: str | bool | None = None,
     commit_message: str | None = None,
 ) -> CommitInfo:
-    """Create a Space that shows the app, or update it, in one commit.
+    """Create or update a Space with the app, in a single commit.
 
     Args:
-        repo_id: `user/name`; made if it is not there.
-        basis: Id of a basis on the Hub that the app loads at its start; None starts without one.
-        folder: The app; None takes the one that is installed with this package.
-        requirement: How the Space installs this package, as a line of `requirements.txt`: a version, or an address.
-        private: True hides a new Space; None takes the account's default.
-        token: With write access; None takes the one of `hf auth login`.
-        commit_message: None says what is pushed.
+        repo_id: Space `user/name`, created if it does not exist.
+        basis: Id of a basis on the Hub that the app loads at start-up; None loads no basis.
+        folder: Folder of the app; None takes the app that is installed with this package.
+        requirement: Line of `requirements.txt` that installs this package in the Space, with a version or a URL.
+        private: Whether a new Space is private; None takes the default of the account.
+        token: Token with write access; None takes the token of `hf auth login`.
+        commit_message: Commit message; None takes a default message.
 
     Returns:
-        What the Hub says about the commit, `commit_url` among it.
+        Information about the commit, including `commit_url`.
 
     Raises:
-        SpectralError: If the basis is not on the Hub, the name is taken by something else, or the Hub refuses.
+        SpectralError: If the basis is not on the Hub, the Space contains something else, or the Hub rejects the push.
+
+    Example:
+        >>> import hf_spectral
+        >>> hf_spectral.push_space("user/space", basis="user/name").commit_url
     """
     repository = Repository(repo_id, "space", token, private)
     with contextlib.nullcontext(Path(folder)) if folder is not None else _installed_app() as app:
         files = _app_files(app)
     _require_package(files, requirement)
-    if folder is None:  # The rest of the folder comes with the package.
+    if folder is None:  # The other files of the folder are installed with the package.
         kept = importlib.import_module(APP_PACKAGE).SPACE_FILES
         files = {name: content for name, content in files.items() if name in kept}
     settings = json.loads(files.get(SETTINGS_NAME, b"{}"))
@@ -89,14 +93,7 @@ def _installed_app() -> Iterator[Path]:
 
 
 def _app_files(app: Path) -> dict[str, bytes]:
-    """Read the app; what is hidden, compiled or beside it by chance stays at home.
-
-    Returns:
-        Content by path.
-
-    Raises:
-        SpectralError: If the folder holds no app.
-    """
+    """Return the contents of the files of the app by path, without hidden and compiled files and links."""
     files = {}
     for path in sorted(app.rglob("*")):
         parts = path.relative_to(app).parts
@@ -106,24 +103,23 @@ def _app_files(app: Path) -> dict[str, bytes]:
     missing = [name for name in _NEEDED if name not in files]
     if missing:
         raise SpectralError(
-            "folder", expected=f"an app with {' and '.join(_NEEDED)}", got=f"{app} without {missing[0]}", fix="Check it"
+            "folder",
+            expected=f"an app with {' and '.join(_NEEDED)}",
+            got=f"{app} without {missing[0]}",
+            fix="Check the folder",
         )
     return files
 
 
 def _require_package(files: dict[str, bytes], requirement: str) -> None:
-    """Put the line that installs this package among the requirements, in place of the app's own."""
+    """Replace the line of the requirements that installs this package, or add it."""
     lines = files.get(_REQUIREMENTS_NAME, b"").decode().splitlines()
     others = [line for line in lines if not re.match(r"hf[-_.]spectral\b", line, re.IGNORECASE)]
     files[_REQUIREMENTS_NAME] = "".join(f"{line}\n" for line in (*others, requirement)).encode()
 
 
 def _require_basis(repository: Repository, basis: str) -> None:
-    """Refuse a basis that the Space could not load.
-
-    Raises:
-        SpectralError: If it is not on the Hub.
-    """
+    """Raise a `SpectralError` if the Space could not load the basis; log a warning if the basis is private."""
     require_repository(basis, "basis")
     with said_plainly(basis, "basis"):
         found = repository.api.model_info(basis)
