@@ -1,10 +1,13 @@
 """The command line: files, exit codes, one line for a mistake."""
 
+import base64
 import csv
 import json
+import re
 import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -14,6 +17,7 @@ from PIL import Image
 
 from hf_spectral import SpectralBasis, SpectralResult
 from hf_spectral.cli import main
+from hf_spectral.cli.analyze import _unique_names
 from tests.test_pipeline import photo, saved_backbone
 
 
@@ -89,11 +93,62 @@ def test_equal_names_do_not_overwrite_each_other(backbone, tmp_path):
     assert not list(out.glob("*.segmentation.png"))
 
 
+def test_names_that_are_long_or_no_text_are_cut_and_stay_apart():
+    long = "a" * 239
+    names = [
+        f"in/{long}b.png",
+        f"in/{long}c.png",
+        "in/\udcff.png",
+        "B.png",
+        "in/b.jpg",
+        "http://x/b.png?y/z.jpg",
+        "data:,a/b",
+    ]
+    found = _unique_names([*names, Path("in/it's 100%.png")])
+    assert found[3:] == ["B", "b-2", "b-3", "image", "it's 100%"]
+    assert all(re.fullmatch(r"a{160}-[0-9a-f]{8}", name) for name in found[:2])
+    assert re.fullmatch("_-[0-9a-f]{8}", found[2])
+    assert len({name.casefold() for name in found}) == len(found)
+    assert _unique_names(names[1:2]) == found[1:2]  # Two runs into one folder do not overwrite each other.
+
+
+def test_addresses_that_do_not_answer_are_named_without_secrets(backbone, tmp_path, capsys):
+    photo().save(tmp_path / f"{'a' * 240}.png")
+    url = "http://user:secret@127.0.0.1:9/photo.png?X-Amz-Signature=secret"
+    data = "data:image/png;base64," + base64.b64encode((tmp_path / f"{'a' * 240}.png").read_bytes()).decode()
+    words = ["--model", backbone, "--pathway", "what", "--num-segments", 2, "--output", tmp_path / "out"]
+    assert run("analyze", url, url + "a" * 4100, data, tmp_path, *words) == 1
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [one["image"] for one in summary["failed"]] == ["http://127.0.0.1:9/photo.png?..."] * 2
+    assert [one["image"] for one in summary["images"]] == ["data:image/png;base64,...", f"{tmp_path}/{'a' * 240}.png"]
+    assert all((tmp_path / "out" / name).exists() for one in summary["images"] for name in files_of(one))
+    assert "secret" not in capsys.readouterr().err + json.dumps(summary)
+
+
+def files_of(image):
+    return image["pathways"]["what"]["files"].values()
+
+
+def test_analyze_and_fit_find_the_same_pictures(backbone, tmp_path, caplog):
+    (tmp_path / "below").mkdir()
+    photo().save(tmp_path / "a.png")
+    photo(seed=1).save(tmp_path / "below" / "b.jpe", "JPEG")
+    words = ["--model", backbone, "--num-eigenvectors", 3]
+    for output in (tmp_path / "spectral-output", tmp_path):
+        assert run("analyze", tmp_path, *words, "--output", output) == 0
+    assert run("fit", tmp_path, *words, "--output", tmp_path / "basis") == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert [one["image"] for one in summary["images"]] == [str(tmp_path / name) for name in ("a.png", "below/b.jpe")]
+    assert json.loads((tmp_path / "basis" / "fit.json").read_text())["num_images"] == 2
+    assert "2 pictures; left out: 28 written by hf_spectral" in caplog.text.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--layers", "9"], "`layers`: expected indices from -3 to 2"),
         (["--num-eigenvectors", "0"], "`num_eigenvectors`: expected an integer of at least 1"),
+        (["--resolution", "1000000"], "`resolution`: expected at most 65536 tokens"),
         (["--affinity", "attention"], "one that serves both pathways"),
         (["--device", "abacus"], "--model or --device"),
     ],

@@ -23,6 +23,8 @@ from hf_spectral import (
 )
 from hf_spectral.capture import capture_attention
 from hf_spectral.dataset import clusters, rows
+from hf_spectral.dataset.folder import list_pictures
+from hf_spectral.dataset.source import open_source
 from tests.test_pipeline import PROCESSOR, photo, saved_backbone
 from tests.tiny_backbones import BACKBONES, build_dinov2
 
@@ -154,6 +156,49 @@ def test_one_image_and_identical_images(pipe, table):
 def test_mistakes_of_fit_are_named(pipe, table, change, arguments, message):
     with pytest.raises(SpectralError, match=message):
         fit(pipe, change(table), **arguments, progress=False)
+
+
+def test_a_folder_holds_what_pillow_opens_and_nothing_hidden_or_written_by_us(tmp_path, caplog, monkeypatch):
+    forms = {
+        "a.jpg": "JPEG",
+        "b.avif": "AVIF",
+        "c.JFIF": "JPEG",
+        "d.jp2": "JPEG2000",
+        "e.jpe": "JPEG",
+        "f.webp": "WEBP",
+    }
+    forms |= {
+        "below/g.tif": "TIFF",
+        "below/.h.png": "PNG",
+        ".ipynb_checkpoints/a.jpg": "JPEG",
+        "__MACOSX/a.jpg": "JPEG",
+    }
+    forms |= {"._a.jpg": "JPEG", "layers.png": "PNG", "report/layers.png": "PNG", "out/a.pathways.png": "PNG"}
+    forms |= {f"out/a.what.{kind}.png": "PNG" for kind in ("eigenvectors", "segmentation", "labels")}
+    for name, form in forms.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        photo().save(tmp_path / name, form)
+    for name in ("report/layers.csv", "page.pdf", "page.eps", "film.mpg", "notes"):
+        (tmp_path / name).write_text("text")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "second").symlink_to(tmp_path / "below")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nothing.png")
+    expected = ["a.jpg", "b.avif", "below/g.tif", "c.JFIF", "d.jp2", "e.jpe", "f.webp", "layers.png"]
+    assert [path.relative_to(tmp_path).as_posix() for path in list_pictures(tmp_path)] == expected
+    (line,) = caplog.messages
+    reasons = (
+        "8 pictures; left out: ",
+        "4 hidden",
+        "5 written by",
+        "5 of other types (",
+        ".pdf",
+        "2 folders that a second",
+    )
+    assert all(reason in line for reason in (*reasons, "1 links to nothing"))
+    monkeypatch.setenv("RANK", "1")
+    source = open_source(str(tmp_path), None, None, whole_rows=True)
+    assert [source.item(position).name for position in range(source.length)] == expected
+    assert len(caplog.messages) == 1
 
 
 def test_an_empty_folder_says_so(pipe, tmp_path):

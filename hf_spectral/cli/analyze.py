@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import os
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +22,8 @@ import hf_spectral
 from hf_spectral.atomic import replacing
 from hf_spectral.cli.common import DONE, MISTAKE, SOME_FAILED, add_noising, add_output, complain, load
 from hf_spectral.config import AFFINITIES, PATHWAYS
-from hf_spectral.dataset.source import SUFFIXES
-from hf_spectral.errors import HFSpectralError, SpectralError
+from hf_spectral.dataset.folder import list_pictures
+from hf_spectral.errors import HFSpectralError, shown
 from hf_spectral.pipelines.images import read_image
 from hf_spectral.pipelines.settings import SOLVERS, SPECTRAL_NAMES, configs_of
 from hf_spectral.visualization import (
@@ -29,6 +32,11 @@ from hf_spectral.visualization import (
     pathways_figure,
     segmentation_overlay,
 )
+
+# Characters that some file system refuses, and bytes of a name that are no text.
+_UNSAFE = re.compile(r'[\x00-\x1f/\\:*?"<>|\ud800-\udfff]')
+# Of an output's name; with the longest ending it stays below the 255 that file systems take.
+_MAX_STEM_BYTES = 160
 
 
 def add_parsers(commands: Any) -> None:
@@ -43,7 +51,7 @@ def add_parsers(commands: Any) -> None:
 
     many = commands.add_parser("analyze", help="eigenvectors and segments of pictures")
     many.set_defaults(command=analyze)
-    many.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder or URL")
+    many.add_argument("images", nargs="+", metavar="IMAGE", help="file, URL, or folder with its subfolders")
     many.add_argument("--model", help="repository id or folder (default: facebook/dinov2-small)")
     many.add_argument("--pathway", choices=[*PATHWAYS, "both"], default="both", help="default: both")
     many.add_argument("--num-eigenvectors", type=int, default=16, metavar="N", help="default: 16")
@@ -100,10 +108,11 @@ def analyze(options: argparse.Namespace) -> int:
     try:
         for source, name in zip(tqdm(sources, unit="image", disable=len(sources) == 1), names, strict=True):
             try:
-                done.append({"image": source, **_write_image(pipe, source, name, options.output, settings)})
+                written = _write_image(pipe, source, name, options.output, settings)
+                done.append({"image": _described(source), **written})
             except HFSpectralError as error:
-                failed.append({"image": source, "reason": str(error)})
-                complain(f"{source}: {error}")
+                failed.append({"image": _described(source), "reason": str(error)})
+                complain(f"{_described(source)}: {error}")
     finally:
         _write_summary(options, settings, pipe, done, failed)
     if done:
@@ -126,50 +135,51 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     return settings
 
 
-def _expand(words: Sequence[str]) -> list[str]:
+def _expand(words: Sequence[str]) -> list[str | Path]:
     """Replace folders by the pictures in them.
 
     Returns:
-        Paths and URLs, in the order given, a folder's files sorted.
+        Paths and URLs, in the order given.
 
     Raises:
         SpectralError: If a folder holds no picture.
     """
-    sources: list[str] = []
+    sources: list[str | Path] = []
     for word in words:
-        folder = Path(word)
-        if not folder.is_dir():
-            sources.append(word)
-            continue
-        found = sorted(str(path) for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-        if not found:
-            raise SpectralError(
-                "IMAGE", expected="a folder that holds pictures", got=repr(word), fix="Give its subfolder, or the files"
-            )
-        sources += found
+        sources += list_pictures(word, "IMAGE") if os.path.isdir(word) else [word]
     return sources
 
 
-def _unique_names(sources: Sequence[str]) -> list[str]:
+def _described(source: str | Path) -> str:
+    """Return a path whole, and a URL without what may be secret."""
+    return str(source) if os.path.exists(source) else shown(str(source))
+
+
+def _unique_names(sources: Sequence[str | Path]) -> list[str]:
     """Name the outputs of each source by its file's stem, numbered where two stems are the same.
 
+    A stem that is long, or that not every file system takes, is cut and cleaned; a checksum then tells it from others.
+
     Returns:
-        One name a source.
+        One name per source.
     """
     names: list[str] = []
     taken: set[str] = set()
     for source in sources:
-        stem = Path(source.split("?")[0]).stem or "image"
-        name, number = stem, 2
-        while name in taken:
-            name, number = f"{stem}-{number}", number + 1
-        taken.add(name)
+        stem = "" if str(source)[:5].lower() == "data:" else Path(str(source).partition("?")[0]).stem
+        name = _UNSAFE.sub("_", stem).encode()[:_MAX_STEM_BYTES].decode(errors="ignore") or "image"
+        if stem not in ("", name):
+            name += "-" + hashlib.sha256(stem.encode(errors="surrogateescape")).hexdigest()[:8]
+        base, number = name, 2
+        while name.casefold() in taken:
+            name, number = f"{base}-{number}", number + 1
+        taken.add(name.casefold())
         names.append(name)
     return names
 
 
 def _write_image(
-    pipe: Any, source: str | Image.Image, name: str, folder: Path, settings: dict[str, Any]
+    pipe: Any, source: str | Path | Image.Image, name: str, folder: Path, settings: dict[str, Any]
 ) -> dict[str, Any]:
     """Analyze one picture and write its files.
 

@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_spectral.dataset.folder import list_pictures
 from hf_spectral.dataset.processes import Processes
 from hf_spectral.dataset.report import Skipped
-from hf_spectral.errors import SpectralError
+from hf_spectral.errors import SpectralError, shown
 
-#: Endings of the names of files that are taken for pictures.
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _ACCEPTED = "a datasets.Dataset, an IterableDataset or a folder of pictures"
 
 _PEEK_ROWS = 8
@@ -120,17 +119,12 @@ def open_source(dataset: Any, image_column: str | None, find_column: FindColumn,
 
 
 def _of_folder(folder: Path) -> Source:
-    if not folder.is_dir():
-        raise SpectralError("dataset", expected=_ACCEPTED, got=repr(str(folder)), fix="Check that the folder exists")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    names = [path.relative_to(folder).as_posix() for path in files]
-    if not files:
+    if not os.path.isdir(folder):  # Unlike `Path.is_dir` also of a name that no file can have.
         raise SpectralError(
-            "dataset",
-            expected="a folder that holds pictures",
-            got=repr(str(folder)),
-            fix="Give the folder of the files",
+            "dataset", expected=_ACCEPTED, got=repr(shown(str(folder))), fix="Check that the folder exists"
         )
+    files = list_pictures(folder)
+    names = [path.relative_to(folder).as_posix() for path in files]
 
     def item(position: int) -> Item:
         path, name = files[position], names[position]
