@@ -14,11 +14,11 @@ from hf_spectral.operators import (
     ExponentialOperator,
     GramOperator,
     SparseOperator,
+    nearest_neighbors,
+    neighbor_graph,
 )
 from hf_spectral.records import AttentionRecord
 
-# Tokens whose neighbors are sought at once.
-_NEIGHBOR_BLOCK = 1024
 # Temperature of the exponential affinity as a share of the spread of a layer's cosines, and the tokens, evenly spaced,
 # that the spread is measured on. A fixed temperature would make one layer's affinity nearly flat and another's a few
 # sharp peaks: BSDS500 covering of all layers together rose by 0.03 with it, on images it was not chosen on.
@@ -61,7 +61,8 @@ def _cosine_affinity(left: Tensor, right: Tensor | None, config: SpectralConfig)
     if config.affinity == "knn":
         assert config.num_neighbors is not None
         assert config.threshold is not None
-        return SparseOperator(_nearest_neighbors(left, right, config.num_neighbors, config.threshold))
+        edges = nearest_neighbors(left, right, config.num_neighbors, config.threshold)
+        return SparseOperator(neighbor_graph(edges, left.shape[0]))
     return cosine_gram(left, right)
 
 
@@ -109,29 +110,3 @@ def cosine_gram(left: Float[Tensor, "nodes dim"], right: Float[Tensor, "nodes di
     signs = factor.new_ones(factor.shape[1])
     signs[left.shape[1] : -1] = -1
     return GramOperator(factor, signs)
-
-
-def _nearest_neighbors(left: Tensor, right: Tensor | None, num_neighbors: int, threshold: float) -> Tensor:
-    """Return the symmetric sparse graph of each token's nearest others by cosine, values at or below threshold cut."""
-    num_nodes = left.shape[0]
-    count = min(num_neighbors, num_nodes - 1)
-    values, columns = [], []
-    for start in range(0, num_nodes, _NEIGHBOR_BLOCK):
-        block = slice(start, start + _NEIGHBOR_BLOCK)
-        rows = left[block] @ (left if right is None else right).T
-        if right is not None:
-            rows = (rows + right[block] @ left.T) / 2
-        rows.diagonal(start).fill_(-torch.inf)
-        top = rows.topk(count, dim=1)
-        values.append(top.values)
-        columns.append(top.indices)
-    weights = torch.cat(values).flatten()
-    indices = torch.stack(
-        [torch.arange(num_nodes, device=left.device).repeat_interleave(count), torch.cat(columns).flatten()]
-    )
-    kept = weights > threshold
-    indices, weights = indices[:, kept], weights[kept] / 2
-    graph = torch.sparse_coo_tensor(
-        torch.cat([indices, indices.flip(0)], dim=1), weights.repeat(2), (num_nodes, num_nodes), check_invariants=False
-    )
-    return graph.coalesce()

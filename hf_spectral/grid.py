@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -126,3 +127,15 @@ def finest(grids: list[TokenGrid]) -> TokenGrid:
         The common grid, without prefix tokens.
     """
     return TokenGrid(max(grid.height for grid in grids), max(grid.width for grid in grids))
+
+
+def as_pair(size: Any) -> tuple[int, int]:
+    """Return the size that a host's configuration gives as height and width.
+
+    Args:
+        size: One number for both, or a pair.
+
+    Returns:
+        Height and width, as integers.
+    """
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))

@@ -1,10 +1,12 @@
 """One contract suite over every operator, against an independent float64 matrix."""
 
+import numpy as np
 import pytest
 import torch
 
 from hf_spectral import operators
 from hf_spectral.grid import area_pooling
+from hf_spectral.operators import nearest_neighbors, neighbor_graph
 
 NODES = 30
 
@@ -156,3 +158,45 @@ def test_symmetrize_in_place(block):
     result = operators.symmetrize_(matrix, block=block)
     assert result.data_ptr() == matrix.data_ptr()
     assert torch.equal(result, expected)
+
+
+@pytest.mark.parametrize("two_sided", [False, True])
+@pytest.mark.parametrize("block_size", [3, 1000])
+@pytest.mark.parametrize("images", [None, [0] * 11 + [1] * 9])
+def test_nearest_neighbors_are_those_of_the_sorted_cosines(two_sided, block_size, images):
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.nn.functional.normalize(torch.randn(20, 6, generator=generator), dim=1) for _ in range(2))
+    cosines = ((left @ right.T + right @ left.T) / 2 if two_sided else left @ left.T).double().numpy()
+    asking = torch.tensor([17, 0, 5, 11, 3])
+    expected = set()
+    for row, token in enumerate(asking.tolist()):
+        others = [other for other in np.argsort(-cosines[token]) if other != token and cosines[token, other] > 0.1]
+        own = [other for other in others if images is None or images[other] == images[token]]
+        between = [other for other in others if images is not None and images[other] != images[token]]
+        expected |= {(row, other) for other in own[:4] + between[:2]}
+    owner = None if images is None else torch.tensor(images)
+    rows, columns, found = nearest_neighbors(
+        left,
+        right if two_sided else None,
+        4,
+        0.1,
+        asking=asking,
+        images=owner,
+        num_between=2,
+        block_size=block_size,
+    )
+    assert set(zip(rows.tolist(), columns.tolist(), strict=True)) == expected
+    assert len(rows) == len(expected)
+    np.testing.assert_allclose(found, cosines[asking[rows], columns], atol=1e-6)
+
+
+def test_a_neighbor_graph_is_the_mean_of_both_directions():
+    edges = torch.tensor([0, 1, 2]), torch.tensor([1, 0, 0]), torch.tensor([0.5, 0.5, 0.3])
+    graph = neighbor_graph(edges, 4).to_dense()
+    np.testing.assert_allclose(graph, [[0, 0.5, 0.15, 0], [0.5, 0, 0, 0], [0.15, 0, 0, 0], [0, 0, 0, 0]])
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_few_tokens_have_at_most_each_other_as_neighbors(nodes):
+    rows, columns, _ = nearest_neighbors(torch.ones(nodes, 1), None, 20, 0.1)
+    assert list(zip(rows.tolist(), columns.tolist(), strict=True)) == [(0, 1), (1, 0)][: 2 * (nodes - 1)]

@@ -15,6 +15,7 @@ from hf_spectral.config import AFFINITY_PARAMETERS, SpectralConfig
 from hf_spectral.errors import NotConvergedError, SpectralError
 from hf_spectral.graph import JointProblem, ProblemBuilder, build_problem
 from hf_spectral.grid import TokenGrid, area_pooling
+from hf_spectral.krylov import leading_eigenpairs, random_block
 from hf_spectral.metrics import what_score
 from hf_spectral.operators import DenseOperator, IdentityOperator
 from hf_spectral.result import SolveStatus, SpectralResult
@@ -450,3 +451,62 @@ def test_extreme_parameters_of_an_affinity_work():
 def test_settings_of_a_solver_out_of_range_are_refused(make, name):
     with pytest.raises(SpectralError, match=f"`{name}`: expected"):
         make()
+
+
+def pencil_of(kind):
+    """Return A and B dense, and how the engine is told of B."""
+    generator = torch.Generator().manual_seed(1)
+    factor = torch.randn(80, 80, dtype=torch.float64, generator=generator)
+    affinity, mass = (factor + factor.T) / 20, factor @ factor.T / 80 + torch.eye(80, dtype=torch.float64)
+    if kind == "euclidean":
+        return affinity, torch.eye(80, dtype=torch.float64), {}
+    if kind == "mass":
+        return affinity, mass, {"mass": lambda vectors: mass @ vectors}
+    return affinity, torch.linalg.inv(mass), {"inverse_mass": lambda vectors: mass @ vectors}
+
+
+@pytest.mark.parametrize("kind", ["euclidean", "mass", "inverse"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_krylov_engine_in_each_inner_product_is_the_dense_eigendecomposition(kind, dtype):
+    affinity, mass, told = pencil_of(kind)
+    told = {
+        name: lambda vectors, multiply=multiply: multiply(vectors.double()).to(dtype) for name, multiply in told.items()
+    }
+    values, _ = scipy.linalg.eigh(affinity.numpy(), mass.numpy())
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-9
+    multiplied = []
+
+    def multiply(vectors):
+        multiplied.append(vectors)
+        return (affinity @ vectors.double()).to(dtype)
+
+    start = random_block(80, 8, 0, dtype, torch.device("cpu"))
+    pairs = leading_eigenpairs(multiply, start, 4, tolerance=tolerance, max_steps=100, basis_size=32, **told)
+    assert pairs.converged
+    assert pairs.residuals.max() <= tolerance
+    assert {one.dtype for one in (pairs.values, pairs.vectors, pairs.duals, *multiplied)} == {dtype}
+    vectors = pairs.vectors.double()
+    np.testing.assert_allclose(pairs.values, values[::-1][:4], atol=tolerance)
+    np.testing.assert_allclose(vectors.T @ mass @ vectors, np.eye(4), atol=tolerance)
+    np.testing.assert_allclose(mass @ vectors, pairs.duals, atol=10 * tolerance)
+    np.testing.assert_allclose(affinity @ vectors, mass @ vectors * pairs.values, atol=10 * tolerance)
+
+
+def test_the_krylov_engine_leaves_out_what_the_inverse_mass_maps_to_zero():
+    inverse_mass = torch.diag(torch.tensor([4.0, 3.0, 2.0] + [0.0] * 37, dtype=torch.float64))
+    start = random_block(40, 6, 0, torch.float64, torch.device("cpu"))
+    pairs = leading_eigenpairs(
+        lambda vectors: vectors, start, 6, tolerance=1e-9, max_steps=50, inverse_mass=inverse_mass.matmul
+    )
+    np.testing.assert_allclose(pairs.values, [4, 3, 2], rtol=1e-9)
+    assert pairs.converged
+
+
+@pytest.mark.parametrize("groups", [4, 16])
+def test_the_krylov_engine_finds_repeated_eigenvalues(groups):
+    # Equal groups of tokens without a path between them: every eigenvalue is there once per group.
+    one = torch.rand(20, 20, generator=torch.Generator().manual_seed(0))
+    affinity = torch.block_diag(*[(one + one.T) / 40] * groups)
+    start = random_block(len(affinity), 24, 0, torch.float32, torch.device("cpu"))
+    pairs = leading_eigenpairs(affinity.matmul, start, 16, tolerance=1e-5, max_steps=50)
+    np.testing.assert_allclose(pairs.values, np.linalg.eigvalsh(affinity.double())[::-1][:16], atol=1e-5)

@@ -8,12 +8,12 @@ both, and C is never factored.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hf_spectral import krylov
 from hf_spectral.basis.gram import BlockGram
 from hf_spectral.errors import NotConvergedError
 
@@ -22,10 +22,8 @@ _ZERO = 1e-6
 # Products in float32 leave C indefinite by less than this share of its trace where features depend on each other.
 # Adding it to the diagonal while searching keeps C an inner product; what is found is then refined on C itself.
 _SHIFT = 1e-8
-# Directions of a block whose share of its Gram matrix falls below this are rounding noise.
-_DEPENDENT = 1e-10
 _DENSE_BELOW = 600
-_MAX_STEPS = 300
+_MAX_STEPS = 150  # Of two block products each.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +60,7 @@ class Eigenpairs:
         values: mu, descending, above zero: perhaps fewer than wanted, and then all there are.
         vectors: v, one a column, of unit length in the inner product of C.
         residuals: ||H J H^T x - mu x|| of x = H v.
-        steps: Multiplications of a block with C.
+        steps: Rayleigh-Ritz steps taken.
     """
 
     values: Float[Tensor, " eigenvectors"]
@@ -74,7 +72,7 @@ class Eigenpairs:
 def leading_eigenpairs(pencil: Pencil, count: int, seed: int, tolerance: float = 1e-7) -> Eigenpairs:
     """Find the largest eigenvalues: densely where that is cheap, else by a thick-restart block Krylov method.
 
-    The method is that of `solvers.EigenSolver`, in float64 and in the inner product of C.
+    The method is `krylov.leading_eigenpairs`, in float64 and in the inner product of C.
 
     Args:
         pencil: The pencil.
@@ -103,13 +101,9 @@ def leading_eigenpairs(pencil: Pencil, count: int, seed: int, tolerance: float =
 
 def _refined(pencil: Pencil, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the pairs in the span of J C v, where nothing of the null space of C is left, and their residuals."""
-    vectors = pencil.signs[:, None] * pencil.multiply(vectors)
-    span = _Span(pencil.multiply, pencil.signs, vectors.shape[1])
-    span.extend(vectors, pencil.multiply(vectors))
-    values, coefficients = span.rayleigh_ritz(vectors.shape[1])
-    errors = span.residuals(values, coefficients)
-    residuals = (errors * pencil.multiply(errors)).sum(0).clamp_min(0).sqrt()
-    return values, span.vectors[:, : span.size] @ coefficients, residuals
+    start = pencil.signs[:, None] * pencil.multiply(vectors)
+    pairs = _ritz_pairs(pencil, start, vectors.shape[1], 0.0, tolerance=0.0, max_steps=1)
+    return pairs.values, pairs.duals, pairs.residuals
 
 
 def _dense(pencil: Pencil, count: int) -> tuple[Tensor, Tensor]:
@@ -131,75 +125,25 @@ def _dense(pencil: Pencil, count: int) -> tuple[Tensor, Tensor]:
 def _krylov(pencil: Pencil, wanted: int, seed: int, tolerance: float) -> tuple[Tensor, Tensor, int]:
     kept = wanted + max(8, wanted // 4)
     shift = _SHIFT * float((pencil.roots**2 * pencil.gram.diagonal()).sum())
+    start = krylov.random_block(len(pencil.signs), kept, seed, torch.float64, pencil.signs.device)
+    pairs = _ritz_pairs(pencil, start, wanted, shift, tolerance, _MAX_STEPS)
+    if not pairs.converged and pairs.steps == _MAX_STEPS:
+        raise NotConvergedError(
+            f"The basis was not found in {_MAX_STEPS} steps: the residual is {float(pairs.residuals.max()):.1e}. "
+            "Ask for fewer eigenvectors."
+        )
+    return pairs.values, pairs.duals, pairs.steps
 
-    def multiply(vectors: Tensor) -> Tensor:
-        return pencil.multiply(vectors) + shift * vectors
 
-    span = _Span(multiply, pencil.signs, 4 * kept)
-    generator = torch.Generator().manual_seed(seed)
-    start = torch.randn(pencil.signs.shape[0], kept, dtype=torch.float64, generator=generator).to(pencil.signs.device)
-    span.extend(start, multiply(start))
-    for step in range(2, _MAX_STEPS + 2):
-        values, coefficients = span.rayleigh_ritz(kept)
-        residuals = span.residuals(values, coefficients)
-        products = multiply(residuals)
-        norms = (residuals * products).sum(0).clamp_min(0).sqrt()
-        is_open = norms > tolerance
-        if not is_open[:wanted].any():
-            return values[:wanted], span.vectors[:, : span.size] @ coefficients[:, :wanted], step
-        if span.size + int(is_open.sum()) > span.capacity:
-            span.restart(coefficients)
-        if not span.extend(residuals[:, is_open] / norms[is_open], products[:, is_open] / norms[is_open]):
-            return values[:wanted], span.vectors[:, : span.size] @ coefficients[:, :wanted], step
-    raise NotConvergedError(
-        f"The basis was not found in {_MAX_STEPS} steps: the residual is {float(norms[:wanted].max()):.1e}. "
-        "Ask for fewer eigenvectors."
+def _ritz_pairs(
+    pencil: Pencil, start: Tensor, wanted: int, shift: float, tolerance: float, max_steps: int
+) -> krylov.RitzPairs:
+    """Solve J x = mu C^-1 x, x = C v, for which C alone is multiplied with."""
+    return krylov.leading_eigenpairs(
+        lambda vectors: pencil.signs[:, None] * vectors,
+        start,
+        wanted,
+        tolerance=tolerance,
+        max_steps=max_steps,
+        inverse_mass=lambda vectors: pencil.multiply(vectors) + shift * vectors,
     )
-
-
-class _Span:
-    """Vectors V, orthonormal in the inner product of C, with C V beside them, so that every product is made once."""
-
-    def __init__(self, multiply: Callable[[Tensor], Tensor], signs: Tensor, capacity: int) -> None:
-        self.capacity = capacity
-        self.size = 0
-        self._multiply = multiply
-        self._signs = signs[:, None]
-        shape = (signs.shape[0], capacity)
-        self.vectors, self._products = (torch.empty(shape, dtype=torch.float64, device=signs.device) for _ in range(2))
-
-    def extend(self, block: Tensor, products: Tensor) -> bool:
-        """Return whether a block, given with its products, holds anything new, which is then appended."""
-        for _ in range(2):  # Twice is enough for orthogonality to working precision.
-            overlap = self._products[:, : self.size].T @ block
-            block = block - self.vectors[:, : self.size] @ overlap
-            products = products - self._products[:, : self.size] @ overlap
-            gram = block.T @ products
-            scale = gram.diagonal().clamp_min(1e-300).rsqrt()
-            values, rotation = torch.linalg.eigh((gram + gram.T) / 2 * scale * scale[:, None])
-            kept = values > max(float(values[-1]), 0.0) * _DEPENDENT if values.numel() else values > 0
-            transform = scale[:, None] * (rotation[:, kept] * values[kept].rsqrt())
-            block, products = block @ transform, products @ transform
-        new = slice(self.size, self.size + block.shape[1])
-        self.vectors[:, new], self._products[:, new] = block, products
-        self.size = new.stop
-        return block.shape[1] > 0
-
-    def rayleigh_ritz(self, count: int) -> tuple[Tensor, Tensor]:
-        """Return the largest Ritz values, descending, and the coefficients of their vectors."""
-        products = self._products[:, : self.size]
-        projected = products.T @ (self._signs * products)
-        values, coefficients = torch.linalg.eigh((projected + projected.T) / 2)
-        return values.flip(0)[:count], coefficients.flip(1)[:, :count]
-
-    def residuals(self, values: Tensor, coefficients: Tensor) -> Tensor:
-        """Return J C v - mu v of the Ritz pairs."""
-        products = self._products[:, : self.size] @ coefficients
-        return self._signs * products - self.vectors[:, : self.size] @ (coefficients * values)
-
-    def restart(self, coefficients: Tensor) -> None:
-        """Keep the span of the Ritz vectors only; their products are made anew, so that rounding does not pile up."""
-        count = coefficients.shape[1]
-        self.vectors[:, :count] = self.vectors[:, : self.size] @ coefficients
-        self._products[:, :count] = self._multiply(self.vectors[:, :count])
-        self.size = count

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hf_spectral.basis.layers import UnitTokens
 from hf_spectral.basis.pencil import Eigenpairs
+from hf_spectral.operators import nearest_neighbors
 
 # Every eighth token asks for its neighbors, among all of its image: enough for a mean over a dataset.
 _STRIDE = 8
@@ -44,15 +45,10 @@ def add_evidence(
     for asking in torch.arange(0, num_nodes, _STRIDE, device=device).split(_ROWS):
         walk = torch.zeros(len(asking), num_nodes, device=device)
         for parts in tokens:
-            left, right = parts[0][image], parts[-1][image]  # Values twice, or queries and keys.
-            cosines = left[asking] @ right.T
-            if len(parts) > 1:
-                cosines = (cosines + right[asking] @ left.T) / 2
-            cosines.scatter_(1, asking[:, None], -torch.inf)
-            values, neighbors = cosines.topk(min(num_neighbors, num_nodes - 1), dim=1)
-            values = torch.where(values > threshold, values, torch.zeros_like(values))
-            shares = values / values.sum(1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
-            walk.scatter_add_(1, neighbors, shares / len(tokens))
+            left, right = parts[0][image], (parts[1][image] if len(parts) > 1 else None)
+            rows, columns, cosines = nearest_neighbors(left, right, num_neighbors, threshold, asking=asking)
+            sums = torch.zeros(len(asking), device=device).index_add_(0, rows, cosines)
+            walk.index_put_((rows, columns), cosines / (sums[rows] * len(tokens)), accumulate=True)
         for total, factor in zip(totals, factors, strict=True):
             own = factor[asking]
             total[0] += own.T @ own

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from hf_spectral.capture.restoring import entered, lock, switched, undoing
-from hf_spectral.capture.view import as_pair
+from hf_spectral.grid import as_pair
 
 
 class _UnmaskedConfig:

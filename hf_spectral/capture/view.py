@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hf_spectral.capture.base import Attention
-from hf_spectral.grid import TokenGrid
+from hf_spectral.grid import TokenGrid, as_pair
 
 
 class LayerSkipped(Exception):
@@ -63,18 +63,6 @@ class Arranged:
     attention: Attention
     grid: TokenGrid
     windowed: bool = False
-
-
-def as_pair(size: Any) -> tuple[int, int]:
-    """Return a size from a configuration as height and width.
-
-    Args:
-        size: One number for both, or a pair.
-
-    Returns:
-        Height and width.
-    """
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def patch_map(view: LayerView, *, round_up: bool = False) -> tuple[int, int]:

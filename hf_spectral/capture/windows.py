@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_spectral.capture.base import Attention
-from hf_spectral.capture.view import Arranged, LayerSkipped, LayerView, as_pair, patch_map
-from hf_spectral.grid import TokenGrid
+from hf_spectral.capture.view import Arranged, LayerSkipped, LayerView, patch_map
+from hf_spectral.grid import TokenGrid, as_pair
 
 
 def unwindow(tokens: Tensor, images: int, shape: tuple[int, int], window_size: int, shift_size: int = 0) -> Tensor:

@@ -13,6 +13,7 @@ from hf_spectral.operators.kernels import (
     symmetrize_,
 )
 from hf_spectral.operators.leaves import DenseOperator, GramOperator, IdentityOperator, SparseOperator
+from hf_spectral.operators.neighbors import nearest_neighbors, neighbor_graph
 from hf_spectral.operators.wrappers import NormalizedOperator, ResampledOperator, inverse_root_degree
 
 __all__ = [
@@ -31,6 +32,8 @@ __all__ = [
     "SumOperator",
     "Vectors",
     "inverse_root_degree",
+    "nearest_neighbors",
+    "neighbor_graph",
     "symmetric_product",
     "symmetrize_",
 ]

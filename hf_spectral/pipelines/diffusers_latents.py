@@ -16,6 +16,7 @@ from hf_spectral.capture.diffusers_layouts import FAMILIES
 from hf_spectral.capture.restoring import evaluation_mode, undoing
 from hf_spectral.config import Pathway
 from hf_spectral.errors import SpectralError, UnsupportedBackboneError
+from hf_spectral.grid import as_pair
 from hf_spectral.pipelines.diffusers_noise import is_flow
 from hf_spectral.pipelines.images import InputGeometry
 
@@ -112,7 +113,7 @@ def size_for(family: str, denoiser: Any, vae: Any, size: tuple[int, int], resolu
     """
     config, factor = denoiser.config, vae_factor(vae)
     multiple = factor * _latent_multiple(family, config)
-    default = _pair(config.get("sample_size") or _DEFAULT_SIDES.get(family, 64))
+    default = as_pair(config.get("sample_size") or _DEFAULT_SIDES.get(family, 64))
     geometry = InputGeometry((multiple, multiple), (factor * default[0], factor * default[1]), False, {})
     found = geometry.size_for(*((1, 1) if family in _SQUARE_FAMILIES else size), resolution)
     longest = _max_latents(config)
@@ -233,7 +234,3 @@ def _scaled(vae: Any, latents: Tensor) -> Tensor:
         )
         return (latents - mean) * config.scaling_factor / deviation
     return (latents - (config.get("shift_factor") or 0.0)) * config.scaling_factor
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))

@@ -24,6 +24,7 @@ from torch import nn
 from hf_spectral.capture import vision_tower
 from hf_spectral.config import require_positive_int
 from hf_spectral.errors import SpectralError, shown
+from hf_spectral.grid import as_pair
 
 #: Tokens of one picture, at most: a dense affinity of so many takes 17 GB. Raise it where there is memory for more.
 MAX_TOKENS = 2**16
@@ -106,7 +107,7 @@ def input_geometry(model: nn.Module) -> InputGeometry:
     """
     tower: Any = vision_tower(model)
     config = tower.config
-    patch = _pair(getattr(config, "patch_stride", None) or config.patch_size)
+    patch = as_pair(getattr(config, "patch_stride", None) or config.patch_size)
     parameters = inspect.signature(type(tower).forward).parameters
     # Hiera has the argument too, but reorders its tokens by the configured size alone.
     interpolates = "interpolate_pos_encoding" in parameters and config.model_type != "hiera"
@@ -115,7 +116,7 @@ def input_geometry(model: nn.Module) -> InputGeometry:
         return InputGeometry(patch, (side * patch[0], side * patch[1]), False, {})
     return InputGeometry(
         multiple=patch,
-        default=_pair(config.image_size),
+        default=as_pair(config.image_size),
         is_fixed=not interpolates and config.model_type not in _RESIZABLE,
         forward_arguments={"interpolate_pos_encoding": True} if interpolates else {},
     )
@@ -351,10 +352,6 @@ def _reason(error: Exception) -> str:
     # Without the path, which the message names already.
     text = (isinstance(error, OSError) and error.strerror) or str(error)
     return (text.splitlines() or [type(error).__name__])[0][:200]
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
 def _rounded(length: float, multiple: int) -> int:

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from hf_spectral.config import Pathway
 from hf_spectral.errors import SpectralError
 from hf_spectral.grid import TokenGrid, area_pooling, finest
-from hf_spectral.operators import SparseOperator, inverse_root_degree
+from hf_spectral.operators import SparseOperator, inverse_root_degree, nearest_neighbors, neighbor_graph
 from hf_spectral.records import AttentionRecord
 
 Pools = tuple[Float[Tensor, "_rows _fine_rows"], Float[Tensor, "_columns _fine_columns"]]
@@ -132,45 +132,29 @@ def _pools(common: TokenGrid, grid: tuple[int, int], device: torch.device) -> Po
 
 
 def _edges(layer: Sequence[AttentionRecord], settings: NeighborSettings) -> Tensor:
-    """Return the symmetric sparse graph of one layer over all tokens of the batch.
-
-    A pair that chose each other keeps its cosine, one that only one side chose half of it.
-    """
+    """Return the symmetric sparse graph of one layer over all tokens of the batch."""
     queries, keys = _unit_tokens(layer, settings.pathway)
-    sizes = [record.grid.num_nodes for record in layer]
-    device, num_nodes = queries.device, sum(sizes)
-    owner = torch.repeat_interleave(torch.arange(len(sizes), device=device), torch.tensor(sizes, device=device))
-    rows, columns, weights = [], [], []
-    for start in range(0, num_nodes, settings.block_size):
-        block = slice(start, start + settings.block_size)
-        cosines = queries[block] @ keys.T
-        if settings.pathway == "where":
-            cosines = cosines.add_(keys[block] @ queries.T).div_(2)
-        cosines.diagonal(start).fill_(-torch.inf)
-        own = owner[block, None] == owner
-        for count, mask in ((settings.num_intra, ~own), (settings.num_inter, own)):
-            count = min(count, num_nodes)
-            values, neighbors = cosines.masked_fill(mask, -torch.inf).topk(count, dim=1)
-            kept = values > settings.threshold
-            here = torch.arange(start, start + len(values), device=device)[:, None].expand_as(values)
-            rows.append(here[kept])
-            columns.append(neighbors[kept])
-            weights.append(values[kept] / 2)
-    indices = torch.stack([torch.cat(rows), torch.cat(columns)])
-    both = torch.cat([indices, indices.flip(0)], dim=1)
-    shape = (num_nodes, num_nodes)
-    return torch.sparse_coo_tensor(both, torch.cat(weights).repeat(2), shape, check_invariants=False).coalesce()
+    sizes = torch.tensor([record.grid.num_nodes for record in layer], device=queries.device)
+    edges = nearest_neighbors(
+        queries,
+        keys,
+        settings.num_intra,
+        settings.threshold,
+        images=torch.arange(len(layer), device=queries.device).repeat_interleave(sizes),
+        num_between=settings.num_inter,
+        block_size=settings.block_size,
+    )
+    return neighbor_graph(edges, len(queries))
 
 
-def _unit_tokens(layer: Sequence[AttentionRecord], pathway: Pathway) -> tuple[Tensor, Tensor]:
-    """Return the vectors of both sides of the comparison, heads merged, all images in one."""
+def _unit_tokens(layer: Sequence[AttentionRecord], pathway: Pathway) -> tuple[Tensor, Tensor | None]:
+    """Return what `nearest_neighbors` compares, heads merged, all images in one."""
 
     def unit(tokens: list[Tensor]) -> Tensor:
         return normalize(torch.cat([one[0].float().transpose(0, 1).flatten(1) for one in tokens]), dim=1)
 
     if pathway == "what":
-        values = unit([record.value for record in layer])
-        return values, values
+        return unit([record.value for record in layer]), None
     return unit([record.query for record in layer]), unit([record.key for record in layer])
 
 

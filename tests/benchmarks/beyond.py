@@ -36,7 +36,7 @@ D is the sum of the layers' columns: width + 1 each for what, 2 width + 1 for wh
 times over the images: for the sums (D numbers), then for the Gram matrix, of which the blocks on and above the diagonal
 are kept in float64, beside two matrices a layer as evidence for automatic layer weights. Products are made in float32
 and added in float64, so that each image moves the whole matrix once (traffic). Solving is an upper bound ({steps}
-steps, {eigenvectors} eigenvectors); D^3 is what a dense solver would take, times a small constant: only small D do.
+products, {eigenvectors} eigenvectors); D^3 is what a dense solver would take, times a small constant: only small D do.
 """
 ASSUMED = """\
 Assumed of each GPU: {forward:,g} GFLOP/s in the forward pass, {products:,g} in products (float32), {float64:,g} in
@@ -152,9 +152,9 @@ def ring_bytes(size: float, processes: int) -> float:
 
 
 def solve_flop(ranks: Sequence[int], num_eigenvectors: int) -> float:
-    """Most operations of the block Krylov solver: all its steps, with the whole block."""
+    """Most operations of the block Krylov solver: all its steps, two products with the whole block each."""
     block = num_eigenvectors + max(8, num_eigenvectors // 4)
-    return 2.0 * sum(ranks) ** 2 * block * _MAX_STEPS
+    return 2.0 * sum(ranks) ** 2 * block * 2 * _MAX_STEPS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -316,7 +316,7 @@ def page(report: dict[str, Any], rates: Rates, every: int, eigenvectors: int, fr
             )
             print("\n".join(measured_lines(report)))
         print(f"\n## Counted, one image of {PIXELS} pixels ({BACKBONES[0].tokens()} tokens)\n")
-        print(COUNTED.format(passes=FIT_PASSES, steps=_MAX_STEPS, eigenvectors=eigenvectors))
+        print(COUNTED.format(passes=FIT_PASSES, steps=2 * _MAX_STEPS, eigenvectors=eigenvectors))
         print_table(shapes_table(eigenvectors))
         print("\n## `fit` on 1, 8 and 64 GPUs\n")
         assumed = {field.name: getattr(rates, field.name) / 1e9 for field in dataclasses.fields(rates)}
