@@ -280,10 +280,11 @@ def test_mistakes_over_datasets_give_one_line_and_exit_code_2(backbone, fitted, 
     assert message in lines[0]
 
 
-def test_the_module_runs_as_accelerate_launch_runs_it(monkeypatch, capsys):
+@pytest.mark.parametrize("module", ["hf_spectral", "hf_spectral.cli"])
+def test_the_module_runs_as_accelerate_launch_runs_it(monkeypatch, capsys, module):
     monkeypatch.setattr(sys, "argv", ["hf-spectral", "--version"])
     with pytest.raises(SystemExit) as stopped:
-        runpy.run_module("hf_spectral.cli", run_name="__main__")
+        runpy.run_module(module, run_name="__main__")
     assert stopped.value.code == 0
     assert capsys.readouterr().out.startswith("hf-spectral ")
 

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
@@ -53,9 +54,23 @@ def test_two_commands_set_everything_up():
 def test_command_lines_parse(line):
     words = shlex.split(line, comments=True)
     if words[0] == "accelerate":
-        words = ["hf-spectral", *words[words.index("hf_spectral.cli") + 1 :]]
+        words = ["hf-spectral", *words[words.index("hf_spectral") + 1 :]]
     assert words[0] == "hf-spectral"
     assert callable(build_parser().parse_args(words[1:]).command)
+
+
+def test_contributing_names_what_is_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    paths = set(re.findall(r"(?:hf_spectral|tests|\.ci)/[\w./]*\w", text))
+    assert {"hf_spectral/capture/layouts.py", "tests/test_solvers.py", ".ci/run"} <= paths
+    assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
+    for name, path in re.findall(r"`(\w+)` in `([\w/]+\.py)`", text):
+        assert re.search(rf"\b{name}\b", (ROOT / path).read_text(encoding="utf-8"))
+
+
+def test_the_workflow_runs_what_a_newcomer_runs():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    assert workflow["jobs"]["test"]["steps"][-1] == {"run": ".ci/run"}
 
 
 def test_links_lead_somewhere():
