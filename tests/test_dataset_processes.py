@@ -160,7 +160,7 @@ def test_a_checkpoint_of_other_settings_is_refused(folder, tmp_path_factory, set
 def test_a_checkpoint_of_other_pictures_is_refused(folder, tmp_path):
     fit(make_pipe(), folder, **SETTINGS, checkpoint_dir=tmp_path)
     table = datasets.Dataset.from_dict({"image": [photo(seed=1)]}).cast_column("image", datasets.Image())
-    with pytest.raises(SpectralError, match="dataset=.*num_images=1, got dataset=.*num_images=26"):
+    with pytest.raises(SpectralError, match="num_images=1, got num_images=26"):
         fit(make_pipe(), table, **SETTINGS, checkpoint_dir=tmp_path)
 
 

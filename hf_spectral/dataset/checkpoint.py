@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,7 +20,8 @@ from torch import Tensor
 from hf_spectral.dataset.report import Skipped
 from hf_spectral.errors import SpectralError
 
-_FORMAT = "hf_spectral.fit/1"
+_FORMAT = "hf_spectral.fit/2"
+_DIGESTS = "digests"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Progress:
         done: Images of the process's share that have been read, skipped ones among them.
         finished: True once the share has come to its end.
         skipped: What was left out, in this pass and before it.
+        digests: What tells the images that the pass has read from others, see `Reader`.
     """
 
     tensors: dict[str, Tensor]
@@ -38,6 +42,7 @@ class Progress:
     done: int
     finished: bool
     skipped: tuple[Skipped, ...]
+    digests: bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +108,8 @@ class Checkpoint:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping.
             self._require_same(said["settings"])
             skipped = tuple(Skipped(**one) for one in said["skipped"])
-            return Progress(tensors, said["described"], int(said["done"]), bool(said["finished"]), skipped)
+            digests = tensors.pop(_DIGESTS).numpy().tobytes()
+            return Progress(tensors, said["described"], int(said["done"]), bool(said["finished"]), skipped, digests)
         except SpectralError:
             raise
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
@@ -136,6 +142,7 @@ class Checkpoint:
         }
         try:
             tensors = {key: tensor.cpu().contiguous() for key, tensor in progress.tensors.items()}
+            tensors[_DIGESTS] = torch.from_numpy(np.frombuffer(bytearray(progress.digests), np.uint8))
             save_file(tensors, partial, metadata={"hf_spectral": json.dumps(said)})
             _flush(partial)
             partial.replace(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from hf_spectral.basis import BasisAccumulator, SpectralBasis
 from hf_spectral.config import Pathway, SpectralConfig, defaults_hold, require_positive_int
 from hf_spectral.dataset.checkpoint import Checkpoint, Progress
 from hf_spectral.dataset.processes import Processes
-from hf_spectral.dataset.reading import Add, Backbone, OnError, Reader, in_batches, progress_bar
+from hf_spectral.dataset.reading import Add, Backbone, OnError, Reader, progress_bar
 from hf_spectral.dataset.report import FitReport, Skipped, log_skipped
 from hf_spectral.dataset.source import Source, none_left, open_source
 from hf_spectral.weighting import as_weighting
@@ -57,6 +58,13 @@ def fit(
 
     Where the pipeline has defaults of the same name, such as `resolution`, they stand in for what the call leaves out.
 
+    The two passes have to see the same images, and a checkpoint goes on with the images that it was made from and no
+    others: each is compared by its content (a digest of the encoded picture, or of the pixels where the dataset gives
+    pixels), and the first one that differs is named. Images that an earlier run has done are read again for that, but
+    do not pass the backbone again.
+
+    Images are read as the dataset shows them: `dataset.with_transform` and `datasets.Image(mode=...)` are obeyed.
+
     Args:
         pipe: The pipeline of the backbone; of a diffusion model, `pipe.at(...)` tells timesteps and prompt, and
             all layers at all timesteps enter the one problem.
@@ -86,8 +94,9 @@ def fit(
 
     Raises:
         SpectralError: If an argument is out of range, the dataset is empty or has no column of pictures, an image
-            fails and `on_error` is "raise", no image is left, fewer eigenvectors exist, or the checkpoint is in use,
-            belongs to other settings, or cannot be written.
+            fails and `on_error` is "raise", no image is left, the second pass sees other images than the first, fewer
+            eigenvectors exist, or the checkpoint is in use, belongs to other settings or other images, or cannot be
+            written.
         NotConvergedError: If the solver does not reach its tolerance.
     """
     begun = time.perf_counter()
@@ -123,7 +132,7 @@ def fit(
     if checkpoint_dir is not None:
         # The number of eigenvectors is chosen when solving, and an image that failed may be skipped the next time.
         settings = {**config.to_dict(), "max_width": max_width, "batch_size": batch_size, "backbone": backbone}
-        settings |= {"dataset": source.digest, "num_images": source.length, "num_processes": processes.count}
+        settings |= {"num_images": source.length, "num_processes": processes.count}
         settings.pop("num_eigenvectors")
         run = dataclasses.replace(run, checkpoint=Checkpoint(Path(checkpoint_dir), settings, processes.rank))
     basis, skipped = run.basis(config.num_eigenvectors, config.seed, backbone)
@@ -164,6 +173,7 @@ class _Run:
                 self._pass(_SUMS)
             self._share_sums()
             self.accumulator.finish_sums()  # Also in a process whose share is empty.
+            self._bind_second_pass()
             with self.processes.agreed():
                 self._pass(_GRAM)
             tensors = self.accumulator.state_dict()["tensors"]
@@ -177,28 +187,37 @@ class _Run:
             return self.processes.from_main(found), tuple(skipped[position] for position in sorted(skipped))
 
     def _pass(self, name: str) -> None:
+        if name == _GRAM:
+            self.reader = self.reader.again()
         saved = self.checkpoint.load(name) if self.checkpoint is not None else None
         if saved is not None:
             self._restore(name, saved)
         done, finished = (saved.done, saved.finished) if saved is not None else (0, False)
-        if finished:
-            return
-        if name == _GRAM:
-            # What passed the first time has to pass again: its sums are in.
-            fix = "The first pass could read it: look after the disk or the network, and start again"
-            self.reader = dataclasses.replace(self.reader, on_error="raise", fix=fix)
+        if finished and name == _SUMS:
+            return  # The second pass compares every image.
         number = 1 if name == _SUMS else 2
         total, shown = self.source.share_length(self.processes), self.progress and self.processes.is_main
         unsaved = 0
         with progress_bar(f"fit, pass {number} of 2", total, done, shown) as bar:
-            for batch in in_batches(self.source.share(self.processes, done), self.batch_size):
+            for batch in self.reader.batches(self.source.share(self.processes), self.batch_size, done):
                 self.reader.read(batch, lambda group: self._opened(name), self._layers())
                 done, unsaved = done + len(batch), unsaved + len(batch)
                 bar.update(len(batch))
                 if unsaved + self.batch_size > self.checkpoint_every:
                     self._save(name, done, finished=False)
                     unsaved = 0
-        self._save(name, done, finished=True)
+        if not finished:
+            self._save(name, done, finished=True)
+
+    def _bind_second_pass(self) -> None:
+        """Let what the second pass saves be of use to no other sums than these."""
+        if self.checkpoint is None:
+            return
+        images = hashlib.blake2b(digest_size=8)
+        for digests in self.processes.gathered(bytes(self.reader.digests)):
+            images.update(digests)
+        settings = {**self.checkpoint.settings, "images": images.hexdigest()}
+        self.checkpoint = dataclasses.replace(self.checkpoint, settings=settings)
 
     def _opened(self, name: str) -> contextlib.AbstractContextManager[Add]:
         return self.accumulator.adding_sums() if name == _SUMS else self.accumulator.adding_gram()
@@ -213,7 +232,8 @@ class _Run:
         state = self.accumulator.state_dict()
         tensors = {key: tensor for key, tensor in state["tensors"].items() if name == _SUMS or key.startswith("gram")}
         skipped = tuple(self.reader.skipped.values())
-        self.checkpoint.save(name, Progress(tensors, state["description"], done, finished, skipped))
+        digests = bytes(self.reader.digests) if name == _SUMS else b""
+        self.checkpoint.save(name, Progress(tensors, state["description"], done, finished, skipped, digests))
 
     def _restore(self, name: str, saved: Progress) -> None:
         tensors = saved.tensors
@@ -221,6 +241,8 @@ class _Run:
             tensors = {**self.accumulator.state_dict()["tensors"], **tensors}
         self.accumulator.load_state_dict({"tensors": tensors, "description": saved.described})
         self.reader.skipped.update({one.position: one for one in saved.skipped})
+        if name == _SUMS:
+            self.reader = dataclasses.replace(self.reader, digests=bytearray(saved.digests), is_restored=True)
 
     def _share_sums(self) -> None:
         """Give every process the sums of all, added in the order of their ranks so that all have the same bits."""

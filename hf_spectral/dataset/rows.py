@@ -6,15 +6,17 @@ Each part is an Arrow file that appears whole or not at all; `state.json` lists 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hf_spectral.atomic import replacing
+from hf_spectral.dataset.source import printable, typed
 from hf_spectral.errors import SpectralError
 
 if TYPE_CHECKING:
@@ -66,14 +68,15 @@ class RowWriter:
         """Write the rows that wait as one part.
 
         Raises:
-            SpectralError: If the disk is full or cannot be written.
+            SpectralError: If a value does not fit its column, or the disk is full or cannot be written.
         """
         import datasets
 
         if not self._waiting:
             return
         columns = {name: [row[name] for row in self._waiting] for name in self.features}
-        table = datasets.Dataset.from_dict(columns, features=self.features).data.table
+        with typed():
+            table = datasets.Dataset.from_dict(columns, features=self.features).data.table
         path = self.folder / f"data-{self._rank:05d}-{len(self.parts):05d}.arrow"
         with writing(self.folder):
             write_part(table, path)
@@ -116,6 +119,23 @@ def embedded(row: Mapping[str, Any]) -> dict[str, Any]:
         SpectralError: If an image column names a file that is no picture, or cannot be read.
     """
     return {name: _embedded(value) for name, value in row.items()}
+
+
+def encoded(image: Any, picture: Image.Image) -> dict[str, Any]:
+    """Encode pixels without loss.
+
+    Args:
+        image: What the dataset gave.
+        picture: What was read from it, in RGB.
+
+    Returns:
+        What `datasets.Image` stores: the image itself if it is one that PNG holds, else the picture.
+    """
+    is_plain = isinstance(image, Image.Image) and image.mode in ("1", "L", "LA", "RGB", "RGBA")
+    kept = ImageOps.exif_transpose(image) if is_plain and "transparency" not in image.info else picture
+    content = io.BytesIO()
+    kept.save(content, format="png")
+    return {"bytes": content.getvalue(), "path": None}
 
 
 def read_parts(parts: Sequence[Path]) -> datasets.Dataset:
@@ -208,7 +228,7 @@ def _embedded(value: Any) -> Any:
     content = value["bytes"]
     if content is None and path is not None and Path(path).is_file():
         content = _picture(Path(path))
-    return {"bytes": content, "path": path if content is None else path and Path(path).name}
+    return {"bytes": content, "path": path if content is None else path and printable(Path(path).name)}
 
 
 def _picture(path: Path) -> bytes:

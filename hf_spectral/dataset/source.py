@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
-import hashlib
 import itertools
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from hf_spectral.dataset.folder import list_pictures
 from hf_spectral.dataset.processes import Processes
@@ -30,14 +33,43 @@ class Item:
     Args:
         position: Its place in the dataset, from 0.
         name: What messages and reports call it; no path of the machine.
-        image: What the pipeline reads.
-        row: All columns, images among them encoded and not decoded.
+        image: What the pipeline reads: the encoded picture, or whatever else the dataset gives.
+        row: All columns, images among them encoded and not decoded. Where `dataset.with_transform` is at work, the
+            column of pictures is missing unless the transform gives encoded ones.
+        content: The encoded picture; None where the dataset gives pixels or a URL.
+        mode: PIL mode that `datasets.Image(mode=...)` asks for; "" for none.
+        error: Why the dataset cannot give this image, or None.
     """
 
     position: int
     name: str
     image: Any
     row: Mapping[str, Any]
+    content: bytes | None = None
+    mode: str = ""
+    error: SpectralError | None = None
+
+    def decoded(self, image: Any) -> Any:
+        """Return the image in the mode that `datasets.Image(mode=...)` asks for, as `datasets` decodes it.
+
+        Args:
+            image: `image`, or the pixels that were read from it.
+
+        Returns:
+            The image; the same one if no mode is asked for.
+
+        Raises:
+            SpectralError: If it cannot be decoded.
+        """
+        if not self.mode:
+            return image
+        if self.content is None:
+            return image.convert(self.mode)
+        import datasets
+
+        with _explained(), warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return datasets.Image(mode=self.mode).decode_example({"bytes": self.content, "path": None})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,18 +79,18 @@ class Source:
     Args:
         length: Number of images, or None for a stream.
         features: Types of the columns of a `datasets` dataset; None for a folder.
-        digest: Tells this dataset from others, as well as can be told without reading it.
+        column: The column of pictures.
         item: Gives the image at a position; None for a stream.
-        stream: Gives a stream's images in order; None unless it is a stream.
+        stream: Gives every n-th image of a stream from a position on, in order; None unless it is a stream.
     """
 
     length: int | None
     features: Any
-    digest: str
+    column: str
     item: Callable[[int], Item] | None
-    stream: Callable[[], Iterator[Item]] | None = None
+    stream: Callable[[int, int], Iterator[Item]] | None = None
 
-    def share(self, processes: Processes, start: int = 0) -> Iterator[Item]:
+    def share(self, processes: Processes) -> Iterator[Item]:
         """Iterate over the images of this process.
 
         A dataset of known length is cut into contiguous blocks; of a stream each process takes every n-th image, so
@@ -66,16 +98,15 @@ class Source:
 
         Args:
             processes: Which one of how many this is.
-            start: Images of the share that are passed over.
 
         Yields:
             The images, in order.
         """
         if self.item is not None and self.length is not None:
-            for position in processes.block(self.length)[start:]:
+            for position in processes.block(self.length):
                 yield self.item(position)
         elif self.stream is not None:
-            yield from itertools.islice(self.stream(), processes.rank + start * processes.count, None, processes.count)
+            yield from self.stream(processes.rank, processes.count)
 
     def share_length(self, processes: Processes) -> int | None:
         """Return the number of images of this process.
@@ -124,58 +155,215 @@ def _of_folder(folder: Path) -> Source:
             "dataset", expected=_ACCEPTED, got=repr(shown(str(folder))), fix="Check that the folder exists"
         )
     files = list_pictures(folder)
-    names = [path.relative_to(folder).as_posix() for path in files]
+    names = [printable(path.relative_to(folder).as_posix()) for path in files]
 
     def item(position: int) -> Item:
-        path, name = files[position], names[position]
-        row = {"image": {"bytes": None, "path": str(path)}, "file_name": name}
-        return Item(position, name, str(path), row)
+        name = names[position]
+        return _item(position, name, str(files[position]), {"file_name": name}, "image", "")
 
-    sizes = [path.stat().st_size for path in files]
-    return Source(len(files), None, _digest(zip(names, sizes, strict=True)), item)
+    return Source(len(files), None, "image", item)
 
 
 def _of_dataset(dataset: Any, image_column: str | None, find_column: FindColumn, whole_rows: bool) -> Source:
     import datasets
 
     is_stream = not hasattr(dataset, "__len__")
-    if is_stream and dataset.features is None:
-        # A stream of a generator says what it holds only when its first rows are looked at.
-        first = list(itertools.islice(dataset, _PEEK_ROWS))
-        if not first:
-            raise none_left()
-        dataset = dataset.cast(datasets.Dataset.from_list(first).features)
     if not is_stream and len(dataset) == 0:
         raise none_left()
-    column = find_column(dataset.features or {}, dataset.column_names or [], image_column)
+    # A transform shows other pictures than the table holds. All other formats only change the container.
+    view = dataset if not is_stream and dataset.format["type"] == "custom" else None
+    plain = dataset.with_format(None)
+    features = _peeked(plain, until_known=whole_rows) if dataset.features is None else dataset.features.copy()
+    if not features and is_stream:
+        raise none_left()
+    known, names = (features, list(features)) if view is None else _seen(view, features)
+    column = find_column(known, names, image_column)
     if not whole_rows:
-        dataset = dataset.select_columns([column])
-    features = dataset.features.copy()
+        features = type(features)({name: feature for name, feature in features.items() if name == column})
+        plain = plain.select_columns(list(features))
+    if dataset.features is None:
+        plain = plain.cast(features)
     for name, feature in features.items():
         # Encoded, an image (or a sound) passes through unchanged, and a corrupt one can be named.
         if getattr(feature, "decode", False):
             encoded = copy.copy(feature)
             encoded.decode = False
-            dataset = dataset.cast_column(name, encoded)
-    dataset = dataset.with_format(None)
+            plain = plain.cast_column(name, encoded)
 
-    def as_item(position: int, row: Mapping[str, Any]) -> Item:
-        value = row[column]
-        path = value.get("path") if isinstance(value, Mapping) else value if isinstance(value, str) else None
-        name = f"image {position}" + (f" ({Path(path).name})" if path else "")
-        return Item(position, name, value, row)
+    if view is not None:
 
-    if is_stream:
-        return Source(
-            None,
-            features,
-            _digest([("stream", column)]),
-            None,
-            lambda: (as_item(position, row) for position, row in enumerate(dataset)),
-        )
-    ends = [(column, dataset[position][column]) for position in {0, len(dataset) // 2, len(dataset) - 1}]
-    digest = _digest([("length", len(dataset)), *sorted(ends, key=repr)])
-    return Source(len(dataset), features, digest, lambda position: as_item(position, dataset[position]))
+        def seen(position: int) -> Item:
+            row = {name: value for name, value in plain[position].items() if name != column} if whole_rows else {}
+            try:
+                return _item(position, None, _shown(view, position, column), row, column)
+            except SpectralError as error:
+                return Item(position, f"image {position}", None, row, error=error)
+
+        return Source(len(dataset), type(features)({**features, column: datasets.Image()}), column, seen)
+    mode = getattr(features[column], "decode", False) and getattr(features[column], "mode", None)
+
+    def item(position: int, row: Mapping[str, Any] | None = None) -> Item:
+        row = plain[position] if row is None else row
+        return _item(position, None, row[column], row, column, mode or "")
+
+    if not is_stream:
+        return Source(len(dataset), features, column, item)
+
+    def stream(start: int, step: int) -> Iterator[Item]:
+        return itertools.starmap(item, itertools.islice(enumerate(plain), start, None, step))
+
+    return Source(None, features, column, None, stream)
+
+
+def _item(position: int, name: str | None, value: Any, row: Mapping[str, Any], column: str, mode: str = "") -> Item:
+    """Read the encoded picture that a value holds or names, once for all: for its identity, the backbone and the row.
+
+    Returns:
+        The image; its row holds the encoded picture, unless the column is one of names.
+    """
+    path = value.get("path") if isinstance(value, Mapping) else value if isinstance(value, str) else None
+    if name is None:
+        name = f"image {position}" + (f" ({printable(Path(shown(path)).name)})" if path else "")
+    try:
+        with _explained():
+            content = _content(value)
+    except SpectralError as error:
+        return Item(position, name, None, row, error=error)
+    if content is None:
+        return Item(position, name, value, row, mode=mode)
+    image = {"bytes": content, "path": printable(Path(path).name) if path else None}
+    if not isinstance(row.get(column), str):
+        row = {**row, column: image}
+    return Item(position, name, {**image, "path": name}, row, content, mode)
+
+
+def _content(value: Any) -> bytes | None:
+    """Return the encoded picture that a value holds or names; None where it is one of pixels, or a URL."""
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, (str, Path)) or str(value)[:6].partition(":")[0].lower() in ("http", "https", "data"):
+        return None
+    if "://" in str(value):  # Inside an archive or on the Hub, as streams of `datasets` name their files.
+        from datasets.utils.file_utils import xopen
+
+        with xopen(str(value), "rb") as file:
+            return bytes(file.read())
+    if not Path(value).is_file():
+        raise FileNotFoundError("no such file")
+    return Path(value).read_bytes()
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Say that an image of a dataset cannot be read, in place of what Pillow, `datasets` or the file system say."""
+    try:
+        yield
+    except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
+        raise SpectralError(
+            "image",
+            expected="a picture that opens, also by the transform of the dataset, if it has one",
+            got=getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0][:200],
+            fix="Check that it opens in a viewer",
+        ) from error
+
+
+def _shown(view: Any, position: int, column: str | None = None) -> Any:
+    """Return a row as `dataset.with_transform` shows it, or one column of it."""
+    with _explained():
+        row = view[position]
+    if column is None or column in row:
+        return row if column is None else row[column]
+    raise SpectralError(
+        "image_column",
+        expected=f"a column that the transform of the dataset gives: {', '.join(row)}",
+        got=repr(column),
+        fix="Pass image_column=..., or let the transform return this column",
+    )
+
+
+def _seen(view: Any, features: Any) -> tuple[dict[str, Any], list[str]]:
+    """Return the columns that `dataset.with_transform` shows, judged by the first row that it can show.
+
+    Raises:
+        SpectralError: If none of the first rows can be shown.
+    """
+    import datasets
+
+    for position in range(min(_PEEK_ROWS, len(view))):
+        with contextlib.suppress(SpectralError):
+            row = _shown(view, position)
+            own = {name: features[name] for name in row if name in features}
+            pictures = {name: datasets.Image() for name, value in row.items() if isinstance(value, Image.Image)}
+            return own | pictures, list(row)
+    _shown(view, 0)
+    return {}, []
+
+
+def _peeked(dataset: Any, until_known: bool) -> Any:
+    """Return the types of a stream's columns: what it holds shows only when its first rows are looked at.
+
+    Args:
+        dataset: A stream.
+        until_known: True reads on until every column has had a value that is not None.
+    """
+    import datasets
+    import pyarrow as pa
+
+    rows, schema = iter(dataset), None
+    while chunk := list(itertools.islice(rows, _PEEK_ROWS)):
+        names = dict.fromkeys(name for row in chunk for name in row)
+        if schema is not None:
+            names = dict.fromkeys(field.name for field in schema if _holds_null(field.type))
+        with typed():
+            columns = {name: [row.get(name) for row in chunk] for name in names}
+            found = datasets.Dataset.from_dict(columns).features.arrow_schema
+            schema = pa.unify_schemas([schema or found, found], promote_options="permissive")
+        if not until_known or not any(_holds_null(field.type) for field in schema):
+            break
+    return datasets.Features() if schema is None else datasets.Features.from_arrow_schema(schema)
+
+
+def _holds_null(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_null(kind) or any(_holds_null(kind.field(place).type) for place in range(kind.num_fields))
+
+
+@contextlib.contextmanager
+def typed() -> Iterator[None]:
+    """Say that a value does not fit the type of its column, in place of what `datasets` and pyarrow say.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        SpectralError: In place of theirs.
+    """
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        raise SpectralError(
+            "dataset",
+            expected="values of one type in every column",
+            got=(str(error).splitlines() or [type(error).__name__])[0][:200],
+            fix="Give the stream its types: IterableDataset.from_generator(..., features=datasets.Features(...))",
+        ) from error
+
+
+def printable(name: str) -> str:
+    r"""Return a file's name as text that can be written: bytes that are not UTF-8 become escapes such as `\xff`.
+
+    Args:
+        name: As the operating system gave it.
+
+    Returns:
+        The name; the same one wherever it is UTF-8.
+    """
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def none_left(skipped: Sequence[Skipped] = ()) -> SpectralError:
@@ -197,10 +385,3 @@ def none_left(skipped: Sequence[Skipped] = ()) -> SpectralError:
         got=f"none of {len(skipped)}: {skipped[0].name}: {skipped[0].reason.removesuffix('.')}",
         fix="Mend the images",
     )
-
-
-def _digest(parts: Iterable[Any]) -> str:
-    found = hashlib.sha256()
-    for part in parts:
-        found.update(repr(part).encode())
-    return found.hexdigest()[:16]

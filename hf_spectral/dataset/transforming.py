@@ -20,9 +20,9 @@ from hf_spectral.basis import SpectralBasis
 from hf_spectral.config import defaults_hold, require_positive_int
 from hf_spectral.dataset.clusters import find_centroids, label_images
 from hf_spectral.dataset.processes import Processes
-from hf_spectral.dataset.reading import Add, Backbone, OnError, Read, Reader, in_batches, progress_bar
+from hf_spectral.dataset.reading import Add, Backbone, OnError, Read, Reader, progress_bar
 from hf_spectral.dataset.report import FitReport, Skipped, log_skipped
-from hf_spectral.dataset.rows import RowWriter, embedded, list_parts, read_parts, writing
+from hf_spectral.dataset.rows import RowWriter, embedded, encoded, list_parts, read_parts, writing
 from hf_spectral.dataset.source import Source, none_left, open_source
 from hf_spectral.errors import SpectralError
 from hf_spectral.result import SpectralResult
@@ -149,7 +149,7 @@ class _Run:
         layers = [layer.index for layer in self.basis.layers]
         total, shown = self.source.share_length(self.processes), self.progress and self.processes.is_main
         with progress_bar("transform", total, 0, shown) as bar, _flushed(self.writer):
-            for batch in in_batches(self.source.share(self.processes), batch_size):
+            for batch in self.reader.batches(self.source.share(self.processes), batch_size):
                 found: dict[int, _Row] = {}
                 self.reader.read(batch, functools.partial(self._projected, found), layers)
                 for position in sorted(found):
@@ -159,12 +159,18 @@ class _Run:
 
     @contextlib.contextmanager
     def _projected(self, found: dict[int, _Row], group: Sequence[Read]) -> Iterator[Add]:
-        own = [embedded(read.item.row) for read in group]  # First: a row that cannot be kept needs no forward pass.
+        # First: a row that cannot be kept needs no forward pass.
+        own = [self._kept(read) for read in group]
         projector = self.basis.projector(self.diffusion)
         yield projector.add
         for read, columns, result in zip(group, own, projector.results(), strict=True):
             position = read.item.position
             found[position] = (self._made(position, result) | columns, read.prepared["size"])
+
+    def _kept(self, read: Read) -> dict[str, Any]:
+        """Return the dataset's own columns; of pictures that a transform gave, what was read."""
+        seen = {} if self.source.column in read.item.row else {self.source.column: encoded(read.item.image, read.image)}
+        return embedded({**read.item.row, **seen})
 
     def _made(self, position: int, result: SpectralResult) -> dict[str, Any]:
         maps = result.eigenvectors.numpy() * self.basis.num_nodes**0.5

@@ -261,6 +261,8 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         """Settings that `at` has set, which stand in for what a call leaves out."""
         return {**self._told, "seed": self._seed}
 
+    read_image = staticmethod(read_image)
+
     @defaults_hold
     def preprocess(self, image: Any, resolution: int | None = None, timeout: float | None = None) -> dict[str, Any]:
         """Read one picture and encode it.

@@ -147,6 +147,8 @@ class SpectralPathwaysPipeline(Pipeline):
         )
         return read, forward, segment
 
+    read_image = staticmethod(read_image)
+
     @defaults_hold
     def preprocess(self, image: Any, resolution: int | None = None, timeout: float | None = None) -> dict[str, Any]:
         """Read one picture and bring it to the size and the numbers that the backbone takes."""

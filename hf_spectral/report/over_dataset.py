@@ -10,7 +10,7 @@ from typing import Any
 
 from hf_spectral.config import PATHWAYS, Pathway, defaults_hold, require_positive_int
 from hf_spectral.dataset.processes import Processes
-from hf_spectral.dataset.reading import Add, Backbone, OnError, Read, Reader, in_batches
+from hf_spectral.dataset.reading import Add, Backbone, OnError, Read, Reader
 from hf_spectral.dataset.report import log_skipped
 from hf_spectral.dataset.source import Source, none_left, open_source
 from hf_spectral.errors import SpectralError
@@ -110,13 +110,11 @@ class _Passes:
     def __call__(self) -> Iterator[Sequence[AttentionRecord]]:
         """Yield the records of each forward pass."""
         if self.has_begun:
-            # What passed the first time has to pass again: it is in the sums.
-            fix = "The first pass could read it: look after the disk or the network, and start again"
-            self.reader = dataclasses.replace(self.reader, on_error="raise", fix=fix)
+            self.reader = self.reader.again()
         self.has_begun = True
         found: list[list[AttentionRecord]] = []
         is_empty = True
-        for batch in in_batches(self.source.share(self.processes), self.batch_size):
+        for batch in self.reader.batches(self.source.share(self.processes), self.batch_size):
             self.reader.read(batch, functools.partial(_collected, found), None)
             is_empty = is_empty and not found
             yield from found
