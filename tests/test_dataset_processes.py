@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 
 import hf_spectral
 from hf_spectral import FitReport, SpectralBasis, SpectralError, fit, transform
@@ -162,6 +163,124 @@ def test_a_checkpoint_of_other_pictures_is_refused(folder, tmp_path):
     table = datasets.Dataset.from_dict({"image": [photo(seed=1)]}).cast_column("image", datasets.Image())
     with pytest.raises(SpectralError, match="num_images=1, got num_images=26"):
         fit(make_pipe(), table, **SETTINGS, checkpoint_dir=tmp_path)
+
+
+def _pictures(count, start=0):
+    return [photo(60, 90, start + number) for number in range(count)]
+
+
+def _stream(images):
+    return datasets.IterableDataset.from_generator(lambda: ({"image": image} for image in images))
+
+
+def _table(images):
+    return datasets.Dataset.from_dict({"image": images}).cast_column("image", datasets.Image())
+
+
+def _flipped(batch):
+    return {"image": [image.transpose(Image.Transpose.FLIP_TOP_BOTTOM) for image in batch["image"]]}
+
+
+def _files(images):
+    """Return a folder's writer: the same names, and sizes that do not depend on what is shown."""
+
+    def write(folder):
+        folder.mkdir(exist_ok=True)
+        for number, image in enumerate(images):
+            image.save(folder / f"{number}.bmp")
+        return folder
+
+    return write
+
+
+def _with_a_damaged_one(folder):
+    _files(_pictures(5))(folder)
+    (folder / "2.bmp").write_bytes((folder / "2.bmp").read_bytes()[:30])
+    return folder
+
+
+def _named(images):
+    def write(folder):
+        _files(images)(folder)
+        return datasets.Dataset.from_dict({"image": [str(path) for path in sorted(folder.glob("*.bmp"))]})
+
+    return write
+
+
+FIVE, OTHERS = _pictures(5), _pictures(5, start=20)
+PAIRS = {
+    "streams of 4 and of 7": (_stream(_pictures(4)), _stream(_pictures(7))),
+    "streams of 7 and of 4": (_stream(_pictures(7)), _stream(_pictures(4))),
+    "streams whose last image differs": (_stream(FIVE), _stream([*FIVE[:4], OTHERS[0]])),
+    "a stream backwards": (_stream(FIVE), _stream(FIVE[::-1])),
+    "tables that share the first, the middle and the last row": (
+        _table(FIVE),
+        _table([FIVE[0], OTHERS[1], FIVE[2], OTHERS[3], FIVE[4]]),
+    ),
+    "tables of 5 and of 4": (_table(FIVE), _table(FIVE[:4])),
+    "a table and its transform": (_table(FIVE), _table(FIVE).with_transform(_flipped)),
+    "two transforms": (
+        _table(OTHERS).with_transform(lambda batch: {"image": FIVE[: len(batch["image"])]}),
+        _table(OTHERS).with_transform(lambda batch: {"image": OTHERS[: len(batch["image"])]}),
+    ),
+    "colors and grays of one table": (_table(FIVE), _table(FIVE).cast_column("image", datasets.Image(mode="L"))),
+    "files replaced under the same names and sizes": (_files(FIVE), _files(OTHERS)),
+    "files that have changed names": (_files(FIVE), _files([*FIVE[1:], FIVE[0]])),
+    "a damaged file that was mended": (_with_a_damaged_one, _files(FIVE)),
+    "rows that name files, which were replaced": (_named(FIVE), _named(OTHERS)),
+    "the same pictures as a table and as a stream": (_table(FIVE), _table(FIVE).to_iterable_dataset()),
+}
+
+
+@pytest.mark.parametrize("stop_after", [4, 7, None], ids=["in the first pass", "in the second pass", "finished"])
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_checkpoint_of_any_other_data_is_refused_or_the_basis_is_right(name, stop_after, tmp_path):
+    settings = {**SETTINGS, "batch_size": 1, "image_column": "image", "num_eigenvectors": 3}
+    one, other = (data if not callable(data) else lambda data=data: data(tmp_path / "photos") for data in PAIRS[name])
+    pipe = make_pipe()
+    original, reads = pipe.records, []
+
+    def records(*arguments, **settings):
+        reads.append(None)
+        if stop_after is not None and len(reads) > stop_after:
+            raise KeyboardInterrupt
+        return original(*arguments, **settings)
+
+    pipe.records = records
+    with contextlib.suppress(KeyboardInterrupt):
+        fit(pipe, one() if callable(one) else one, **settings, checkpoint_dir=tmp_path / "state", checkpoint_every=1)
+    assert (tmp_path / "state" / "sums-00000.safetensors").exists()
+    assert stop_after is None or len(reads) > stop_after
+    pipe.records = original
+    data = other() if callable(other) else other
+    own = fit(pipe, data, **settings)
+    try:
+        found = fit(pipe, data, **settings, checkpoint_dir=tmp_path / "state", checkpoint_every=1)
+    except SpectralError as error:
+        assert str(error).startswith("`checkpoint_dir`")  # noqa: PT017 - either is right.
+    else:
+        assert digest(found) == digest(own)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "named"),
+    [
+        (_table(FIVE), _table([*FIVE[:3], OTHERS[3], FIVE[4]]), "got others: image 3. Give the same data"),
+        (_stream(_pictures(4)), _stream(_pictures(7)), "got others: image 4, which is one more"),
+        (_stream(_pictures(7)), _stream(_pictures(4)), "got others: 4 where there were 7"),
+    ],
+)
+def test_the_first_image_that_differs_is_named(one, other, named, tmp_path):
+    fit(make_pipe(), one, **SETTINGS, checkpoint_dir=tmp_path)
+    with pytest.raises(SpectralError, match=f"`checkpoint_dir`: expected the images that it was made from.*{named}"):
+        fit(make_pipe(), other, **SETTINGS, checkpoint_dir=tmp_path)
+
+
+def test_sums_and_gram_matrix_of_different_images_do_not_go_together(tmp_path):
+    fit(make_pipe(), _table(FIVE), **SETTINGS, checkpoint_dir=tmp_path)
+    (tmp_path / "sums-00000.safetensors").unlink()
+    with pytest.raises(SpectralError, match="`checkpoint_dir`: expected a run of the same settings, images="):
+        fit(make_pipe(), _table(OTHERS), **SETTINGS, checkpoint_dir=tmp_path)
 
 
 def test_a_second_process_at_the_same_checkpoint_is_refused(folder, tmp_path):
