@@ -64,7 +64,11 @@ def transform(
       rows of a random sample of all tokens, the trivial eigenvector dropped; clusters numbered by size. Distances to
       the centroids are interpolated between tokens.
 
-    Images are stored inside the rows, encoded as they were; a folder's rows have `image` and `file_name`.
+    Images are read as the dataset shows them (`dataset.with_transform` and `datasets.Image(mode=...)` are obeyed) and
+    stored inside the rows, encoded as they were. Under `with_transform`, the column of pictures holds what was read, as
+    PNG, and all other columns what the table holds, not what the transform makes of it. A folder's rows have `image`
+    and `file_name`, in which bytes that are not UTF-8 stand as escapes with a backslash. Types of a stream that knows
+    none are taken from its first rows, and further ones as long as a column holds nothing but None.
 
     Pictures are read at the resolution of the fit, unless the pipeline has one as its default. Where the pipeline has
     defaults of the same name, they stand in for what the call leaves out, the basis included.
