@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from hf_spectral import SpectralError, read_image
 
@@ -51,8 +51,8 @@ def check_file(path: str) -> None:
     try:
         with Image.open(path, formats=FORMATS) as picture:
             width, height = picture.size
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        is_bomb = isinstance(error, Image.DecompressionBombError)
+    except Exception as error:  # Of any type: decoders raise struct.error, EOFError and others.
+        is_bomb = isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning))
         raise SpectralError(
             "picture",
             expected="a JPEG, PNG, WebP, GIF, BMP or TIFF file",

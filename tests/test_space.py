@@ -246,6 +246,8 @@ def test_pictures_are_bounded_before_they_are_decoded(tmp_path):
     with pytest.raises(SpectralError, match="none of these"):
         check_file(tmp_path / "script.eps")
     photo(1200, 3000).save(tmp_path / "wide.png")
+    Image.fromarray((np.arange(256) * 4095 // 255).astype(np.uint16).reshape(16, 16)).save(tmp_path / "deep.png")
+    assert np.asarray(open_picture(str(tmp_path / "deep.png")))[..., 0].ravel().tolist() == list(range(256))
     assert open_picture(str(tmp_path / "wide.png")).size == (MAX_SIDE, round(MAX_SIDE * 0.4))
     with pytest.raises(SpectralError, match="Upload one"):
         open_picture(None)

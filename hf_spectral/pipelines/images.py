@@ -91,7 +91,8 @@ class InputGeometry:
                 "resolution",
                 expected=f"at most {MAX_TOKENS} tokens per picture",
                 got=f"{resolution}, which makes {rows} x {columns}",
-                fix=f"Give about {int(max(size) * (MAX_TOKENS / (rows * columns)) ** 0.5)} or less",
+                fix=f"Give about {int(max(size) * (MAX_TOKENS / (rows * columns)) ** 0.5)} or less, or raise "
+                "hf_spectral.pipelines.images.MAX_TOKENS",
             )
         return size
 
