@@ -1,4 +1,4 @@
-"""How the two pathways run through the depth of a backbone: every layer on its own beside all together."""
+"""Reports on the layers of a backbone: scores of each layer and of all layers together, and the list of layers."""
 
 from hf_spectral.report.layers import ImageSource, score_layers
 from hf_spectral.report.listing import LayerListing, LayerRow, list_layers

@@ -1,4 +1,4 @@
-"""A table as a CSV file, and back."""
+"""Writing tables to CSV files, and reading them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from hf_spectral.atomic import replacing
 
 
 def write_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Write a table with a header; it appears whole or not at all.
+    """Write a table with a header. An interrupted call leaves no partial file.
 
     Args:
-        path: Where to write; folders on the way are made.
-        rows: At least one, all with the same names in the same order.
+        path: Path of the file. Missing parent folders are created.
+        rows: At least one row; all rows have the same column names in the same order.
 
     Returns:
-        The path written.
+        The path of the file.
     """
     path = Path(path)
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
@@ -33,14 +33,14 @@ def read_csv(path: str | os.PathLike[str]) -> list[dict[str, str]]:
     """Read a table with a header.
 
     Args:
-        path: The file, in UTF-8.
+        path: Path of the file, encoded in UTF-8.
 
     Returns:
-        Its rows, names to what stands in the cells; empty cells, and those of short rows, hold "".
+        One dictionary per row, from column names to cells. Empty and missing cells are "".
 
     Raises:
-        OSError: If it cannot be read.
-        ValueError: If it is no text, or no table.
+        OSError: If the file cannot be read.
+        ValueError: If the file is not a CSV file in UTF-8.
     """
     with Path(path).open(newline="", encoding="utf-8") as file:
         try:

@@ -1,4 +1,4 @@
-"""Score every layer, head or timestep on its own and all together, in four passes over the images."""
+"""Scores of each layer, head or timestep, and of all layers together, from four passes over the images."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from hf_spectral.records import AttentionRecord
 from hf_spectral.report.table import LayerReport, ReportRow
 from hf_spectral.segmentation import semantic_segmentation
 
-#: Gives the images anew at every call: for each, or each batch of one size, the records of its forward pass.
+#: A function that starts a new pass over the images: it yields the records of one forward pass after the other.
 ImageSource: TypeAlias = Callable[[], Iterable[Sequence[AttentionRecord]]]
 
 _BINS = (16, 16)
-# Two halves of at least two images each: see `metrics.what_score`.
+# `metrics.what_score` needs two halves of at least two images each.
 _LEAST_IMAGES = 4
 
 
@@ -42,39 +42,56 @@ def score_layers(
     seed: int = 0,
     progress: bool = False,
 ) -> LayerReport:
-    """Score the dataset-level eigenvectors of every layer on its own and of all layers together.
+    """Score the dataset-level eigenvectors of each layer and of all layers together.
 
-    Of a diffusion model, a layer is scored at every timestep on its own, and all together is over all timesteps too.
+    For a diffusion model, each layer is scored separately at each timestep.
 
-    `images` is called four times: for the sums, for the Gram matrices, which serve each layer and all together, for the
-    yardstick of identity, and to score. The yardstick is one partition of all tokens, so that scores of layers, heads
-    and pathways can be compared: the `what` eigenvectors of all layers, spread by the walk inside each image, averaged
-    over what surrounds each token without the token itself (so that noise explains nothing, see `metrics.what_score`),
-    and clustered. On DINOv2-small and 40 labeled photographs, what-scores by it correlate with those by the human
-    labels at 0.96 over the rows of both pathways, at four fifths of their size; by each basis' own clusters at 0.82.
-    What is scored are the eigenvectors without the walk, which would add edges of its own. Identity is what recurs in
-    other images: with a dozen unlike photographs no cluster does, and what-scores are near 0; use a hundred.
+    `images` is called four times: to compute sums, Gram matrices, a reference partition of the tokens, and the scores.
+    The what-scores of all layers, heads and pathways use the same reference partition, so that they can be compared.
+    It consists of clusters of the `what` eigenvectors of all layers, after the random walk inside each image. A token
+    is clustered by its neighbors, without its own value, so that clusters do not explain noise (see
+    `metrics.what_score`). For DINOv2-small and 40 labeled photographs, what-scores with this partition correlate with
+    those with the human labels at 0.96, with clusters of each basis itself only at 0.82; they are four fifths as large.
+    The scored eigenvectors do not include the random walk, which would add edges to them.
 
-    Memory: the Gram matrices, one batch of records, and the eigenvectors that make the yardstick; what is scored is
-    added up image by image.
+    Identity means what recurs in other images. With a dozen unrelated photographs no cluster recurs, and all
+    what-scores are near 0; use about a hundred images.
+
+    Memory holds the Gram matrices, the records of one batch, and the eigenvectors for the reference partition.
 
     Args:
-        images: Gives the images anew at every call, each as the records of one forward pass, or of one a timestep.
+        images: Function that starts a new pass over the images. It yields the records of one forward pass after the
+            other, for a diffusion model those of all timesteps of an image together.
         pathways: `"where"`, `"what"` or both.
-        num_eigenvectors: Eigenvectors of each, the trivial one among them; scores are means over the others.
-        by_head: Treat every head as a layer of its own; all together is then the mean over all heads.
-        max_images: Stop after about so many images (at the end of a batch); None takes all. At least four are needed.
+        num_eigenvectors: Number of eigenvectors, including the trivial one, which is not scored; at least 2.
+        by_head: Whether to score each head separately. The scores of all together are then those of all heads.
+        max_images: Maximum number of images, rounded up to a whole batch, at least 4; None takes all.
         max_width: Bound on the width of the Gram matrix, see `BasisAccumulator`.
-        num_clusters: Clusters of the yardstick.
-        num_reference: Eigenvectors that it is made from, the trivial one among them; fewer where fewer exist.
-        seed: Seed of start vectors, of the bounded width and of the clusters.
-        progress: Show a progress bar.
+        num_clusters: Number of clusters of the reference partition.
+        num_reference: Number of eigenvectors that the reference partition is computed from, including the trivial one,
+            reduced if there are not as many.
+        seed: Random seed of start vectors, of the reduction to `max_width`, and of the clusters.
+        progress: Whether to show a progress bar.
 
     Returns:
-        The table.
+        The scores as a table.
 
     Raises:
-        SpectralError: If there are no images, fewer than four, or a layer has fewer eigenvectors than asked for.
+        SpectralError: If an argument is out of range, there are fewer than four images, or a layer has fewer
+            eigenvectors than requested.
+
+    Example:
+        >>> import torch
+        >>> from hf_spectral import AttentionRecord, TokenGrid
+        >>> from hf_spectral.report import score_layers
+        >>> def images():
+        ...     generator = torch.Generator().manual_seed(0)
+        ...     for _ in range(4):
+        ...         query, key, value = torch.randn(3, 1, 2, 48, 8, generator=generator)
+        ...         yield [AttentionRecord("layer.0", 0, query, key, value, 8**-0.5, TokenGrid(6, 8))]
+        >>> report = score_layers(images, ["what"], num_eigenvectors=4, num_clusters=5)
+        >>> [(row.layer, row.num_images) for row in report.rows]
+        [(0, 4), (None, 4)]
     """
     _check(pathways, num_eigenvectors)
     if max_images is not None:
@@ -83,15 +100,15 @@ def score_layers(
     require_positive_int("num_reference", num_reference)
     passes = _Passes(images, by_head, max_images, progress)
     configs = [SpectralConfig(name, "cosine", seed=seed, layer_weights="auto") for name in PATHWAYS if name in pathways]
-    rooms = [_Room(config, max_width) for config in configs]
+    accumulations = [_Accumulation(config, max_width) for config in configs]
     for records in passes.run("1/4 sums"):
-        for room in rooms:
-            room.add_sums(records)
+        for one in accumulations:
+            one.add_sums(records)
     for records in passes.run("2/4 Gram matrices"):
-        for room in rooms:
-            room.add_gram(records)
-    scored = [one for room in rooms for one in room.solve(num_eigenvectors, seed, passes.parts)]
-    reference = rooms[-1].together(num_reference, seed, exactly=False)
+        for one in accumulations:
+            one.add_gram(records)
+    scored = [part for one in accumulations for part in one.solve(num_eigenvectors, seed, passes.parts)]
+    reference = accumulations[-1].together(num_reference, seed, exactly=False)
     maps = [_around(one) for records in passes.run("3/4 identity") for one in _projected(reference, records)]
     clusters = iter(semantic_segmentation(maps, num_clusters, seed=seed))
     for records in passes.run("4/4 scores"):
@@ -102,7 +119,7 @@ def score_layers(
 
 
 class _Part(NamedTuple):
-    """What is scored on its own."""
+    """A layer, head or timestep that is scored separately; all None for all together."""
 
     layer: int | None = None
     head: int | None = None
@@ -110,7 +127,7 @@ class _Part(NamedTuple):
 
 
 class _Passes:
-    """Runs over the images as often as asked, the same images every time."""
+    """Runs over the images several times, and checks that their number stays the same."""
 
     def __init__(self, images: ImageSource, by_head: bool, max_images: int | None, progress: bool) -> None:
         self._images = images
@@ -138,16 +155,16 @@ class _Passes:
                 "images",
                 expected=f"the same {self._total} images at every call",
                 got=f"{count} at a later one",
-                fix="Give a function that starts anew, such as lambda: iter(...), not an iterator",
+                fix="Pass a function that starts a new pass at every call, such as lambda: iter(images)",
             )
         if count < _LEAST_IMAGES:
             raise SpectralError(
-                "images", expected=f"at least {_LEAST_IMAGES}", got=count, fix="Report on a data set, not on one image"
+                "images", expected=f"at least {_LEAST_IMAGES}", got=count, fix="Pass a dataset with more images"
             )
         self._total = count
 
     def _parts_of(self, record: AttentionRecord) -> Iterator[AttentionRecord]:
-        """Yield a record of each part, as of a layer of its own, whose index is the place among `parts`."""
+        """Yield one record per part, as if the part were a layer; its index is its position in `parts`."""
         for head in range(record.query.shape[1]) if self._by_head else (None,):
             part = _Part(record.index, head, record.timestep)
             if part not in self.parts:
@@ -156,10 +173,11 @@ class _Passes:
             yield dataclasses.replace(own, index=self.parts.index(part), timestep=None)
 
 
-class _Room:
-    """The accumulation of one pathway, and, where layers differ in resolution, one of each layer beside it.
+class _Accumulation:
+    """The accumulator of one pathway and, if layers differ in resolution, a separate accumulator per layer.
 
-    Where all layers share one grid, the Gram matrix of all holds that of each; otherwise it holds the mass of all.
+    If all layers share one grid, the Gram matrix of all layers contains those of the single layers. Otherwise it does
+    not, because the mass matrix depends on all layers.
     """
 
     def __init__(self, config: SpectralConfig, max_width: int | None) -> None:
@@ -172,15 +190,15 @@ class _Room:
         self._whole.add_sums(records)
         if is_first and len({(record.grid.height, record.grid.width) for record in records}) > 1:
             indices = {layer.index for layer in self._whole.layers}
-            config = dataclasses.replace(self._config, layer_weights="equal")  # One layer needs no evidence.
+            config = dataclasses.replace(self._config, layer_weights="equal")  # A single layer needs no weights.
             self._alone = {index: BasisAccumulator(config, self._max_width) for index in sorted(indices)}
-        for index, room in self._alone.items():
-            room.add_sums(_of_layer(records, index))
+        for index, alone in self._alone.items():
+            alone.add_sums(_of_layer(records, index))
 
     def add_gram(self, records: list[AttentionRecord]) -> None:
         self._whole.add_gram(records)
-        for index, room in self._alone.items():
-            room.add_gram(_of_layer(records, index))
+        for index, alone in self._alone.items():
+            alone.add_gram(_of_layer(records, index))
 
     def solve(self, num_eigenvectors: int, seed: int, parts: Sequence[_Part]) -> Iterator[_Scored]:
         whole = self.together(num_eigenvectors, seed)
@@ -195,20 +213,20 @@ class _Room:
         yield _Scored(_Part(), whole)
 
     def together(self, num_eigenvectors: int, seed: int, exactly: bool = True) -> SpectralBasis:
-        """Solve with all layers alike; of several resolutions, `"auto"` weighs them so."""
+        """Solve with equal weights, or with the weights of `"auto"` if layers differ in resolution."""
         weights = None if self._alone else "equal"
         return self._whole.solve(num_eigenvectors, seed, weights, exactly=exactly)
 
 
 class _Scored:
-    """A basis of one part, or of all, and what has been added up to score it."""
+    """The basis of one part or of all parts together, and the sums of its scores."""
 
     def __init__(self, part: _Part, basis: SpectralBasis, weight: float | None = None) -> None:
         self._part, self._basis, self._weight = part, basis, weight
         self._shares: VarianceShares | None = None
 
     def add(self, records: list[AttentionRecord], clusters: list[Tensor], num_clusters: int) -> None:
-        """Add the images of one forward pass, of each eigenvector but the trivial one."""
+        """Add the eigenvectors of the images of one forward pass, except the trivial one."""
         self._shares = self._shares or VarianceShares(_BINS, num_clusters)
         for maps, partition in zip(_projected(self._basis, records, diffusion=0), clusters, strict=True):
             self._shares.add(maps[1:], _at(partition, maps.shape[1], maps.shape[2]))
@@ -239,12 +257,12 @@ def _projected(basis: SpectralBasis, records: list[AttentionRecord], diffusion: 
 
 
 def _around(maps: Float[Tensor, "eigenvectors height width"]) -> Float[Tensor, "eigenvectors height width"]:
-    """Return what surrounds each token, by the direction of its row; clusters by it explain no noise of the token."""
+    """Replace the eigenvectors of each token, normalized over eigenvectors, by the mean of its neighbors."""
     return torch.cat([maps[:1], surroundings(normalize(maps[1:], dim=0))])
 
 
 def _at(labels: Int[Tensor, "height width"], rows: int, columns: int) -> Int[Tensor, "rows columns"]:
-    """Return the labels at the centers of the tokens of another grid: that of one layer of lower resolution."""
+    """Return the labels at the centers of the tokens of a coarser grid."""
     height, width = labels.shape
     row = ((torch.arange(rows) + 0.5) * height / rows).long()
     column = ((torch.arange(columns) + 0.5) * width / columns).long()
@@ -270,7 +288,7 @@ def _check(pathways: Sequence[str], num_eigenvectors: int) -> None:
     if num_eigenvectors < 2:
         raise SpectralError(
             "num_eigenvectors",
-            expected="at least 2, since the one at index 0 is trivial and not scored",
+            expected="at least 2, because the trivial one at index 0 is not scored",
             got=num_eigenvectors,
             fix="Leave it out for 13",
         )

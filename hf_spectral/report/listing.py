@@ -1,10 +1,9 @@
-"""Every attention layer of a backbone: where it looks, how wide it is, and which pathways it serves."""
+"""The attention layers of a backbone, with their token grids, widths, and the pathways that they support."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +11,11 @@ from PIL import Image
 
 from hf_spectral.config import PATHWAYS, defaults_hold
 from hf_spectral.dataset.reading import Backbone
-from hf_spectral.records import AttentionRecord, SkippedLayer
+from hf_spectral.records import AttentionRecord
 from hf_spectral.report.csv_file import write_csv
 
 _TITLES = ("layer", "module", "grid", "heads", "width", "prefix", "text", "pathways")
-_SIDE = 512  # Of the picture that is shown, before the backbone's own size is taken.
+_SIDE = 512  # Side of the random image, before it is resized for the backbone.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,14 +25,19 @@ class LayerRow:
     Args:
         index: Position in call order, from 0.
         name: Qualified module name.
-        rows: Of its token grid; None, as all that follows, where it gave no record.
-        columns: Of its token grid.
-        heads: Attention heads.
-        width: Length of a token with its heads merged, as values have it.
-        num_prefix: Class and register tokens that are left out.
-        num_text: Text tokens that are left out.
-        pathways: Those that the layer serves.
-        reason: Why it serves no more, or None.
+        rows: Number of rows of its token grid. This and the following five are None if the layer was not recorded.
+        columns: Number of columns of its token grid.
+        heads: Number of attention heads.
+        width: Length of the value vectors of all heads together.
+        num_prefix: Number of class and register tokens, which are left out.
+        num_text: Number of text tokens, which are left out.
+        pathways: Pathways that the layer supports.
+        reason: Why it does not support both pathways, or None.
+
+    Example:
+        >>> from hf_spectral.report import LayerRow
+        >>> LayerRow(0, "layer.0.attention", rows=16, columns=16, heads=6, pathways=("where", "what")).reason is None
+        True
     """
 
     index: int
@@ -50,27 +54,34 @@ class LayerRow:
 
 @dataclasses.dataclass(frozen=True)
 class LayerListing:
-    """The layers of a backbone, in call order.
+    """The attention layers of a backbone.
 
     Args:
-        rows: One a layer.
+        rows: One row per layer, in call order.
+
+    Example:
+        >>> from hf_spectral.report import LayerListing, LayerRow
+        >>> print(LayerListing((LayerRow(0, "blocks.0.attention", reason="its queries are pooled"),)).to_text())
+        layer  module              grid  heads  width  prefix  text  pathways
+        0      blocks.0.attention  -     -      -      -       -     none
+        Of layer 0 no where or what, since its queries are pooled.
     """
 
     rows: tuple[LayerRow, ...]
 
     def to_csv(self, path: str | os.PathLike[str]) -> Path:
-        """Write the table as a CSV file with a header; it appears whole or not at all.
+        """Write the table to a CSV file with a header. An interrupted call leaves no partial file.
 
         Args:
-            path: Where to write; folders on the way are made.
+            path: Path of the file. Missing parent folders are created.
 
         Returns:
-            The path written.
+            The path of the file.
         """
         return write_csv(path, [{**dataclasses.asdict(row), "pathways": " ".join(row.pathways)} for row in self.rows])
 
     def to_text(self) -> str:
-        """Return the table in columns, the reasons below it, each with the layers it holds for."""
+        """Return the table as text, followed by the reasons for unsupported pathways with the layers concerned."""
         cells = [_TITLES, *map(_cells, self.rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
@@ -86,14 +97,21 @@ class LayerListing:
 
 @defaults_hold
 def list_layers(pipe: Backbone, resolution: int | None = None) -> LayerListing:
-    """List every self-attention layer that the backbone runs when it is shown a picture, here one of noise.
+    """List the self-attention layers that a backbone calls, by running it on one random image.
 
     Args:
-        pipe: The pipeline of the backbone; a diffusion model's is best set to one timestep by `pipe.at(...)`.
-        resolution: Longer side in pixels at which the picture is read; None takes the backbone's image size.
+        pipe: Pipeline of the backbone. For a diffusion model, select one timestep by `pipe.at(...)`.
+        resolution: Longer side of the image in pixels; None takes the image size of the backbone.
 
     Returns:
-        The layers in call order, those that give no record among them.
+        All layers in call order, including those that cannot be recorded.
+
+    Example:
+        >>> import hf_spectral
+        >>> from hf_spectral.report import list_layers
+        >>> listing = list_layers(hf_spectral.pipeline(), resolution=112)
+        >>> listing.rows[0].rows, listing.rows[0].columns, listing.rows[0].pathways
+        (8, 8, ('where', 'what'))
     """
     found: dict[int, LayerRow] = {}
 
@@ -102,7 +120,10 @@ def list_layers(pipe: Backbone, resolution: int | None = None) -> LayerListing:
 
     pixels = np.random.default_rng(0).integers(0, 256, (_SIDE, _SIDE, 3), dtype=np.uint8)
     skipped = pipe.records([pipe.preprocess(Image.fromarray(pixels), resolution=resolution)], note)
-    rows = [*found.values(), *_rows_of_skipped(skipped)]
+    rows = [
+        *found.values(),
+        *(LayerRow(one.index, one.name, reason=one.reason) for one in skipped if one.index is not None),
+    ]
     return LayerListing(tuple(sorted(rows, key=lambda row: row.index)))
 
 
@@ -115,16 +136,12 @@ def _row_of(record: AttentionRecord) -> LayerRow:
         columns=record.grid.width,
         heads=record.value.shape[1],
         width=record.value.shape[1] * record.value.shape[3],
-        # Text that stands before the image is a prefix as well; it is counted once.
+        # Text tokens before the image are also counted as prefix tokens by the grid.
         num_prefix=0 if record.num_text_tokens else record.grid.num_prefix,
         num_text=record.num_text_tokens,
         pathways=tuple(pathway for pathway, reason in refusals.items() if reason is None),
         reason=next((reason for reason in refusals.values() if reason is not None), None),
     )
-
-
-def _rows_of_skipped(skipped: Sequence[SkippedLayer]) -> list[LayerRow]:
-    return [LayerRow(one.index, one.name, reason=one.reason) for one in skipped if one.index is not None]
 
 
 def _cells(row: LayerRow) -> tuple[str, ...]:

@@ -1,11 +1,11 @@
-"""The table of a report, as CSV and back, as a dataset and as a chart."""
+"""The table of a layer report, with conversions to CSV, to a dataset and to a chart."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,20 +31,28 @@ _PANELS = {
 
 @dataclasses.dataclass(frozen=True)
 class ReportRow:
-    """Scores of a layer, head or timestep, or of all together; means over the eigenvectors, the trivial one left out.
+    """Scores of one layer (or of one of its heads or timesteps), or of all layers together.
+
+    Scores are means over all eigenvectors except the trivial one, from 0 to 1.
 
     Args:
-        pathway: Whose eigenvectors.
-        layer: Index of the layer in call order; None for all together.
+        pathway: Pathway of the eigenvectors.
+        layer: Index of the layer in call order; None for all layers together.
         head: Index of the head; None for all heads together.
-        timestep: Of a diffusion model, from 0 (data) to noise; None for all together, and for other models.
+        timestep: Timestep of a diffusion model, from 0 (data) to noise; None for all timesteps, and for other models.
         name: Qualified module name of the layer, or `all`.
-        where_score: Share of the variance that position explains.
-        what_score: Share that identity explains beyond position and image.
-        image_score: Share that the image alone explains.
-        num_eigenvectors: Eigenvectors that the means are over.
-        num_images: Images that were scored.
-        weight: Share in a dataset-level problem with `layer_weights="auto"`, as `fit` solves it; None for all together.
+        where_score: Share of the variance that position explains, see `metrics.where_score`.
+        what_score: Share of the variance that identity explains, see `metrics.what_score`.
+        image_score: Share of the variance that the image explains, see `metrics.image_score`.
+        num_eigenvectors: Number of eigenvectors that were scored.
+        num_images: Number of images that were scored.
+        weight: Weight of the layer in `fit` with `layer_weights="auto"`; None for all layers together.
+
+    Example:
+        >>> from hf_spectral.report import ReportRow
+        >>> row = ReportRow("what", 3, None, None, "encoder.layer.3", 0.21, 0.34, 0.05, 12, 100)
+        >>> row.what_score
+        0.34
     """
 
     pathway: Pathway
@@ -60,76 +68,60 @@ class ReportRow:
     weight: float | None = None
 
 
-def _whole(cell: str) -> int | None:
-    return int(cell) if cell else None
-
-
-def _number(cell: str) -> float | None:
-    return float(cell) if cell else None
-
-
-# How the cells of each column are read.
-_CELLS: dict[str, Callable[[str], Any]] = {
-    "pathway": str,
-    "layer": _whole,
-    "head": _whole,
-    "timestep": _number,
-    "name": str,
-    "where_score": float,
-    "what_score": float,
-    "image_score": float,
-    "num_eigenvectors": int,
-    "num_images": int,
-    "weight": _number,
-}
-
-
 @dataclasses.dataclass(frozen=True)
 class LayerReport:
-    """The table of a report.
+    """The table of a layer report.
 
     Args:
-        rows: By pathway, in call order, all together last.
-        skipped: Images that were left out, in the order of the dataset.
+        rows: Rows by pathway; within a pathway in call order, followed by all layers together.
+        skipped: Images that could not be read, in the order of the dataset.
+
+    Example:
+        >>> from hf_spectral.report import LayerReport, ReportRow
+        >>> scores = {0: (0.6, 0.1), 1: (0.3, 0.2), None: (0.4, 0.2)}
+        >>> rows = [ReportRow("what", index, None, None, "", *two, 0.1, 12, 100) for index, two in scores.items()]
+        >>> LayerReport(tuple(rows)).chart(width=600).size
+        (600, 250)
     """
 
     rows: tuple[ReportRow, ...]
     skipped: tuple[Skipped, ...] = ()
 
     def to_csv(self, path: str | os.PathLike[str]) -> Path:
-        """Write the table as a CSV file with a header; it appears whole or not at all.
+        """Write the table to a CSV file with a header. An interrupted call leaves no partial file.
 
         Args:
-            path: Where to write; folders on the way are made.
+            path: Path of the file. Missing parent folders are created.
 
         Returns:
-            The path written.
+            The path of the file.
         """
         return write_csv(path, [dataclasses.asdict(row) for row in self.rows])
 
     @classmethod
     def from_csv(cls, path: str | os.PathLike[str]) -> LayerReport:
-        """Read a table that `to_csv` wrote.
+        """Read a table that was written by `to_csv`.
 
         Args:
-            path: The file.
+            path: Path of the file.
 
         Returns:
-            The report, without the images that were left out.
+            The report; its `skipped` is empty.
 
         Raises:
-            SpectralError: If it cannot be read, or is no such table.
+            SpectralError: If the file cannot be read, or was not written by `to_csv`.
         """
         try:
+            fields = dataclasses.fields(ReportRow)
             rows = tuple(
-                ReportRow(**{name: read(row[name]) for name, read in _CELLS.items()}) for row in read_csv(path)
+                ReportRow(**{one.name: _value(one, row[one.name]) for one in fields}) for row in read_csv(path)
             )
             found = f"{len(rows)} rows of {', '.join(sorted({row.pathway for row in rows})) or 'nothing'}"
         except (OSError, KeyError, ValueError) as error:
             rows, found = (), f"{os.fspath(path)!r} ({error})"
         if not rows or any(row.pathway not in PATHWAYS for row in rows):
             raise SpectralError(
-                "path", expected="a table that LayerReport.to_csv has written", got=found, fix="Write it anew"
+                "path", expected="a table that LayerReport.to_csv has written", got=found, fix="Write it again"
             )
         return cls(rows)
 
@@ -137,7 +129,7 @@ class LayerReport:
         """Return the table as a dataset.
 
         Returns:
-            One row a row.
+            A dataset with one row per `ReportRow`.
 
         Raises:
             SpectralError: If the extra `[datasets]` is not installed.
@@ -151,16 +143,20 @@ class LayerReport:
         return datasets.Dataset.from_list([dataclasses.asdict(row) for row in self.rows])
 
     def chart(self, width: int = 1200) -> Image.Image:
-        """Draw how the scores run through depth.
+        """Draw the scores over the layers.
 
-        Lines over the layers, of both scores and of the weights; heat maps of the scores over layers and heads where
-        heads are told apart (one a timestep where there are several), and over layers and timesteps where these are.
+        The chart shows lines over the layers for both scores and for the weights. If the report distinguishes heads,
+        it shows heat maps of the scores over layers and heads instead, one per timestep; if it distinguishes only
+        timesteps, heat maps over layers and timesteps.
 
         Args:
-            width: Of the picture in pixels.
+            width: Width of the image in pixels.
 
         Returns:
-            RGB picture.
+            RGB image.
+
+        Raises:
+            SpectralError: If the extra `[charts]` is not installed.
         """
         pathways = [pathway for pathway in PATHWAYS if any(row.pathway == pathway for row in self.rows)]
         if any(row.head is not None or row.timestep is not None for row in self.rows):
@@ -192,3 +188,9 @@ class LayerReport:
                         if row.pathway == pathway and row.layer is not None and timestep in (None, row.timestep)
                     }
         return heat_maps(maps, ("layer", axis), len(_SCORES), width, [f"{one:g}" for one in across if one is not None])
+
+
+def _value(field: dataclasses.Field[Any], cell: str) -> Any:
+    """Read a cell by the type of its field, which is text such as `int | None`."""
+    kind, _, rest = str(field.type).partition(" | ")
+    return None if rest and not cell else {"int": int, "float": float}.get(kind, str)(cell)
