@@ -54,6 +54,31 @@ class SpectralError(HFSpectralError, ValueError):
 class UnsupportedBackboneError(SpectralError):
     """Raised for a model whose layers hold nothing that this package can analyze; the message says why."""
 
+    @classmethod
+    def of(
+        cls,
+        backbone: str,
+        reason: str,
+        expected: str = "a backbone whose self-attention layers show query, key and value on one grid",
+        fix: str = "Choose another backbone, e.g. facebook/dinov2-small",
+    ) -> UnsupportedBackboneError:
+        """Return the refusal of a model, which is the same sentence wherever the model fails.
+
+        Args:
+            backbone: Name of the model's class.
+            reason: Why it cannot be read; line breaks become spaces.
+            expected: As for `SpectralError`.
+            fix: As for `SpectralError`.
+
+        Returns:
+            The error, to be raised.
+        """
+        return cls("model", expected=expected, got=f"{backbone} ({' '.join(reason.split())})", fix=fix)
+
+
+#: What running or reading a model of an unforeseen structure raises. Memory, files and interrupts are another matter.
+STRUCTURE_ERRORS = (AttributeError, TypeError, LookupError, ValueError, RuntimeError, AssertionError)
+
 
 class NotConvergedError(HFSpectralError, RuntimeError):
     """Raised where a solver stopped before it reached its tolerance; the message holds the remedy."""

@@ -87,6 +87,7 @@ class SpectralResult:
         layer_weights: Weight of each of them, together 1.
         config: Settings of the problem.
         solver: Name of the solver with its settings.
+        notes: Sentences about how the picture was read, e.g. that it was stretched.
     """
 
     eigenvalues: Float[Tensor, eigenvectors]
@@ -99,6 +100,7 @@ class SpectralResult:
     layer_weights: tuple[float, ...]
     config: SpectralConfig
     solver: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the result as one safetensors file; it appears whole or not at all.
@@ -124,6 +126,7 @@ class SpectralResult:
             "layer_weights": list(self.layer_weights),
             "config": self.config.to_dict(),
             "solver": self.solver,
+            **({"notes": list(self.notes)} if self.notes else {}),
         }
         with replacing(path) as partial:
             partial.write_bytes(save(tensors, metadata={"hf_spectral": json.dumps(described)}))
@@ -182,9 +185,10 @@ def _parsed(path: Path) -> dict[str, Any]:
     config = SpectralConfig.from_dict(described["config"])
     if config.num_eigenvectors != shape[0]:
         raise ValueError(f"{shape[0]} eigenvectors where the config has {str(config.num_eigenvectors)[:60]}")
-    layers = described["layers"]
-    if not isinstance(layers, list) or not all(isinstance(name, str) for name in layers):
-        raise ValueError("layers that are no names")
+    layers, notes = described["layers"], described.get("notes", [])
+    for name, texts in (("layers", layers), ("notes", notes)):
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{name} that are no texts")
     weights = described["layer_weights"]
     if not isinstance(weights, list) or len(weights) != len(layers) or not all(map(_is_weight, weights)):
         raise ValueError("layer weights that are not one a layer")
@@ -202,6 +206,7 @@ def _parsed(path: Path) -> dict[str, Any]:
         "layer_weights": tuple(map(float, weights)),
         "config": config,
         "solver": described["solver"],
+        "notes": tuple(notes),
     }
 
 

@@ -472,6 +472,15 @@ def test_unknown_or_missing_parts_are_refused():
         inpainting(photo(), **SETTINGS)
 
 
+def test_a_denoiser_of_squares_says_that_it_stretches():
+    pipe = spectral(host_pipeline("dit"))
+    said = "reads squares only: the picture of 60 x 90 pixels was stretched to 32 x 32"
+    with pytest.warns(UserWarning, match=said) as caught:
+        outputs = pipe([photo(), photo(seed=1), photo(60, 60)], **SETTINGS)
+    assert len(caught) == 1
+    assert [[said in note for note in output.result.notes] for output in outputs] == [[True], [True], []]
+
+
 def test_nan_in_the_vae_and_in_the_denoiser_are_told_apart():
     host = host_pipeline("dit")
     pipe = spectral(host)

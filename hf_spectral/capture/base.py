@@ -177,12 +177,8 @@ class Recorder:
             return
         skipped = self.capture.skipped
         reason = f"{skipped[0].name}: {skipped[0].reason}" if skipped else "none of its attention layers was called"
-        raise UnsupportedBackboneError(
-            "model",
-            expected="a backbone whose self-attention layers show query, key and value on one grid",
-            got=f"{self._backbone} ({reason})",
-            fix="Choose another backbone, e.g. facebook/dinov2-small",
-        )
+        refusal = UnsupportedBackboneError.of(self._backbone, reason)
+        raise refusal
 
 
 @contextlib.contextmanager

@@ -142,7 +142,7 @@ class _DenoiserWatch(Watch[_Layer]):
         if (embedder := getattr(self.model, "rope_embedder", None)) is not None:
             yield functools.partial(embedder.register_forward_hook, self.mine(self._see_rotations))
 
-    def read(self, call: Call[_Layer], index: int) -> None:
+    def read(self, call: Call[_Layer]) -> dict[str, Any]:
         """Take the image's tokens out of a layer."""
         name, module = call.layer.name, call.layer.module
         rotation = call.kwargs.get("image_rotary_emb")
@@ -159,15 +159,13 @@ class _DenoiserWatch(Watch[_Layer]):
             image_rotation=self._image_rotation,
         )
         attention, grid, num_text = arrange(view)
-        self.recorder.add(
-            name,
-            index,
-            attention,
-            grid,
-            timestep=self._timestep,
-            where_refused=self._family.where_refused,
-            num_text_tokens=num_text,
-        )
+        return {
+            "attention": attention,
+            "grid": grid,
+            "timestep": self._timestep,
+            "where_refused": self._family.where_refused,
+            "num_text_tokens": num_text,
+        }
 
     def _see_map(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._map_size = _map_size(args, kwargs)

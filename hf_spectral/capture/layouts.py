@@ -1,7 +1,7 @@
 """Token layouts: from the tokens that a layer sees to one row an image, patches only, in raster order.
 
 One function a family, found by `config.model_type`. Each verifies what the configuration announces against the number
-of tokens that came, so that a wrong layout is an error and never a scrambled map.
+of tokens that came, so that a wrong layout is a refusal and never a scrambled map.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from hf_spectral.capture import windows
 from hf_spectral.capture.base import Attention
-from hf_spectral.capture.view import Arranged, LayerSkipped, LayerView, patch_map
+from hf_spectral.capture.view import Arranged, LayerSkipped, LayerView, on_grid, patch_map
 from hf_spectral.errors import SpectralError
 from hf_spectral.grid import TokenGrid
 
@@ -32,8 +32,8 @@ def arrange(view: LayerView) -> Arranged:
         The arranged call.
 
     Raises:
-        LayerSkipped: If no record can hold the call.
-        SpectralError: If tokens do not lie as the backbone's configuration announces.
+        LayerSkipped: If no record can hold the call, or the tokens do not lie as the configuration announces.
+        SpectralError: If the images of a batch differ in shape.
     """
     attention = _with_all_heads(view.attention)
     lengths = tuple(tensor.shape[-2] for tensor in (attention.query, attention.key, attention.value))
@@ -61,7 +61,7 @@ def _plain(num_prefix: Callable[[Any], int], num_suffix: Callable[[Any], int] = 
     def arrange_plain(view: LayerView) -> Arranged:
         grid = TokenGrid(*patch_map(view), num_prefix(view.config))
         end = view.num_tokens - num_suffix(view.config)
-        return Arranged(view.attention.apply(lambda tokens: grid.drop_prefix(tokens[..., :end, :])), grid)
+        return Arranged(on_grid(view.attention.apply(lambda tokens: tokens[..., :end, :]), grid), grid)
 
     return arrange_plain
 
@@ -100,7 +100,7 @@ def _unknown(view: LayerView) -> Arranged:
     if not 0 <= num_prefix <= _MAX_UNKNOWN_PREFIX or view.attention.query.shape[0] != view.pixels.shape[0]:
         raise LayerSkipped(f"{view.num_tokens} tokens do not hold {height} x {width} patches in a known order")
     grid = TokenGrid(height, width, num_prefix)
-    return Arranged(view.attention.apply(grid.drop_prefix), grid)
+    return Arranged(on_grid(view.attention, grid), grid)
 
 
 def _fixed(num_prefix: int) -> Layout:

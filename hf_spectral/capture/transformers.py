@@ -19,7 +19,13 @@ from hf_spectral.capture.base import Attention, Recorder
 from hf_spectral.capture.masking import unmasked
 from hf_spectral.capture.restoring import entered
 from hf_spectral.capture.sdpa import AttentionTap
-from hf_spectral.capture.towers import AttentionLayer, attention_layers, interface_configs, vision_tower
+from hf_spectral.capture.towers import (
+    AttentionLayer,
+    attention_layers,
+    input_refusal,
+    interface_configs,
+    vision_tower,
+)
 from hf_spectral.capture.view import LayerSkipped, LayerView
 from hf_spectral.capture.watch import Call, Watch, is_compiled
 from hf_spectral.errors import UnsupportedBackboneError
@@ -34,8 +40,8 @@ def check_supported(model: nn.Module) -> None:
         model: The model to check; it is not run.
 
     Raises:
-        UnsupportedBackboneError: If it has no vision tower, no self-attention, attention that no record can hold, or an
-            attention implementation that shows no query and key.
+        UnsupportedBackboneError: If it has no vision tower, no self-attention, attention that no record can hold, an
+            input that is no picture, or an attention implementation that shows no query and key.
     """
     tower: Any = vision_tower(model)
     layers = attention_layers(model, tower)
@@ -44,13 +50,10 @@ def check_supported(model: nn.Module) -> None:
         reason = "no self-attention: none of its modules projects queries, keys and values"
     if reason is None and is_compiled(model):
         reason = "compiled in place by model.compile(); load it again and capture it uncompiled"
+    reason = reason or input_refusal(tower)
     if reason is not None:
-        raise UnsupportedBackboneError(
-            "model",
-            expected="a backbone whose self-attention layers show query, key and value on one grid",
-            got=f"{type(model).__name__} ({reason})",
-            fix="Choose another backbone, e.g. facebook/dinov2-small",
-        )
+        refusal = UnsupportedBackboneError.of(type(model).__name__, reason)
+        raise refusal
     for config in interface_configs(layers):
         interface.check_implementation(config, type(model).__name__)
 
@@ -96,12 +99,12 @@ class _TowerWatch(Watch[AttentionLayer]):
         """Need none."""
         return ()
 
-    def read(self, call: Call[AttentionLayer], index: int) -> None:
+    def read(self, call: Call[AttentionLayer]) -> dict[str, Any]:
         """Bring a layer to one row an image, in raster order."""
         layer = call.layer
         attention = call.attended or self._from_projections(call)
         arranged = layouts.arrange(LayerView(self.model, layer.path, attention, self.inputs))
-        self.recorder.add(layer.name, index, arranged.attention, arranged.grid, windowed=arranged.windowed)
+        return {"attention": arranged.attention, "grid": arranged.grid, "windowed": arranged.windowed}
 
     def see_interface(self, module: nn.Module, attention: Attention) -> None:
         """Note what a module hands to the attention interface.

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hf_spectral.capture.base import Attention
+from hf_spectral.errors import SpectralError
 from hf_spectral.grid import TokenGrid, as_pair
 
 
@@ -63,6 +64,25 @@ class Arranged:
     attention: Attention
     grid: TokenGrid
     windowed: bool = False
+
+
+def on_grid(attention: Attention, grid: TokenGrid) -> Attention:
+    """Return the patches among a layer's tokens: those after the prefix.
+
+    Args:
+        attention: Prefix tokens, then patches in raster order.
+        grid: Where they should lie.
+
+    Returns:
+        The attention of the patches.
+
+    Raises:
+        LayerSkipped: If the tokens are not so many as the grid says.
+    """
+    try:
+        return attention.apply(grid.drop_prefix)
+    except SpectralError as error:
+        raise LayerSkipped(str(error).removesuffix(".")) from error
 
 
 def patch_map(view: LayerView, *, round_up: bool = False) -> tuple[int, int]:

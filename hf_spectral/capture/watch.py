@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hf_spectral.capture.base import Attention, Recorder
 from hf_spectral.capture.restoring import entered, evaluation_mode, lock, undoing
 from hf_spectral.capture.view import LayerSkipped
-from hf_spectral.errors import SpectralError
+from hf_spectral.errors import STRUCTURE_ERRORS, HFSpectralError, SpectralError, UnsupportedBackboneError
 
 _captured = threading.local()
 
@@ -86,12 +86,14 @@ class Watch(abc.ABC, Generic[AnyLayer]):
         """Return what installs further hooks that the host needs, inside `mine`; each call returns a handle."""
 
     @abc.abstractmethod
-    def read(self, call: Call[AnyLayer], index: int) -> None:
-        """Hand one wanted layer to the recorder.
+    def read(self, call: Call[AnyLayer]) -> dict[str, Any]:
+        """Bring one wanted layer into the form of a record.
 
         Args:
             call: What was seen of it.
-            index: Its position in call order.
+
+        Returns:
+            Arguments of `Recorder.add`.
 
         Raises:
             LayerSkipped: If no record can hold it, with the reason.
@@ -193,9 +195,17 @@ class Watch(abc.ABC, Generic[AnyLayer]):
         if output is None or (index := self.recorder.next_layer()) is None:
             return
         try:
-            self.read(call, index)
+            found = self.read(call)
         except LayerSkipped as reason:
             self.recorder.skip(layer.name, str(reason), index)
+            return
+        except HFSpectralError:
+            raise
+        except STRUCTURE_ERRORS as error:
+            said = f"{layer.name}: its attention cannot be read: {type(error).__name__}: {error}"
+            refusal = UnsupportedBackboneError.of(type(self.model).__name__, said)
+            raise refusal from error
+        self.recorder.add(layer.name, index, **found)
 
     def _see_child(self, layer: AnyLayer, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self._calls and self._calls[-1].layer is layer:

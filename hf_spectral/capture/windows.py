@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_spectral.capture.base import Attention
-from hf_spectral.capture.view import Arranged, LayerSkipped, LayerView, patch_map
+from hf_spectral.capture.view import Arranged, LayerSkipped, LayerView, on_grid, patch_map
 from hf_spectral.grid import TokenGrid, as_pair
 
 
@@ -101,7 +101,7 @@ def sam(view: LayerView) -> Arranged:
     block: Any = view.tower.get_submodule(view.path.rpartition(".")[0])
     if not block.window_size:
         grid = TokenGrid(height, width)
-        return Arranged(view.attention.apply(grid.drop_prefix), grid)
+        return Arranged(on_grid(view.attention, grid), grid)
     images = view.pixels.shape[0]
     attention = view.attention.apply(lambda tokens: unwindow(tokens, images, (height, width), block.window_size))
     return Arranged(attention, TokenGrid(height, width), windowed=block.window_size < max(height, width))
@@ -134,7 +134,7 @@ def hiera(view: LayerView) -> Arranged:
         height, width = height // stride_height, width // stride_width
     grid = TokenGrid(height, width)
     raster_to_layer = _hiera_order(height, width, schedule).argsort().to(view.attention.query.device)
-    attention = view.attention.apply(lambda tokens: grid.drop_prefix(tokens)[..., raster_to_layer, :])
+    attention = on_grid(view.attention, grid).apply(lambda tokens: tokens[..., raster_to_layer, :])
     return Arranged(attention, grid, windowed=layer.use_mask_unit_attn and layer.window_size < grid.num_nodes)
 
 

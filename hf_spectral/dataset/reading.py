@@ -159,6 +159,7 @@ class Reader:
 
         Raises:
             SpectralError: If an image fails and `on_error` is "raise", or differs from what was read before.
+            UnsupportedBackboneError: If the backbone can read no image at all.
         """
         read: list[Read] = []
         for item in batch:
@@ -170,6 +171,8 @@ class Reader:
                     raise error
                 image = item.decoded(image)
                 read.append(Read(item, image, self.pipe.preprocess(image, resolution=self.resolution)))
+            except UnsupportedBackboneError:
+                raise
             except SpectralError as raised:
                 self._fail(item, raised)
         layers = None if layers is None else list(layers)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,19 @@ def describe_backbone(model: Any, image_processor: Any, resolution: int | None =
         "processor": type(image_processor).__name__.removesuffix("Pil").removesuffix("Fast"),
         "resolution": resolution,
     }
+
+
+def warn_once(pipe: Any, group: Iterable[Mapping[str, Any]]) -> None:
+    """Warn of the first note about how a pipeline reads pictures; the results of all others have theirs too.
+
+    Args:
+        pipe: The pipeline, which remembers that it has warned.
+        group: What its `preprocess` gave.
+    """
+    notes = [note for prepared in group for note in prepared["notes"]]
+    if notes and not getattr(pipe, "_has_warned", False):
+        pipe._has_warned = True
+        warnings.warn(f"{notes[0]} This is said once; `notes` of each result say it too.", stacklevel=2)
 
 
 def public_name(name: str) -> str:

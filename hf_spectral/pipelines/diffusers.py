@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -16,6 +17,7 @@ from hf_spectral.capture.restoring import undoing
 from hf_spectral.config import Pathway, defaults_hold, require_positive_int, require_seed
 from hf_spectral.errors import SpectralError
 from hf_spectral.graph import ProblemBuilder
+from hf_spectral.pipelines.backbone import warn_once
 from hf_spectral.pipelines.images import read_image
 from hf_spectral.pipelines.inputs import image_column
 from hf_spectral.pipelines.settings import SPECTRAL_NAMES, as_solver, check_batching, configs_of
@@ -35,6 +37,7 @@ from hf_spectral.pipelines.diffusers_latents import (
     check_components,
     check_pathways,
     encode_image,
+    geometry_of,
     half_precision_explained,
     size_for,
     to_pixels,
@@ -57,8 +60,8 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         >>> pipe = SpectralDiffusionPipeline.from_pretrained("stable-diffusion-v1-5/stable-diffusion-v1-5")
         >>> pipe("photo.jpg", pathway="where", timesteps=[50, 150, 250]).eigenvectors
 
-    The whole picture is read, its aspect ratio kept (but by DiT, which reads squares), sides rounded to what the VAE,
-    the patches and the levels of a UNet divide.
+    The whole picture is read, its aspect ratio kept (but by DiT, which reads squares: a warning and the `notes` of the
+    result say so), sides rounded to what the VAE, the patches and the levels of a UNet divide.
 
     Args:
         scheduler: Says which noise the denoiser was trained with.
@@ -209,7 +212,8 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
                 prepared = self.preprocess(source, resolution)
                 builders = [ProblemBuilder(config) for config in configs]
                 self._record([prepared], [own], reading, _all_of(builders), configs[0].layers, num_noise_samples, True)
-                results = [solve(builder.build(), solver) for builder in builders]
+                solved = [solve(builder.build(), solver) for builder in builders]
+                results = [dataclasses.replace(result, notes=prepared["notes"]) for result in solved]
                 outputs.append(outputs_of(results, prepared, reading.timesteps, num_segments, return_dict))
         return outputs if is_many else outputs[0]
 
@@ -274,7 +278,7 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
 
         Returns:
             `latents`, float32; `read_size`, at which it was read, and `size`, its own, (height, width) in pixels;
-            `digest`, which tells it from other pictures.
+            `digest`, which tells it from other pictures; `notes`, if it was stretched.
 
         Raises:
             SpectralError: If the picture cannot be read, or its latents are not finite.
@@ -285,7 +289,8 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         pixels = to_pixels(picture, read_size)
         with half_precision_explained():
             latents = encode_image(self.vae, pixels.to(self._execution_device), self.denoiser, self._family)
-        return {"latents": latents, "read_size": read_size, "size": size, "digest": digest(pixels)}
+        notes = geometry_of(self._family, self.denoiser, self.vae).notes_for(*size, resolution)
+        return {"latents": latents, "read_size": read_size, "size": size, "digest": digest(pixels), "notes": notes}
 
     def encode_prompt(self, prompt: str = "") -> conditions.Condition:
         """Encode a prompt.
@@ -380,6 +385,7 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         num_noise_samples: int = 1,
         progress: bool = False,
     ) -> list[SkippedLayer]:
+        warn_once(self, group)
         steps = reading.timesteps * num_noise_samples
         shown = self.progress_bar(steps) if progress else steps
         run = DenoiserRun(self._family, self.denoiser, self.scheduler, reading)

@@ -95,6 +95,24 @@ def check_pathways(family: str, pathways: Sequence[Pathway]) -> None:
         )
 
 
+def geometry_of(family: str, denoiser: Any, vae: Any) -> InputGeometry:
+    """Return the sizes that a denoiser reads, apart from an upper limit.
+
+    Args:
+        family: Name of the denoiser's class.
+        denoiser: The denoiser.
+        vae: Its autoencoder, or None.
+
+    Returns:
+        The geometry, in pixels.
+    """
+    factor = vae_factor(vae)
+    multiple = factor * _latent_multiple(family, denoiser.config)
+    height, width = as_pair(denoiser.config.get("sample_size") or _DEFAULT_SIDES.get(family, 64))
+    default = (factor * height, factor * width)
+    return InputGeometry((multiple, multiple), default, False, {}, is_square=family in _SQUARE_FAMILIES)
+
+
 def size_for(family: str, denoiser: Any, vae: Any, size: tuple[int, int], resolution: int | None) -> tuple[int, int]:
     """Return the size at which a picture is read: sides that the VAE, the patches and the UNet's levels divide.
 
@@ -112,10 +130,7 @@ def size_for(family: str, denoiser: Any, vae: Any, size: tuple[int, int], resolu
         SpectralError: If the denoiser has no positions for a picture of that size.
     """
     config, factor = denoiser.config, vae_factor(vae)
-    multiple = factor * _latent_multiple(family, config)
-    default = as_pair(config.get("sample_size") or _DEFAULT_SIDES.get(family, 64))
-    geometry = InputGeometry((multiple, multiple), (factor * default[0], factor * default[1]), False, {})
-    found = geometry.size_for(*((1, 1) if family in _SQUARE_FAMILIES else size), resolution)
+    found = geometry_of(family, denoiser, vae).size_for(*size, resolution)
     longest = _max_latents(config)
     if longest is not None and max(found) > factor * longest:
         raise SpectralError(

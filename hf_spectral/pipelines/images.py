@@ -22,9 +22,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import nn
 
 from hf_spectral.capture import vision_tower
+from hf_spectral.capture.towers import input_sizes, takes_patches
 from hf_spectral.config import require_positive_int
 from hf_spectral.errors import SpectralError, shown
-from hf_spectral.grid import as_pair
 
 #: Tokens of one picture, at most: a dense affinity of so many takes 17 GB. Raise it where there is memory for more.
 MAX_TOKENS = 2**16
@@ -50,15 +50,19 @@ class InputGeometry:
         default: The backbone's own height and width, in pixels.
         is_fixed: True if it reads no other size; pictures are then stretched to it.
         forward_arguments: What its forward needs to be told so that it reads any size.
+        is_square: True if it reads squares only; pictures are then stretched to one.
     """
 
     multiple: tuple[int, int]
     default: tuple[int, int]
     is_fixed: bool
     forward_arguments: dict[str, Any]
+    is_square: bool = False
 
     def size_for(self, height: int, width: int, resolution: int | None = None) -> tuple[int, int]:
-        """Return the size at which a picture is read: its aspect ratio kept, its sides rounded to `multiple`.
+        """Return the size at which a picture is read: its sides are multiples of `multiple`.
+
+        Its aspect ratio is kept, unless the backbone reads one size or squares only: `notes_for` says so.
 
         Args:
             height: Of the picture, in pixels.
@@ -83,8 +87,7 @@ class InputGeometry:
                     fix="Leave it out, or choose a backbone that interpolates its position embeddings, e.g. DINOv2",
                 )
             return self.default
-        factor = min(resolution or max(self.default), 2**62) / max(height, width)  # Beyond that, no float may hold it.
-        size = _rounded(height * factor, self.multiple[0]), _rounded(width * factor, self.multiple[1])
+        size = self._kept(1, 1, resolution) if self.is_square else self._kept(height, width, resolution)
         rows, columns = size[0] // self.multiple[0], size[1] // self.multiple[1]
         if rows * columns > MAX_TOKENS:
             raise SpectralError(
@@ -96,29 +99,50 @@ class InputGeometry:
             )
         return size
 
+    def notes_for(self, height: int, width: int, resolution: int | None = None) -> tuple[str, ...]:
+        """Return what a user has to know about how a picture is read.
+
+        Args:
+            height: As for `size_for`.
+            width: As for `size_for`.
+            resolution: As for `size_for`.
+
+        Returns:
+            One sentence if the picture is stretched by more than the rounding to `multiple`, else none.
+        """
+        read = self.size_for(height, width, resolution)
+        if read == self._kept(height, width, resolution):
+            return ()
+        kind = "squares" if self.is_square else "one size of pictures"
+        return (
+            f"The backbone reads {kind} only: the picture of {height} x {width} pixels was stretched to "
+            f"{read[0]} x {read[1]}, its aspect ratio not kept.",
+        )
+
+    def _kept(self, height: int, width: int, resolution: int | None) -> tuple[int, int]:
+        factor = min(resolution or max(self.default), 2**62) / max(height, width)  # Beyond that, no float may hold it.
+        return _rounded(height * factor, self.multiple[0]), _rounded(width * factor, self.multiple[1])
+
 
 def input_geometry(model: nn.Module) -> InputGeometry:
     """Read from its configuration which sizes a backbone takes.
 
     Args:
-        model: A supported backbone.
+        model: A backbone that `capture.check_supported` accepts.
 
     Returns:
         Its geometry.
     """
     tower: Any = vision_tower(model)
     config = tower.config
-    patch = as_pair(getattr(config, "patch_stride", None) or config.patch_size)
     parameters = inspect.signature(type(tower).forward).parameters
     # Hiera has the argument too, but reorders its tokens by the configured size alone.
     interpolates = "interpolate_pos_encoding" in parameters and config.model_type != "hiera"
-    if "spatial_shapes" in parameters:  # NaFlex: any grid of at most so many patches.
-        side = round(config.num_patches**0.5)
-        return InputGeometry(patch, (side * patch[0], side * patch[1]), False, {})
+    patch, image = input_sizes(tower)
     return InputGeometry(
         multiple=patch,
-        default=as_pair(config.image_size),
-        is_fixed=not interpolates and config.model_type not in _RESIZABLE,
+        default=image,
+        is_fixed=not interpolates and not takes_patches(tower) and config.model_type not in _RESIZABLE,
         forward_arguments={"interpolate_pos_encoding": True} if interpolates else {},
     )
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,9 +18,9 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from hf_spectral.basis import SpectralBasis
 from hf_spectral.capture import capture_attention, check_supported, vision_tower
 from hf_spectral.config import Pathway, SpectralConfig, defaults_hold
-from hf_spectral.errors import SpectralError
+from hf_spectral.errors import STRUCTURE_ERRORS, HFSpectralError, SpectralError, UnsupportedBackboneError
 from hf_spectral.graph import ProblemBuilder
-from hf_spectral.pipelines.backbone import describe_backbone
+from hf_spectral.pipelines.backbone import describe_backbone, warn_once
 from hf_spectral.pipelines.images import input_geometry, read_image
 from hf_spectral.pipelines.inputs import image_column, iterable_of_images
 from hf_spectral.pipelines.offline import DefaultBackbone
@@ -37,6 +39,7 @@ from hf_spectral.pipelines.settings import (
 from hf_spectral.records import AttentionRecord, SkippedLayer
 from hf_spectral.result import SpectralResult
 from hf_spectral.solvers import Solver, solve
+from hf_spectral.tensor_files import one_line
 
 TASK = "spectral-pathways"
 _NAMES = SPECTRAL_NAMES | SEGMENT_NAMES | READ_NAMES | BASIS_NAMES | {"solver"}
@@ -52,10 +55,11 @@ class SpectralPathwaysPipeline(Pipeline):
         >>> out = pipe("photo.jpg", pathway="what", num_eigenvectors=16, num_segments="auto")
         >>> out["segmentation"]
 
-    The whole picture is read: no center crop, its aspect ratio kept, sides rounded to the patch size. Arguments of a
-    call may be given to the constructor as `defaults`, which hold in `hf_spectral.fit`, `transform` and `layer_report`
-    too, as far as these have an argument of that name. With a `basis`, the eigenvectors are those of the dataset that
-    it was fitted on, extended to the picture.
+    The whole picture is read: no center crop, its aspect ratio kept, sides rounded to the patch size. A backbone that
+    reads one size only (SAM, Hiera, AIMv2 and others) is shown the picture stretched to it: a warning and the `notes`
+    of the result say so. Arguments of a call may be given to the constructor as `defaults`, which hold in
+    `hf_spectral.fit`, `transform` and `layer_report` too, as far as these have an argument of that name. With a
+    `basis`, the eigenvectors are those of the dataset that it was fitted on, extended to the picture.
     """
 
     _load_processor = False
@@ -111,7 +115,7 @@ class SpectralPathwaysPipeline(Pipeline):
             - `segments`: list of {"label", "score", "mask"}; `instances`: the same, if asked for
             - `grid`: (height, width) of the token grid; `layers`: names; `residuals`: float32 tensor, with a basis
               those of its dataset; `status`: "converged", or "not_checked" where there is no tolerance (`SolveStatus`)
-            - `result`: the `SpectralResult`, which can be saved
+            - `result`: the `SpectralResult`, which can be saved; its `notes` say if the picture was stretched
 
             With `pathway="both"` such a dict for each of "where" and "what".
 
@@ -153,8 +157,12 @@ class SpectralPathwaysPipeline(Pipeline):
     def preprocess(self, image: Any, resolution: int | None = None, timeout: float | None = None) -> dict[str, Any]:
         """Read one picture and bring it to the size and the numbers that the backbone takes."""
         image = read_image(image, timeout)
-        size = self._geometry.size_for(image.height, image.width, resolution)
-        return {"inputs": self._to_tensors(image, size), "size": (image.height, image.width)}
+        size = (image.height, image.width)
+        read_size = self._geometry.size_for(*size, resolution)
+        with self._refused_if_any_picture_fails(read_size):
+            tensors = self._to_tensors(image, read_size)
+        notes = self._geometry.notes_for(*size, resolution)
+        return {"inputs": tensors, "size": size, "read_size": read_size, "notes": notes}
 
     @staticmethod
     def image_column(features: Mapping[str, Any], names: Iterable[str], given: str | None = None) -> str:
@@ -219,11 +227,10 @@ class SpectralPathwaysPipeline(Pipeline):
         Raises:
             SpectralError: If a layer holds NaN, or there is no such layer.
         """
+        warn_once(self, group)
         tensors = {name: torch.cat([prepared["inputs"][name] for prepared in group]) for name in group[0]["inputs"]}
-        with self.device_placement(), torch.no_grad(), capture_attention(self.model, on_record, layers) as capture:
-            placed = self._ensure_tensor_on_device(tensors, self.device)
-            vision_tower(self.model)(**placed, **self._geometry.forward_arguments)
-        return capture.skipped
+        with self._refused_if_any_picture_fails(group[0]["read_size"], self._run):
+            return self._run(tensors, on_record, layers)
 
     def _forward(
         self,
@@ -235,8 +242,9 @@ class SpectralPathwaysPipeline(Pipeline):
     ) -> dict[str, Any]:
         """Run the backbone once a group of equal sizes, and solve one problem an image and pathway, or project."""
         # A batch arrives as lists, a single picture does not.
-        is_batch = isinstance(model_inputs["inputs"], list)
-        batch = [{"inputs": one} for one in (model_inputs["inputs"] if is_batch else [model_inputs["inputs"]])]
+        batch: list[Mapping[str, Any]] = [model_inputs]
+        if isinstance(model_inputs["inputs"], list):
+            batch = [dict(zip(model_inputs, one, strict=True)) for one in zip(*model_inputs.values(), strict=True)]
         results: dict[int, list[SpectralResult]] = {}
         for positions in self.grouped(batch):
             group = [batch[position] for position in positions]
@@ -248,7 +256,9 @@ class SpectralPathwaysPipeline(Pipeline):
                 projector = basis.projector(diffusion)
                 self.records(group, projector.add, [layer.index for layer in basis.layers])
                 found = [[result] for result in projector.results()]
-            results.update(zip(positions, found, strict=True))
+            for position, own in zip(positions, found, strict=True):
+                notes = tuple(batch[position]["notes"])
+                results[position] = [dataclasses.replace(result, notes=notes) for result in own]
         return {"results": [results[position] for position in range(len(batch))], "size": model_inputs["size"]}
 
     def postprocess(
@@ -278,10 +288,70 @@ class SpectralPathwaysPipeline(Pipeline):
             resized = image.resize((size[1], size[0]), Image.Resampling.BICUBIC if resample is None else int(resample))
             tensors = processor(resized, do_resize=False, do_center_crop=False, do_pad=False, return_tensors="pt")
             tensors = {"pixel_values": tensors["pixel_values"]}
+            if (axes := tensors["pixel_values"].ndim) != 4:
+                reason = f"{type(processor).__name__} makes numbers of {axes} axes of a picture, where images have 4"
+                refusal = UnsupportedBackboneError.of(type(self.model).__name__, reason)
+                raise refusal
         return {
             name: tensor.to(self.model.dtype) if tensor.is_floating_point() else tensor
             for name, tensor in tensors.items()
         }
+
+    def _run(
+        self,
+        tensors: dict[str, Tensor],
+        on_record: Callable[[AttentionRecord], object] = lambda record: None,
+        layers: Iterable[int] | None = None,
+    ) -> list[SkippedLayer]:
+        with self.device_placement(), torch.no_grad(), capture_attention(self.model, on_record, layers) as capture:
+            placed = self._ensure_tensor_on_device(tensors, self.device)
+            vision_tower(self.model)(**placed, **self._geometry.forward_arguments)
+        return capture.skipped
+
+    @contextlib.contextmanager
+    def _refused_if_any_picture_fails(
+        self, read_size: tuple[int, int], run: Callable[[dict[str, Tensor]], object] = lambda tensors: None
+    ) -> Iterator[None]:
+        """Turn an error inside the block into a refusal, if a black picture gives one too: the picture is not to blame.
+
+        Args:
+            read_size: Height and width at which the picture is read.
+            run: What is done with the numbers of the black picture.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            UnsupportedBackboneError: If a black picture of the backbone's own size fails.
+            SpectralError: If only one of `read_size` does.
+            STRUCTURE_ERRORS: What was raised inside the block, if no black picture fails.
+        """
+        try:
+            yield
+        except STRUCTURE_ERRORS as error:
+            if isinstance(error, (HFSpectralError, torch.OutOfMemoryError)):
+                raise
+            said = f"{type(error).__name__}: {one_line(error)}"
+            if self._fails(self._geometry.size_for(*read_size), run):
+                refusal = UnsupportedBackboneError.of(type(self.model).__name__, f"no picture can be read: {said}")
+                raise refusal from error
+            if self._fails(read_size, run):
+                raise SpectralError(
+                    "resolution",
+                    expected="a size that the backbone reads",
+                    got=f"{read_size[0]} x {read_size[1]} pixels ({said})",
+                    fix="Leave it out, or give another one",
+                ) from error
+            raise
+
+    def _fails(self, size: tuple[int, int], run: Callable[[dict[str, Tensor]], object]) -> bool:
+        try:
+            run(self._to_tensors(Image.new("RGB", (size[1], size[0])), size))
+        except HFSpectralError:
+            return False  # It has a sentence of its own, and is another error.
+        except STRUCTURE_ERRORS:
+            return True
+        return False
 
     def _analyze(
         self, group: Sequence[Mapping[str, Any]], configs: list[SpectralConfig], solver: Solver | None
