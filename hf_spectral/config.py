@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, ParamSpec, TypeVar, get_args
 
 from hf_spectral.errors import SpectralError
@@ -294,6 +294,31 @@ def require_number(argument: str, value: object, least: float, most: float, fix:
         span = f"from {least:g} to {most:g}" if math.isfinite(most) else f"of at least {least:g}"
         raise SpectralError(argument, expected=f"a number {span}", got=repr(value), fix=fix)
     return float(value)
+
+
+def require_same(
+    argument: str,
+    mine: Mapping[str, Any],
+    theirs: Mapping[str, Any],
+    what: str = "",
+    fix: str = "Use the settings and the backbone it was started with, or start anew",
+) -> None:
+    """Refuse settings that differ.
+
+    Args:
+        argument: Name to show in the message.
+        mine: Settings that are expected, by name.
+        theirs: Settings that were given, by name.
+        what: What was expected, before the names and values.
+        fix: What to do about it.
+
+    Raises:
+        SpectralError: If any differs; all that differ are named.
+    """
+    differing = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
+    if differing:
+        expected, got = (", ".join(f"{name}={one.get(name)!r}" for name in differing) for one in (mine, theirs))
+        raise SpectralError(argument, expected=what + expected, got=got, fix=fix)
 
 
 def _require_int(argument: str, value: object, least: int) -> int:

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
-from hf_spectral.basis import BasisAccumulator, SpectralBasis, random_walk
-from hf_spectral.basis import pencil as pencil_room
+from hf_spectral.basis import BasisAccumulator, SpectralBasis, walk
+from hf_spectral.basis import eigen as eigen_room
 from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
 from hf_spectral.graph import build_problem
@@ -99,7 +99,7 @@ def rows_of(basis, images, diffusion=0.0):
 @pytest.mark.parametrize("shapes", DATASETS.values(), ids=DATASETS)
 @pytest.mark.parametrize("dense_below", [0, 600], ids=["krylov", "dense"])
 def test_the_streamed_basis_is_the_dense_eigendecomposition(pathway, shapes, dense_below, monkeypatch):
-    monkeypatch.setattr(pencil_room, "_DENSE_BELOW", dense_below)
+    monkeypatch.setattr(eigen_room, "_DENSE_BELOW", dense_below)
     images = dataset(shapes)
     values, vectors = scipy.linalg.eigh(*dense_joint(images, pathway))
     values, vectors = values[::-1][:4], vectors[:, ::-1][:, :4]
@@ -239,7 +239,7 @@ def test_planted_clusters_carry_the_same_identity_in_every_image(pathway, diffus
 @pytest.mark.parametrize("shapes", [EQUAL, RESOLUTIONS], ids=["equal", "resolutions"])
 @pytest.mark.parametrize("dense_below", [0, 8192], ids=["conjugate_gradients", "dense"])
 def test_diffusion_is_the_inverse_of_the_restarted_walk(pathway, shapes, dense_below, monkeypatch):
-    monkeypatch.setattr(random_walk, "_DENSE_BELOW", dense_below)
+    monkeypatch.setattr(walk, "_DENSE_BELOW", dense_below)
     images = dataset(shapes[:3])
     basis = fitted(images, pathway).solve(4)
     plain = basis.project(images[1], 0.0).eigenvectors.flatten(1).T.double()
@@ -262,7 +262,7 @@ def test_the_default_diffusion_is_on_and_a_walk_without_restart_is_refused():
 @pytest.mark.parametrize("pathway", PATHWAYS)
 @pytest.mark.parametrize("dense_below", [0, 600], ids=["krylov", "dense"])
 def test_constant_images_have_the_trivial_eigenvector_only(pathway, dense_below, monkeypatch):
-    monkeypatch.setattr(pencil_room, "_DENSE_BELOW", dense_below)
+    monkeypatch.setattr(eigen_room, "_DENSE_BELOW", dense_below)
     records = [random_record(index=index) for index in range(2)]
     for record, name in itertools.product(records, ("query", "key", "value")):
         getattr(record, name)[:] = getattr(record, name)[:, :, :1]
@@ -277,7 +277,7 @@ def test_constant_images_have_the_trivial_eigenvector_only(pathway, dense_below,
 @pytest.mark.parametrize("pathway", PATHWAYS)
 @pytest.mark.parametrize("dense_below", [0, 600], ids=["krylov", "dense"])
 def test_fewer_tokens_than_columns(pathway, dense_below, monkeypatch):
-    monkeypatch.setattr(pencil_room, "_DENSE_BELOW", dense_below)
+    monkeypatch.setattr(eigen_room, "_DENSE_BELOW", dense_below)
     images = dataset([[(2, 3)] * 3] * 2, heads=4, dim=16)
     values, vectors = scipy.linalg.eigh(dense_joint(images, pathway)[0])
     basis = fitted(images, pathway).solve(5)

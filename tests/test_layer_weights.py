@@ -9,9 +9,9 @@ import torch
 
 from hf_spectral import BasisAccumulator, SpectralBasis, SpectralConfig, SpectralError, build_problem, solve
 from hf_spectral.affinities import affinity_operators
-from hf_spectral.basis.agreement import mean_agreement, own_eigenpairs
+from hf_spectral.basis.agreement import mean_agreement, own_eigenpairs, smoothness
 from hf_spectral.basis.gram import BlockGram
-from hf_spectral.basis.smoothness import add_evidence, smoothness
+from hf_spectral.basis.sums import add_evidence
 from hf_spectral.graph import ProblemBuilder
 from hf_spectral.operators import NormalizedOperator
 from hf_spectral.result import SpectralResult
@@ -148,7 +148,7 @@ def test_layers_that_are_alike_keep_the_same_weight():
 
 @pytest.mark.parametrize("pathway", PATHWAYS)
 def test_smoothness_is_the_mean_quotient_of_a_layers_own_eigenvectors(pathway, monkeypatch):
-    monkeypatch.setattr("hf_spectral.basis.smoothness._STRIDE", 1)
+    monkeypatch.setattr("hf_spectral.basis.sums._STRIDE", 1)
     generator = torch.Generator().manual_seed(0)
     totals, rows, means = [torch.zeros(2, 5, 5, dtype=torch.float64) for _ in range(2)], [], []
     for _ in range(2):

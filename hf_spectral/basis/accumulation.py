@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from hf_spectral.basis.arrival import Arrived, chosen_layers, in_order, received
-from hf_spectral.basis.layers import BasisLayer, factor, layer_columns, match, normalized_factor, reduced
-from hf_spectral.basis.mass import coupling
+from hf_spectral.basis.eigen import solve_totals
+from hf_spectral.basis.factors import BasisLayer, factor, layer_columns, match, normalized_factor, reduced
+from hf_spectral.basis.gram import coupling
 from hf_spectral.basis.model import SpectralBasis
-from hf_spectral.basis.solution import solve_totals
-from hf_spectral.basis.totals import Totals, require_same
+from hf_spectral.basis.sums import Totals
 from hf_spectral.basis.weights import final_weights, start_weights
-from hf_spectral.config import SpectralConfig, require_positive_int, require_seed
+from hf_spectral.config import SpectralConfig, require_positive_int, require_same, require_seed
 from hf_spectral.errors import SpectralError
 from hf_spectral.grid import TokenGrid, finest
 from hf_spectral.records import AttentionRecord
@@ -32,7 +32,7 @@ class BasisAccumulator:
     Over all tokens of all images, layer l has the affinity W_l = F_l J_l F_l^T (`graph.cosine_gram`), the degrees
     d_l = F_l J_l (sum F_l), which the first pass makes possible, and S_l = G_l J_l G_l^T with G_l = D_l^-1/2 F_l.
     The joint problem A = sum_l w_l P_l^T S_l P_l against B = sum_l w_l P_l^T P_l has the rank of H = [P_l^T G_l]_l at
-    most, and its eigenvectors follow from C = H^T B^-1 H, the Gram matrix that the second pass adds up (`pencil`):
+    most, and its eigenvectors follow from C = H^T B^-1 H, the Gram matrix that the second pass adds up (`eigen`):
 
         for records in images: accumulator.add_sums(records)
         for records in images: accumulator.add_gram(records)
@@ -44,7 +44,7 @@ class BasisAccumulator:
     Args:
         config: Pathway, layers, layer weights and seed; `affinity` has to be `cosine` and `heads` `merged`.
         max_width: Bound on the sum of the factors' columns, hence on the Gram matrix (max_width^2 / 2 numbers of 8
-            bytes); None keeps everything, which is exact. For the error it makes, see `layers.reduced`.
+            bytes); None keeps everything, which is exact. For the error it makes, see `factors.reduced`.
         device: Where sums and products are made.
 
     Raises:

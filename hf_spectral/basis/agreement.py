@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hf_spectral.basis.eigen import Eigenpairs, Pencil, leading_eigenpairs
 from hf_spectral.basis.gram import BlockGram
-from hf_spectral.basis.pencil import Eigenpairs, Pencil, leading_eigenpairs
 
 # Eigenvectors of a layer that are looked at, the trivial one not among them: fixed, so that weights do not depend on
 # the number asked for.
@@ -60,3 +60,20 @@ def mean_agreement(
         smaller = max(min(left.shape[1], right.shape[1]), 1)
         table[i, j] = table[j, i] = float(cosines.square().sum()) / smaller
     return table.sum(1) / (len(own) - 1)
+
+
+def smoothness(evidence: Float[Tensor, "2 rank rank"], own: Eigenpairs) -> float:
+    """Return the mean smoothness of a layer's leading dataset-level eigenvectors, weighted by 1 - lambda.
+
+    Args:
+        evidence: Sums of `add_evidence` over the dataset.
+        own: The layer's eigenvectors, the trivial one not among them.
+
+    Returns:
+        About 0 for eigenvectors that change from token to token at random, 1 for those constant inside images.
+    """
+    if not len(own.values):
+        return 0.0
+    squares, neighbors = ((own.vectors * (part @ own.vectors)).sum(0) for part in evidence)
+    quotients = neighbors / squares.clamp_min(torch.finfo(squares.dtype).tiny)
+    return float((own.values * quotients).sum() / own.values.sum())

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hf_spectral.basis.layers import BasisLayer, UnitTokens, kept_dimensions, reduced, unit_tokens
-from hf_spectral.basis.mass import Shape
+from hf_spectral.basis.factors import BasisLayer, UnitTokens, kept_dimensions, reduced, unit_tokens
+from hf_spectral.basis.gram import Shape
 from hf_spectral.config import Pathway, SpectralConfig, resolve_layers
 from hf_spectral.errors import SpectralError, UnsupportedBackboneError
 from hf_spectral.records import AttentionRecord

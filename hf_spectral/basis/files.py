@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from hf_spectral.atomic import replacing
-from hf_spectral.basis.layers import BasisLayer
+from hf_spectral.basis.factors import BasisLayer
 from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
 from hf_spectral.tensor_files import DAMAGE, Form, one_line, parse_json, read_tensors, read_text

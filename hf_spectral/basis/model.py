@@ -14,11 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hf_spectral.basis import files
-from hf_spectral.basis.backbone import require_same_backbone
-from hf_spectral.basis.layers import BasisLayer, factor, layer_columns, match, normalized_factor, reduced, unit_tokens
-from hf_spectral.basis.mass import coupling
-from hf_spectral.basis.random_walk import diffuse, require_diffusion, walk_config
-from hf_spectral.config import Pathway, SpectralConfig
+from hf_spectral.basis.factors import BasisLayer, factor, layer_columns, match, normalized_factor, reduced, unit_tokens
+from hf_spectral.basis.gram import coupling
+from hf_spectral.basis.walk import diffuse, require_diffusion, walk_config
+from hf_spectral.config import Pathway, SpectralConfig, require_same
 from hf_spectral.errors import SpectralError
 from hf_spectral.graph import ProblemBuilder
 from hf_spectral.grid import TokenGrid
@@ -93,7 +92,7 @@ class SpectralBasis:
 
         Args:
             records: Its layers; those that the basis does not use are passed over.
-            diffusion: Strength of the walk inside the image (`random_walk.diffuse`), from 0 (off) to 0.999; None takes
+            diffusion: Strength of the walk inside the image (`walk.diffuse`), from 0 (off) to 0.999; None takes
                 `DEFAULT_DIFFUSION`: 0.9 for `what`, 0.8 for `where`.
 
         Returns:
@@ -130,12 +129,22 @@ class SpectralBasis:
         """Refuse a backbone that is not the one the basis was fitted on.
 
         Args:
-            description: Names with JSON values; see `backbone.require_same_backbone`.
+            description: Names with JSON values. Every name that the basis has stored needs the same value here, except
+                a `revision` that is None on either side because nobody has written it down.
 
         Raises:
             SpectralError: If any differs; all that differ are named.
         """
-        require_same_backbone(self.backbone, description)
+        names = set(self.backbone)
+        if None in (self.backbone.get("revision"), description.get("revision")):
+            names -= {"revision"}
+        require_same(
+            "basis",
+            {name: self.backbone[name] for name in names},
+            {name: description.get(name) for name in names},
+            "the backbone it was fitted on, ",
+            "Load that backbone, or fit a basis on this one",
+        )
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Write `basis.safetensors` and `config.json`; each appears whole or not at all.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from hf_spectral.basis.agreement import mean_agreement, own_eigenpairs
-from hf_spectral.basis.smoothness import smoothness
-from hf_spectral.basis.totals import Totals
+from hf_spectral.basis.agreement import mean_agreement, own_eigenpairs, smoothness
+from hf_spectral.basis.sums import Totals
 from hf_spectral.errors import SpectralError
 from hf_spectral.weighting import Weighting, weight_list
 

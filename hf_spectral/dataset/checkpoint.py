@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hf_spectral.config import require_same
 from hf_spectral.dataset.report import Skipped
 from hf_spectral.errors import SpectralError
 
@@ -106,7 +107,13 @@ class Checkpoint:
             with safe_open(str(path), framework="pt") as file:
                 said = json.loads((file.metadata() or {})["hf_spectral"])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping.
-            self._require_same(said["settings"])
+            require_same(
+                "checkpoint_dir",
+                json.loads(json.dumps(self.settings)),
+                said["settings"],
+                "a run of the same settings, ",
+                "Use the settings it was started with, or another folder",
+            )
             skipped = tuple(Skipped(**one) for one in said["skipped"])
             digests = tensors.pop(_DIGESTS).numpy().tobytes()
             return Progress(tensors, said["described"], int(said["done"]), bool(said["finished"]), skipped, digests)
@@ -152,17 +159,6 @@ class Checkpoint:
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}-{self.rank:05d}.safetensors"
-
-    def _require_same(self, found: Mapping[str, Any]) -> None:
-        mine = json.loads(json.dumps(self.settings))
-        differing = sorted(name for name in mine.keys() | found.keys() if mine.get(name) != found.get(name))
-        if differing:
-            raise SpectralError(
-                "checkpoint_dir",
-                expected="a run of the same settings, " + ", ".join(f"{name}={mine.get(name)!r}" for name in differing),
-                got=", ".join(f"{name}={found.get(name)!r}" for name in differing),
-                fix="Use the settings it was started with, or another folder",
-            )
 
     def _unwritable(self, error: Exception) -> SpectralError:
         reason = getattr(error, "strerror", None) or str(error)

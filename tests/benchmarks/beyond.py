@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_spectral.basis.eigen import _MAX_STEPS
 from hf_spectral.basis.gram import _ROWS
-from hf_spectral.basis.pencil import _MAX_STEPS
-from hf_spectral.basis.smoothness import _STRIDE
+from hf_spectral.basis.sums import _STRIDE
 from hf_spectral.dataset.rows import PART_ROWS
 from tests.benchmarks.common import print_table
 
@@ -53,8 +53,8 @@ VERDICTS = """\
 2. **Checkpoints of wide backbones.** {base}, where, saves {held:.1f} GB ({save:.1f} s) every {every:,} images, which
    take {run:.1f} s to read and run. `checkpoint_every` has to grow with D^2: {seldom:,} images keep saving near 2 %.
 3. **Memory: the Gram matrix**, whatever the number of images: {widest:.0f} GiB for {last}, where. `max_width={bound}`
-   bounds it to about {bounded:.1f} GiB (`basis.layers.reduced` gives the error), `layers=` leaves layers out. Timesteps
-   of a denoiser count as layers.
+   bounds it to about {bounded:.1f} GiB (`basis.factors.reduced` gives the error), `layers=` leaves layers out.
+   Timesteps of a denoiser count as layers.
 4. **A stream on many processes**: each reads past the images of the others, {passes} x {stream:,.0f} TB for the crawl.
    A `datasets.Dataset` (files mapped into memory) is cut into blocks instead; of a folder every process holds all
    paths.

@@ -34,7 +34,7 @@ import hf_spectral.basis.accumulation as accumulation
 import hf_spectral.pipelines.outputs as outputs
 import hf_spectral.pipelines.transformers as host
 from hf_spectral.basis.gram import BlockGram
-from hf_spectral.basis.totals import Totals
+from hf_spectral.basis.sums import Totals
 from hf_spectral.capture.base import Recorder
 from hf_spectral.capture.watch import Watch
 from hf_spectral.graph import ProblemBuilder

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from hf_spectral.basis.gram import BlockGram
-from hf_spectral.basis.layers import BasisLayer, UnitTokens
-from hf_spectral.basis.mass import Coupling, Shape
-from hf_spectral.basis.random_walk import NUM_NEIGHBORS, THRESHOLD
-from hf_spectral.basis.smoothness import add_evidence
+from hf_spectral.basis.factors import BasisLayer, UnitTokens
+from hf_spectral.basis.gram import BlockGram, Coupling, Shape
+from hf_spectral.basis.walk import NUM_NEIGHBORS, THRESHOLD
 from hf_spectral.config import Pathway
 from hf_spectral.errors import SpectralError
+from hf_spectral.operators import nearest_neighbors
+
+# Every eighth token asks for its neighbors, among all of its image: enough for a mean over a dataset.
+_STRIDE = 8
+# Tokens that ask at once: bounds the memory of a large image.
+_ROWS = 1024
 
 
 class Totals:
@@ -167,22 +171,38 @@ class Totals:
         )
 
 
-def require_same(argument: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    """Refuse a shard or a checkpoint of other settings.
+def add_evidence(
+    totals: Sequence[Float[Tensor, "2 _rank _rank"]],
+    tokens: Sequence[UnitTokens],
+    factors: Sequence[Float[Tensor, "nodes _rank"]],
+    image: int,
+    num_neighbors: int,
+    threshold: float,
+) -> None:
+    """Add what one image says about the smoothness of any combinations of each layer's columns: sums over tokens.
+
+    With P the mean over a token's nearest neighbors, averaged over all layers, and x = G v, both x^T x and x^T P x are
+    quadratic forms of v: G^T G and G^T P G, added up over a dataset, give the smoothness x^T P x / x^T x of any v
+    later, and processes and shards combine by addition. Neighbors by all layers, since a layer of pure noise is smooth
+    among the neighbors that the same noise makes.
 
     Args:
-        argument: Name to show in the message.
-        mine: Settings by name.
-        theirs: Settings by name.
-
-    Raises:
-        SpectralError: If any differs; all that differ are named.
+        totals: Both matrices of each layer, changed in place.
+        tokens: Unit vectors of each layer, all on one grid.
+        factors: G of each layer of the same image.
+        image: Position in the batch.
+        num_neighbors: Neighbors that a token asks for.
+        threshold: Cosines at or below it are no neighbors.
     """
-    differing = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
-    if differing:
-        raise SpectralError(
-            argument,
-            expected=", ".join(f"{name}={mine.get(name)!r}" for name in differing),
-            got=", ".join(f"{name}={theirs.get(name)!r}" for name in differing),
-            fix="Use the settings and the backbone it was started with, or start anew",
-        )
+    num_nodes, device = factors[0].shape[0], factors[0].device
+    for asking in torch.arange(0, num_nodes, _STRIDE, device=device).split(_ROWS):
+        walk = torch.zeros(len(asking), num_nodes, device=device)
+        for parts in tokens:
+            left, right = parts[0][image], (parts[1][image] if len(parts) > 1 else None)
+            rows, columns, cosines = nearest_neighbors(left, right, num_neighbors, threshold, asking=asking)
+            sums = torch.zeros(len(asking), device=device).index_add_(0, rows, cosines)
+            walk.index_put_((rows, columns), cosines / (sums[rows] * len(tokens)), accumulate=True)
+        for total, factor in zip(totals, factors, strict=True):
+            own = factor[asking]
+            total[0] += own.T @ own
+            total[1] += own.T @ (walk @ factor)
