@@ -45,12 +45,9 @@ def nearest_neighbors(
         if right is not None:
             cosines.add_(right[block] @ left.T).div_(2)
         cosines.scatter_(1, block[:, None], -torch.inf)
-        searches = [(num_neighbors, cosines)]
-        if images is not None:
-            own = images[block, None] == images
-            searches = [(num_neighbors, cosines.masked_fill(~own, -torch.inf))]
-            searches += [(num_between, cosines.masked_fill(own, -torch.inf))]
-        for count, candidates in searches:
+        own = None if images is None else images[block, None] == images
+        for count, left_out in [(num_neighbors, None)] if own is None else [(num_neighbors, ~own), (num_between, own)]:
+            candidates = cosines if left_out is None else cosines.masked_fill(left_out, -torch.inf)
             values, neighbors = candidates.topk(min(count, num_nodes - 1), dim=1)
             rows, ranks = (values > threshold).nonzero(as_tuple=True)
             found.append((start + rows, neighbors[rows, ranks], values[rows, ranks]))
