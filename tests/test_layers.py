@@ -28,7 +28,7 @@ class Fixed:
     """Shows a backbone that reads one size a tensor of that size, as its pipeline would show a picture."""
 
     def __init__(self, tiny):
-        self.tiny, self.model = tiny, tiny.model()
+        self.tiny, self.model, self.defaults = tiny, tiny.model(), {}
 
     def preprocess(self, image, resolution=None):
         assert isinstance(image, Image.Image)
