@@ -1,0 +1,84 @@
+"""Flux: double and single stream blocks, text tokens first, rotary positions, latents packed two by two."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_spectral.families.attention_call import LayerSkipped
+from hf_spectral.families.diffusers.base import Condition, DenoiserFamily, Noised
+
+_GUIDANCE = 3.5  # What guidance-distilled models are run with by default.
+
+
+class Flux(DenoiserFamily):
+    """`FluxTransformer2DModel`."""
+
+    class_name = "FluxTransformer2DModel"
+    is_flow = True
+    text = "first"
+    rotates = True
+    default_side = 128
+    num_text_encoders = 2
+    max_prompt_tokens = 512
+
+    def latent_multiple(self, config: Any) -> int:
+        """Return the side of a pack."""
+        return 2
+
+    def latent_channels(self, config: Any) -> int:
+        """Return the channels before packing."""
+        return int(config.in_channels) // 4
+
+    def prompt_host(self, denoiser: Any) -> tuple[str | None, dict[str, Any]]:
+        """Encode as Flux does."""
+        return "FluxPipeline", {"transformer": denoiser}
+
+    def encode(self, host: Any, prompt: str, device: torch.device) -> Condition:
+        """Encode the prompt with both text encoders."""
+        states, pooled, _ = host.encode_prompt(prompt, device=device)
+        return Condition(states, pooled=pooled)
+
+    def empty_prompt(self, config: Any) -> tuple[int, int, int | None]:
+        """Return the 512 tokens of T5."""
+        return 512, config.joint_attention_dim, config.pooled_projection_dim
+
+    def arguments(self, denoiser: Any, noised: Noised) -> dict[str, Any]:
+        """Pack the latents, and number their positions."""
+        from diffusers import FluxPipeline
+
+        states, latents = noised.condition.states, noised.latents
+        assert states is not None  # Encoded, or zeros.
+        count, channels, height, width = latents.shape
+        placed: dict[str, Any] = {"device": latents.device, "dtype": latents.dtype}
+        return {
+            "hidden_states": FluxPipeline._pack_latents(latents, count, channels, height, width),
+            "encoder_hidden_states": states,
+            "pooled_projections": noised.condition.pooled,
+            "timestep": noised.share,
+            "img_ids": FluxPipeline._prepare_latent_image_ids(count, height // 2, width // 2, **placed),
+            "txt_ids": torch.zeros(states.shape[1], 3, **placed),
+            "guidance": torch.full_like(noised.share, _GUIDANCE) if denoiser.config.guidance_embeds else None,
+        }
+
+    def token_map(self, denoiser: Any, inputs: Mapping[str, Any]) -> tuple[int, int]:
+        """Read rows and columns from the positions (tokens, 3): a frame, a row and a column each."""
+        positions = _positions(inputs)
+        rows, columns = (positions[:, axis].long() - positions[:, axis].long().min() for axis in (1, 2))
+        height, width = int(rows.max()) + 1, int(columns.max()) + 1
+        raster = torch.arange(height * width, device=rows.device)
+        if not torch.equal(rows * width + columns, raster) or bool((positions[:, 0] != positions[0, 0]).any()):
+            raise LayerSkipped("its image tokens are not one map in raster order: `img_ids` hold several images")
+        return height, width
+
+    def image_rotation(self, denoiser: Any, inputs: Mapping[str, Any], output: Any) -> Tensor | None:
+        """Embed the positions as the denoiser does."""
+        return denoiser.pos_embed(_positions(inputs))[0] if isinstance(inputs.get("img_ids"), Tensor) else None
+
+
+def _positions(inputs: Mapping[str, Any]) -> Tensor:
+    positions = inputs["img_ids"]
+    return positions[0] if positions.ndim == 3 else positions

@@ -1,0 +1,56 @@
+"""Lumina 2: refiners of the image and of the caption, then joint layers with the caption first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_spectral.families.diffusers.base import Condition, DenoiserFamily, Noised
+
+
+class Lumina2(DenoiserFamily):
+    """`Lumina2Transformer2DModel`; it counts time from noise to data."""
+
+    class_name = "Lumina2Transformer2DModel"
+    is_flow = True
+    text = "first"
+    text_only = "context_refiner."
+    rotates = True
+    max_prompt_tokens = 256
+
+    def max_latents(self, config: Any) -> int | None:
+        """Return the bound of the rotary positions: of captions, rows and columns."""
+        return int(min(config.axes_lens[1:]) * config.patch_size)
+
+    def prompt_host(self, denoiser: Any) -> tuple[str | None, dict[str, Any]]:
+        """Encode as Lumina 2 does, its system prompt included."""
+        return "Lumina2Pipeline", {"transformer": denoiser}
+
+    def encode(self, host: Any, prompt: str, device: torch.device) -> Condition:
+        """Encode the prompt with its mask."""
+        states, mask, *_ = host.encode_prompt(prompt, do_classifier_free_guidance=False, device=device)
+        return Condition(states, mask.bool())
+
+    def empty_prompt(self, config: Any) -> tuple[int, int, int | None]:
+        """Return one token."""
+        return 1, config.cap_feat_dim, None
+
+    def arguments(self, denoiser: Any, noised: Noised) -> dict[str, Any]:
+        """Add the mask of the prompt, and turn the time around."""
+        told = super().arguments(denoiser, noised)
+        return told | {"timestep": 1 - noised.share, "encoder_attention_mask": noised.condition.mask}
+
+    def sees_text(self, path: str, module: Any) -> bool:
+        """Tell the joint layers from the refiners."""
+        return path.startswith("layers.")
+
+    def rotation_module(self, denoiser: Any) -> torch.nn.Module:
+        """Return the embedder of positions."""
+        return denoiser.rope_embedder
+
+    def image_rotation(self, denoiser: Any, inputs: Mapping[str, Any], output: Any) -> Tensor | None:
+        """Return what the embedder gives after the hidden states and the rotations of the captions."""
+        return None if output is None else output[2]

@@ -1,0 +1,42 @@
+"""PixArt-alpha and PixArt-sigma: DiT with text by cross-attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from hf_spectral.families.diffusers.base import Condition, DenoiserFamily, Noised
+
+
+class PixArt(DenoiserFamily):
+    """`PixArtTransformer2DModel`; the alpha checkpoints are also given size and aspect ratio."""
+
+    class_name = "PixArtTransformer2DModel"
+    max_prompt_tokens = 300
+
+    def prompt_host(self, denoiser: Any) -> tuple[str | None, dict[str, Any]]:
+        """Encode as PixArt-alpha does."""
+        return "PixArtAlphaPipeline", {"transformer": denoiser}
+
+    def encode(self, host: Any, prompt: str, device: torch.device) -> Condition:
+        """Encode the prompt at the length that PixArt-sigma was trained with."""
+        states, mask, *_ = host.encode_prompt(
+            prompt, do_classifier_free_guidance=False, device=device, max_sequence_length=self.max_prompt_tokens
+        )
+        return Condition(states, mask.bool())
+
+    def empty_prompt(self, config: Any) -> tuple[int, int, int | None]:
+        """Return one token."""
+        return 1, config.caption_channels, None
+
+    def arguments(self, denoiser: Any, noised: Noised) -> dict[str, Any]:
+        """Add the mask of the prompt, and size and aspect ratio where the denoiser embeds them."""
+        height, width = noised.size
+        embeds_size = denoiser.use_additional_conditions
+        sizes = {
+            "resolution": noised.for_each([height, width]) if embeds_size else None,
+            "aspect_ratio": noised.for_each([height / width]) if embeds_size else None,
+        }
+        told = super().arguments(denoiser, noised)
+        return told | {"added_cond_kwargs": sizes, "encoder_attention_mask": noised.condition.mask}

@@ -1,0 +1,40 @@
+"""Stable Diffusion 3 and 3.5: double-stream blocks, image tokens first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from hf_spectral.families.diffusers.base import Condition, DenoiserFamily, Noised
+
+
+class StableDiffusion3(DenoiserFamily):
+    """`SD3Transformer2DModel`; the second attention of the 3.5 blocks sees the image alone."""
+
+    class_name = "SD3Transformer2DModel"
+    is_flow = True
+    text = "last"
+    num_text_encoders = 3
+    max_prompt_tokens = 256
+
+    def prompt_host(self, denoiser: Any) -> tuple[str | None, dict[str, Any]]:
+        """Encode as Stable Diffusion 3 does."""
+        return "StableDiffusion3Pipeline", {"transformer": denoiser}
+
+    def encode(self, host: Any, prompt: str, device: torch.device) -> Condition:
+        """Encode the prompt once for all text encoders."""
+        states, _, pooled, _ = host.encode_prompt(prompt, None, None, device=device, do_classifier_free_guidance=False)
+        return Condition(states, pooled=pooled)
+
+    def empty_prompt(self, config: Any) -> tuple[int, int, int | None]:
+        """Return the 77 tokens of CLIP and the 256 of T5."""
+        return 333, config.joint_attention_dim, config.pooled_projection_dim
+
+    def arguments(self, denoiser: Any, noised: Noised) -> dict[str, Any]:
+        """Add the pooled prompt."""
+        return super().arguments(denoiser, noised) | {"pooled_projections": noised.condition.pooled}
+
+    def sees_text(self, path: str, module: Any) -> bool:
+        """Tell by the projections that text tokens have of their own."""
+        return module.added_kv_proj_dim is not None

@@ -1,0 +1,60 @@
+"""UNets of Stable Diffusion 1, 2 and XL: attention on maps, several resolutions, text by cross-attention only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from hf_spectral.families.diffusers.base import Condition, DenoiserFamily, Noised
+
+
+class UNet(DenoiserFamily):
+    """`UNet2DConditionModel`; the configuration tells XL, which is also given a pooled prompt and sizes."""
+
+    class_name = "UNet2DConditionModel"
+
+    def refusal(self, config: Any) -> str | None:
+        """Refuse UNets with a class, an image or other embeddings beside the prompt."""
+        if config.get("addition_embed_type") not in (None, "text_time") or config.get("class_embed_type"):
+            return "it is given more than a timestep and a prompt (images, or a class beside the prompt)"
+        if config.get("encoder_hid_dim"):
+            return "it projects the embeddings of its own text encoder (`encoder_hid_dim`)"
+        return None
+
+    def latent_multiple(self, config: Any) -> int:
+        """Return the factor by which the levels shrink the latents."""
+        return 2 ** (len(config.block_out_channels) - 1)
+
+    def prompt_host(self, denoiser: Any) -> tuple[str | None, dict[str, Any]]:
+        """Encode as Stable Diffusion does, or as XL does."""
+        if _is_xl(denoiser.config):
+            return "StableDiffusionXLPipeline", {"unet": None, "add_watermarker": False}
+        no_checker = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        return "StableDiffusionPipeline", {"unet": None, **no_checker}
+
+    def encode(self, host: Any, prompt: str, device: torch.device) -> Condition:
+        """Encode the prompt; XL has pooled embeddings too."""
+        states, _, *pooled = host.encode_prompt(
+            prompt, device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        return Condition(states, pooled=pooled[0] if pooled else None)
+
+    def empty_prompt(self, config: Any) -> tuple[int, int, int | None]:
+        """Return the 77 tokens of CLIP."""
+        width = config.cross_attention_dim
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim if _is_xl(config) else None
+        return 77, int(width if isinstance(width, int) else width[0]), pooled
+
+    def arguments(self, denoiser: Any, noised: Noised) -> dict[str, Any]:
+        """Add the original size, the crop's corner and the target size for XL."""
+        condition = noised.condition
+        told = {"sample": noised.latents, "timestep": noised.timestep, "encoder_hidden_states": condition.states}
+        if _is_xl(denoiser.config):
+            sizes = noised.for_each([*noised.size, 0, 0, *noised.size])
+            told["added_cond_kwargs"] = {"text_embeds": condition.pooled, "time_ids": sizes}
+        return told
+
+
+def _is_xl(config: Any) -> bool:
+    return config.get("addition_embed_type") == "text_time"

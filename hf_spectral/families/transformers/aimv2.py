@@ -1,0 +1,5 @@
+"""AIMv2: patches only."""
+
+from hf_spectral.families.transformers.base import VisionFamily
+
+AIMV2 = VisionFamily(("aimv2_vision_model",))

@@ -1,0 +1,166 @@
+"""What the code around a vision tower asks its family: the defaults suit prefix tokens, patches in raster order, suffix tokens."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from hf_spectral.families.attention_call import Attention, LayerSkipped
+from hf_spectral.grid import TokenGrid
+
+# A backbone of no known family: so many tokens before the patches are taken for prefix tokens.
+_MAX_UNKNOWN_PREFIX = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerCall:
+    """One attention call of a vision tower, with what is needed to read it.
+
+    Args:
+        tower: The module that sees the pixels.
+        path: Name of the attention module in the tower.
+        attention: What the layer attends with.
+        inputs: Arguments of the tower's forward, by name.
+    """
+
+    tower: nn.Module
+    path: str
+    attention: Attention
+    inputs: Mapping[str, Any]
+
+    @property
+    def config(self) -> Any:
+        """The tower's configuration."""
+        return self.tower.config
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in a row of the query."""
+        return self.attention.query.shape[-2]
+
+    @property
+    def pixels(self) -> Tensor:
+        """The images, `(images, channels, height, width)`.
+
+        Raises:
+            LayerSkipped: If the tower was given anything else.
+        """
+        pixels = self.inputs.get("pixel_values")
+        if not isinstance(pixels, Tensor) or pixels.ndim != 4:
+            raise LayerSkipped("the input is not a batch of images (images, channels, height, width)")
+        return pixels
+
+    def patch_map(self, *, round_up: bool = False) -> tuple[int, int]:
+        """Return rows and columns of the patches of an image.
+
+        Args:
+            round_up: True if the backbone pads an image to whole patches, False if it cuts the rest off.
+
+        Returns:
+            Rows and columns.
+        """
+        height, width = self.pixels.shape[-2:]
+        patch_height, patch_width = as_pair(self.config.patch_size)
+        if round_up:
+            return math.ceil(height / patch_height), math.ceil(width / patch_width)
+        return height // patch_height, width // patch_width
+
+
+@dataclasses.dataclass(frozen=True)
+class Arranged:
+    """An attention call in the form of a record: one row per image, patches only, in raster order.
+
+    Args:
+        attention: Query, key and value.
+        grid: The map of the patches.
+        windowed: True if the layer compares tokens within windows only.
+    """
+
+    attention: Attention
+    grid: TokenGrid
+    windowed: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionFamily:
+    """Backbones that lay out their tokens alike. A family that needs more overrides a method; subclasses are final.
+
+    Args:
+        model_types: What `config.model_type` says.
+        num_prefix: Tokens before the patches; a number, or a function of the configuration.
+        num_suffix: Tokens after the patches; likewise.
+        reads_any_size: True if the host fits its positions to any size without being asked.
+        has_fused_projection: True if one projection gives (3, heads, head_dim), in this order.
+        refusal: Why no record can hold its attention, or None if one can.
+    """
+
+    model_types: tuple[str, ...]
+    num_prefix: int | Callable[[Any], int] = 0
+    num_suffix: int | Callable[[Any], int] = 0
+    reads_any_size: bool = False
+    has_fused_projection: bool = False
+    refusal: str | None = None
+
+    def arrange(self, call: TowerCall) -> Arranged:
+        """Bring one attention call into the form of a record.
+
+        Args:
+            call: The call; query, key and value have the same number of tokens.
+
+        Returns:
+            The arranged call.
+
+        Raises:
+            LayerSkipped: If no record can hold the call.
+            SpectralError: If the tokens do not lie as the configuration announces.
+        """
+        grid = TokenGrid(*call.patch_map(), _count(self.num_prefix, call.config))
+        end = call.num_tokens - _count(self.num_suffix, call.config)
+        return Arranged(call.attention.apply(lambda tokens: grid.drop_prefix(tokens[..., :end, :])), grid)
+
+    def whole_picture(self, tower: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the tower sees every patch, in raster order, in this thread only.
+
+        Args:
+            tower: The vision tower.
+        """
+        return contextlib.nullcontext()
+
+
+@dataclasses.dataclass(frozen=True)
+class UnknownFamily(VisionFamily):
+    """Any other backbone: read as plain if the numbers allow it."""
+
+    model_types: tuple[str, ...] = ()
+
+    def arrange(self, call: TowerCall) -> Arranged:
+        """Take up to 16 tokens before the patches for prefix tokens."""
+        if getattr(call.config, "patch_size", None) is None:
+            raise LayerSkipped(f"no token layout is known for {call.config.model_type!r}, which has no patch size")
+        height, width = call.patch_map()
+        num_prefix = call.num_tokens - height * width
+        if not 0 <= num_prefix <= _MAX_UNKNOWN_PREFIX or call.attention.query.shape[0] != call.pixels.shape[0]:
+            raise LayerSkipped(f"{call.num_tokens} tokens do not hold {height} x {width} patches in a known order")
+        grid = TokenGrid(height, width, num_prefix)
+        return Arranged(call.attention.apply(grid.drop_prefix), grid)
+
+
+def as_pair(size: Any) -> tuple[int, int]:
+    """Return a size from a configuration as height and width.
+
+    Args:
+        size: One number for both, or a pair.
+
+    Returns:
+        Height and width.
+    """
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def _count(number: int | Callable[[Any], int], config: Any) -> int:
+    return number if isinstance(number, int) else number(config)

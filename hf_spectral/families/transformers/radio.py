@@ -1,0 +1,5 @@
+"""RADIO: summary tokens, then patches."""
+
+from hf_spectral.families.transformers.base import VisionFamily
+
+RADIO = VisionFamily(("radio",), num_prefix=lambda config: config.num_summary_tokens)

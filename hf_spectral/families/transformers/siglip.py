@@ -1,0 +1,34 @@
+"""SigLIP and SigLIP 2: patches only; NaFlex takes any grid of at most so many patches."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from hf_spectral.errors import SpectralError
+from hf_spectral.families.attention_call import LayerSkipped
+from hf_spectral.families.transformers.base import Arranged, TowerCall, VisionFamily
+from hf_spectral.grid import TokenGrid
+
+
+@dataclasses.dataclass(frozen=True)
+class NaFlex(VisionFamily):
+    """Patches of an image's own grid, then padding."""
+
+    def arrange(self, call: TowerCall) -> Arranged:
+        """Take the patches that `spatial_shapes` announces."""
+        shapes = call.inputs["spatial_shapes"]
+        if (shapes != shapes[0]).any():
+            raise SpectralError(
+                "spatial_shapes",
+                expected="images of one shape in a batch",
+                got=str(shapes.tolist()),
+                fix="Analyze images of different shapes one at a time",
+            )
+        grid = TokenGrid(int(shapes[0, 0]), int(shapes[0, 1]))
+        if grid.num_nodes > call.num_tokens:
+            raise LayerSkipped(f"it sees {call.num_tokens} tokens of {grid.num_nodes} that spatial_shapes announces")
+        return Arranged(call.attention.apply(lambda tokens: tokens[..., : grid.num_nodes, :]), grid)
+
+
+SIGLIP = VisionFamily(("siglip_vision_model",))
+SIGLIP2 = NaFlex(("siglip2_vision_model",))
