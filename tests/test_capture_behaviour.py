@@ -9,12 +9,14 @@ import torch
 from accelerate import cpu_offload
 from torch import nn
 
-from hf_spectral.capture import capture_attention, layouts
-from hf_spectral.capture.base import Attention, Recorder
+from hf_spectral.capture import capture_attention
+from hf_spectral.capture.base import Recorder
 from hf_spectral.capture.sdpa import AttentionTap
-from hf_spectral.capture.view import LayerView
-from hf_spectral.capture.windows import unwindow
+from hf_spectral.capture.transformers import arrange
 from hf_spectral.errors import SpectralError, UnsupportedBackboneError
+from hf_spectral.families.attention_call import Attention
+from hf_spectral.families.transformers import TowerCall
+from hf_spectral.families.transformers.windows import unwindow
 from hf_spectral.records import AttentionRecord, SkippedLayer
 from tests.tiny_backbones import (
     BACKBONES,
@@ -430,13 +432,13 @@ def test_naflex_images_of_different_shapes_are_refused():
 
 
 def test_shared_key_heads_are_repeated():
-    view = LayerView(
+    view = TowerCall(
         DINOV2.model(),
         "encoder.layer.0.attention",
         Attention(torch.zeros(1, 4, 49, 8), *torch.randn(2, 1, 2, 49, 8).unbind(), 1.0),
         {"pixel_values": DINOV2.images(count=1)},
     )
-    arranged = layouts.arrange(view)
+    arranged = arrange(view)
 
     assert arranged.attention.key.shape == (1, 4, 48, 8)
     assert torch.equal(arranged.attention.key[:, 0], view.attention.key[:, 0, 1:])

@@ -1,5 +1,6 @@
 """Models that cannot be captured, each refused by name, with the reason and the next step."""
 
+import dataclasses
 import warnings
 
 import pytest
@@ -9,8 +10,9 @@ from PIL import Image
 from torch import nn
 
 import hf_spectral
-from hf_spectral.capture import capture_attention, check_supported, layouts, vision_tower
+from hf_spectral.capture import capture_attention, check_supported, vision_tower
 from hf_spectral.errors import SpectralError, UnsupportedBackboneError
+from hf_spectral.families.transformers import FAMILIES, VisionFamily
 from hf_spectral.result import SpectralResult
 from tests.test_pipeline import photo
 from tests.tiny_backbones import BACKBONES, SIZES
@@ -248,7 +250,12 @@ def test_a_failure_that_hangs_on_the_picture_is_left_as_it_is(dinov2_pipe):
 
 def test_a_layer_of_an_unforeseen_structure_is_refused_with_its_name(monkeypatch):
     model = BACKBONES["dinov2"].model()
-    monkeypatch.setitem(layouts.LAYOUTS, "dinov2", lambda view: view.tower.no_such_part)
+    @dataclasses.dataclass(frozen=True)
+    class Unforeseen(VisionFamily):
+        def arrange(self, call):
+            return call.tower.no_such_part
+
+    monkeypatch.setitem(FAMILIES, "dinov2", Unforeseen(("dinov2",)))
     with pytest.raises(UnsupportedBackboneError, match=r"Dinov2Model \(encoder\.layer\.0.*AttributeError") as caught:
         run_captured(model, model, BACKBONES["dinov2"].images())
     assert isinstance(caught.value.__cause__, AttributeError)

@@ -15,8 +15,10 @@ import torch
 from PIL import Image
 
 from hf_spectral import SpectralError
+from hf_spectral.families import sizes
+from hf_spectral.families.sizes import InputGeometry
 from hf_spectral.pipelines import images
-from hf_spectral.pipelines.images import InputGeometry, read_image
+from hf_spectral.pipelines.images import read_image
 
 RED = (255, 0, 0)
 RAMP = np.random.default_rng(0).permutation(np.arange(256, dtype=np.uint8)).reshape(16, 16)
@@ -341,5 +343,5 @@ def test_geometry_refuses_more_tokens_than_memory_holds(monkeypatch):
         with pytest.raises(SpectralError, match=r"`resolution`: expected at most 65536 tokens per picture.*or less"):
             geometry.size_for(1, 1, resolution)
     assert geometry.size_for(1, 100, 14 * 2000) == (14 * 20, 14 * 2000)
-    monkeypatch.setattr(images, "MAX_TOKENS", 2**17)
+    monkeypatch.setattr(sizes, "MAX_TOKENS", 2**17)
     assert geometry.size_for(1, 1, 14 * 260) == (14 * 260, 14 * 260)

@@ -11,8 +11,8 @@ import transformers as hf
 from PIL import Image
 
 import hf_spectral
-from hf_spectral import SpectralDiffusionPipeline
-from hf_spectral.capture import interface, restoring, watch
+from hf_spectral import SpectralDiffusionPipeline, restoring
+from hf_spectral.capture import interface, watch
 from tests.tiny_backbones import BACKBONES, Tiny, build_vit_mae
 from tests.tiny_diffusion import host_pipeline
 

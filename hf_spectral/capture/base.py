@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib
 from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
@@ -13,39 +12,12 @@ from torch import Tensor, nn
 
 from hf_spectral.config import resolve_layers
 from hf_spectral.errors import SpectralError, UnsupportedBackboneError
+from hf_spectral.families.attention_call import Attention
 from hf_spectral.grid import TokenGrid
 from hf_spectral.records import AttentionRecord, Capture, SkippedLayer
 
 # A host is recognized by the package of the model's classes, so that no host is imported for a model of another one.
 _HOSTS = {"transformers": "hf_spectral.capture.transformers", "diffusers": "hf_spectral.capture.diffusers"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Attention:
-    """Query, key and value of one attention call as a host hands them over.
-
-    Args:
-        query: `(rows, heads, tokens, head_dim)`; rows are images, or windows of images.
-        key: Of the same form.
-        value: Of the same form.
-        scale: Factor on the query-key product inside the softmax.
-    """
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    scale: float
-
-    def apply(self, transform: Callable[[Tensor], Tensor]) -> Attention:
-        """Return the attention with query, key and value transformed alike.
-
-        Args:
-            transform: Takes and returns one tensor.
-
-        Returns:
-            A new attention with the same scale.
-        """
-        return Attention(transform(self.query), transform(self.key), transform(self.value), self.scale)
 
 
 class Recorder:

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hf_spectral.capture.base import Attention, Recorder
+from hf_spectral.capture.base import Recorder
 from hf_spectral.capture.diffusers_layouts import FAMILIES, DenoiserView, Family, arrange, family_of, only_timestep
 from hf_spectral.capture.diffusers_projections import (
     OBSERVED,
@@ -24,10 +24,11 @@ from hf_spectral.capture.diffusers_projections import (
     attention_from_projections,
     projected_values,
 )
-from hf_spectral.capture.restoring import entered
 from hf_spectral.capture.sdpa import AttentionTap
 from hf_spectral.capture.watch import Call, Watch, is_compiled
 from hf_spectral.errors import UnsupportedBackboneError
+from hf_spectral.families.attention_call import Attention
+from hf_spectral.restoring import entered
 
 # The backends of diffusers' dispatcher that end in scaled_dot_product_attention.
 _VISIBLE_BACKENDS = frozenset({"native", "_native_cudnn", "_native_efficient", "_native_flash", "_native_math"})

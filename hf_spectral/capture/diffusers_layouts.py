@@ -15,9 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hf_spectral.capture.base import Attention
-from hf_spectral.capture.view import LayerSkipped
 from hf_spectral.errors import SpectralError
+from hf_spectral.families.attention_call import Attention, LayerSkipped
 from hf_spectral.grid import TokenGrid
 
 _LINEAR = "it attends linearly: it never forms a softmax over query-key pairs that could be read as an affinity"

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from hf_spectral.capture.base import Attention
 from hf_spectral.capture.diffusers_layouts import Family
+from hf_spectral.families.attention_call import Attention
 
 PROJECTIONS = ("to_q", "to_k", "to_v")
 _FUSED = "to_qkv"

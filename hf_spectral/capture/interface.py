@@ -14,9 +14,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from hf_spectral.capture.base import Attention
-from hf_spectral.capture.restoring import switched, undoing
 from hf_spectral.errors import UnsupportedBackboneError
+from hf_spectral.families.attention_call import Attention
+from hf_spectral.restoring import switched, undoing
 
 Observer = Callable[[nn.Module, Attention], None]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from hf_spectral.capture.base import Attention
+from hf_spectral.families.attention_call import Attention
 
 
 class AttentionTap(TorchFunctionMode):

@@ -11,11 +11,9 @@ from transformers import PreTrainedModel
 
 from hf_spectral.capture import interface
 from hf_spectral.errors import UnsupportedBackboneError
-from hf_spectral.grid import as_pair
 
 _TRIPLES = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q", "k", "v"), ("to_q", "to_k", "to_v"))
 _FUSED = "qkv"
-_NAFLEX = ("pixel_attention_mask", "spatial_shapes")  # SigLIP 2's processor gives them.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,65 +55,6 @@ def vision_tower(model: nn.Module) -> nn.Module:
         if not inner:
             return model
         model = inner[0]
-
-
-def input_refusal(tower: nn.Module) -> str | None:
-    """Return why a tower cannot be shown a picture, as far as its configuration and its forward tell.
-
-    Args:
-        tower: A vision tower.
-
-    Returns:
-        A reason without a full stop, or None if the tower states what `input_sizes` reads and asks for pixels only.
-    """
-    config: Any = tower.config
-    if hasattr(config, "num_frames"):
-        return "it reads videos, not pictures"
-    for name, stated in zip(("patch_size", "image_size"), _stated_sizes(tower), strict=True):
-        if not isinstance(stated, int) and not (isinstance(stated, (list, tuple)) and len(stated) == 2):
-            return f"its {type(config).__name__} does not state the `{name}` of pictures"
-    needed = [
-        name
-        for name, parameter in inspect.signature(type(tower).forward).parameters.items()
-        if parameter.default is parameter.empty
-        and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-        and name not in ("self", "pixel_values", *_NAFLEX)
-    ]
-    return f"its forward needs {' and '.join(needed)} beside pixel_values" if needed else None
-
-
-def input_sizes(tower: nn.Module) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return what a tower's configuration states about the pictures that it reads.
-
-    Args:
-        tower: A vision tower for which `input_refusal` is None.
-
-    Returns:
-        Height and width of a patch, and of the picture, in pixels.
-    """
-    patch, image = _stated_sizes(tower)
-    return as_pair(patch), as_pair(image)
-
-
-def takes_patches(tower: nn.Module) -> bool:
-    """Tell whether a tower reads patches that its processor cuts, of an image's own grid (SigLIP 2 NaFlex).
-
-    Args:
-        tower: A vision tower.
-
-    Returns:
-        True if it does.
-    """
-    return "spatial_shapes" in inspect.signature(type(tower).forward).parameters
-
-
-def _stated_sizes(tower: Any) -> tuple[Any, Any]:
-    config = tower.config
-    patch = getattr(config, "patch_stride", None) or getattr(config, "patch_size", None)
-    if takes_patches(tower):  # Any grid of at most so many patches.
-        count = getattr(config, "num_patches", None)
-        return patch, None if count is None else [round(count**0.5) * side for side in as_pair(patch)]
-    return patch, getattr(config, "image_size", None)
 
 
 def _takes_pixels(module: nn.Module) -> bool:

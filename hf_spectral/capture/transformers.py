@@ -9,26 +9,21 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import nn
 
-from hf_spectral.capture import interface, layouts
-from hf_spectral.capture.base import Attention, Recorder
-from hf_spectral.capture.masking import unmasked
-from hf_spectral.capture.restoring import entered
+from hf_spectral.capture import interface
+from hf_spectral.capture.base import Recorder
 from hf_spectral.capture.sdpa import AttentionTap
-from hf_spectral.capture.towers import (
-    AttentionLayer,
-    attention_layers,
-    input_refusal,
-    interface_configs,
-    vision_tower,
-)
-from hf_spectral.capture.view import LayerSkipped, LayerView
+from hf_spectral.capture.towers import AttentionLayer, attention_layers, interface_configs, vision_tower
 from hf_spectral.capture.watch import Call, Watch, is_compiled
 from hf_spectral.errors import UnsupportedBackboneError
+from hf_spectral.families.attention_call import Attention, LayerSkipped
+from hf_spectral.families.transformers import Arranged, TowerCall, family_of
+from hf_spectral.restoring import entered
 
 _HEAD_COUNTS = ("num_attention_heads", "num_heads", "n_heads", "heads")
 
@@ -45,12 +40,13 @@ def check_supported(model: nn.Module) -> None:
     """
     tower: Any = vision_tower(model)
     layers = attention_layers(model, tower)
-    reason = layouts.REFUSED.get(tower.config.model_type)
+    family = family_of(tower)
+    reason = family.refusal
     if reason is None and not layers:
         reason = "no self-attention: none of its modules projects queries, keys and values"
     if reason is None and is_compiled(model):
         reason = "compiled in place by model.compile(); load it again and capture it uncompiled"
-    reason = reason or input_refusal(tower)
+    reason = reason or family.input_refusal(tower)
     if reason is not None:
         refusal = UnsupportedBackboneError.of(type(model).__name__, reason)
         raise refusal
@@ -79,10 +75,33 @@ def recording(model: nn.Module, recorder: Recorder) -> Iterator[None]:
     with (
         watch.hooks(),
         interface.observing(interface_configs(layers), watch.see_interface),
-        unmasked(tower),
+        family_of(tower).whole_picture(tower),
         entered(AttentionTap(watch.see_attention)) if needs_tap else contextlib.nullcontext(),
     ):
         yield
+
+
+def arrange(call: TowerCall) -> Arranged:
+    """Bring one attention call into the form of a record.
+
+    Args:
+        call: The call.
+
+    Returns:
+        The arranged call.
+
+    Raises:
+        LayerSkipped: If no record can hold the call, or the tokens do not lie as the configuration announces.
+        SpectralError: If the images of a batch differ in shape.
+    """
+    attention = call.attention.with_all_heads()
+    lengths = tuple(tensor.shape[-2] for tensor in (attention.query, attention.key, attention.value))
+    if len(set(lengths)) > 1:
+        raise LayerSkipped(
+            f"query, key and value have {lengths[0]}, {lengths[1]} and {lengths[2]} tokens, so they lie on different "
+            "grids (pooled queries, reduced keys or cross-attention)"
+        )
+    return family_of(call.tower).arrange(dataclasses.replace(call, attention=attention))
 
 
 class _TowerWatch(Watch[AttentionLayer]):
@@ -103,7 +122,7 @@ class _TowerWatch(Watch[AttentionLayer]):
         """Bring a layer to one row an image, in raster order."""
         layer = call.layer
         attention = call.attended or self._from_projections(call)
-        arranged = layouts.arrange(LayerView(self.model, layer.path, attention, self.inputs))
+        arranged = arrange(TowerCall(self.model, layer.path, attention, self.inputs))
         return {"attention": arranged.attention, "grid": arranged.grid, "windowed": arranged.windowed}
 
     def see_interface(self, module: nn.Module, attention: Attention) -> None:
@@ -127,7 +146,7 @@ class _TowerWatch(Watch[AttentionLayer]):
         if not tensors or len(tensors) != len(call.layer.projections) or not isinstance(heads, int):
             raise LayerSkipped("it computes attention in a way that shows no query, key and value")
         if len(tensors) == 1:
-            if self.model.config.model_type not in layouts.FUSED_FAMILIES:
+            if not family_of(self.model).has_fused_projection:
                 raise LayerSkipped("its query, key and value are one projection of unknown order")
             tensors = list(tensors[0].chunk(3, dim=-1))
         query, key, value = (

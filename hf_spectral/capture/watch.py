@@ -13,10 +13,10 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
-from hf_spectral.capture.base import Attention, Recorder
-from hf_spectral.capture.restoring import entered, evaluation_mode, lock, undoing
-from hf_spectral.capture.view import LayerSkipped
+from hf_spectral.capture.base import Recorder
 from hf_spectral.errors import STRUCTURE_ERRORS, HFSpectralError, SpectralError, UnsupportedBackboneError
+from hf_spectral.families.attention_call import Attention, LayerSkipped
+from hf_spectral.restoring import entered, evaluation_mode, lock, undoing
 
 _captured = threading.local()
 

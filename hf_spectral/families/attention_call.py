@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from hf_spectral.errors import SpectralError
+from hf_spectral.grid import TokenGrid
+
 
 class LayerSkipped(Exception):
     """Raised when a layer cannot be represented as an `AttentionRecord`; the message says why."""
@@ -38,3 +41,28 @@ class Attention:
             A new attention with the same scale.
         """
         return Attention(transform(self.query), transform(self.key), transform(self.value), self.scale)
+
+    def with_all_heads(self) -> Attention:
+        """Return the attention with keys and values repeated that several query heads share (grouped queries)."""
+        groups = self.query.shape[1] // self.key.shape[1]
+        if groups == 1:
+            return self
+        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (self.key, self.value))
+        return dataclasses.replace(self, key=key, value=value)
+
+    def on_grid(self, grid: TokenGrid) -> Attention:
+        """Return the patches among the tokens: those after the prefix.
+
+        Args:
+            grid: Where prefix tokens and patches, in raster order, should lie.
+
+        Returns:
+            The attention of the patches.
+
+        Raises:
+            LayerSkipped: If the tokens are not so many as the grid says.
+        """
+        try:
+            return self.apply(grid.drop_prefix)
+        except SpectralError as error:
+            raise LayerSkipped(str(error).removesuffix(".")) from error

@@ -13,7 +13,6 @@ import torch
 
 from hf_spectral.capture import capture_attention, check_supported
 from hf_spectral.capture.diffusers_layouts import FAMILIES
-from hf_spectral.capture.restoring import undoing
 from hf_spectral.config import Pathway, defaults_hold, require_positive_int, require_seed
 from hf_spectral.errors import SpectralError
 from hf_spectral.graph import ProblemBuilder
@@ -22,6 +21,7 @@ from hf_spectral.pipelines.images import read_image
 from hf_spectral.pipelines.inputs import image_column
 from hf_spectral.pipelines.settings import SPECTRAL_NAMES, as_solver, check_batching, configs_of
 from hf_spectral.records import AttentionRecord, SkippedLayer
+from hf_spectral.restoring import undoing
 from hf_spectral.solvers import Solver, solve
 
 try:

@@ -15,8 +15,8 @@ import diffusers
 import torch
 from torch import Tensor
 
-from hf_spectral.capture.restoring import evaluation_mode
 from hf_spectral.errors import SpectralError
+from hf_spectral.restoring import evaluation_mode
 
 _GUIDANCE = 3.5  # What guidance-distilled Flux models are run with by default.
 _logger = logging.getLogger(__name__)

@@ -13,12 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from hf_spectral.capture.diffusers_layouts import FAMILIES
-from hf_spectral.capture.restoring import evaluation_mode, undoing
 from hf_spectral.config import Pathway
 from hf_spectral.errors import SpectralError, UnsupportedBackboneError
+from hf_spectral.families.sizes import InputGeometry
 from hf_spectral.grid import as_pair
 from hf_spectral.pipelines.diffusers_noise import is_flow
-from hf_spectral.pipelines.images import InputGeometry
+from hf_spectral.restoring import evaluation_mode, undoing
 
 _NUM_PIXEL_CHANNELS = 3
 _DEFAULT_SIDES = {"FluxTransformer2DModel": 128}  # In latents; the other families keep it in their configuration.

@@ -1,11 +1,9 @@
-"""Pictures as users have them, and the size at which a backbone reads them."""
+"""Pictures as users have them, read as RGB."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
-import dataclasses
-import inspect
 import io
 import os
 import re
@@ -19,15 +17,9 @@ from typing import Any
 import numpy as np
 from huggingface_hub.utils import httpx
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import nn
 
-from hf_spectral.capture import vision_tower
-from hf_spectral.capture.towers import input_sizes, takes_patches
-from hf_spectral.config import require_positive_int
 from hf_spectral.errors import SpectralError, shown
 
-#: Tokens of one picture, at most: a dense affinity of so many takes 17 GB. Raise it where there is memory for more.
-MAX_TOKENS = 2**16
 # Bytes of a picture behind a URL, at most.
 _MAX_DOWNLOAD = 256 << 20
 _ACCEPTED = "a path, a URL, a PIL image, an array (height, width[, channels]), or encoded bytes"
@@ -35,116 +27,6 @@ _ACCEPTED = "a path, a URL, a PIL image, an array (height, width[, channels]), o
 _BITS, _PLANAR = 258, 284
 # Raw modes of color files with 16 bits per channel, of which Pillow keeps the high byte alone.
 _WIDE_COLOR = re.compile(r"'(RGB[AX]?|CMYK|LA|[RGBAX]);16[BLN]'")
-# Backbones without `interpolate_pos_encoding` that read any size all the same.
-_RESIZABLE = frozenset(
-    {"beit", "dinov2", "dinov2_with_registers", "dinov3_vit", "donut-swin", "pixio", "swin", "swinv2"}
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class InputGeometry:
-    """The image sizes that a backbone reads.
-
-    Args:
-        multiple: Height and width that the sides have to be multiples of, in pixels.
-        default: The backbone's own height and width, in pixels.
-        is_fixed: True if it reads no other size; pictures are then stretched to it.
-        forward_arguments: What its forward needs to be told so that it reads any size.
-        is_square: True if it reads squares only; pictures are then stretched to one.
-    """
-
-    multiple: tuple[int, int]
-    default: tuple[int, int]
-    is_fixed: bool
-    forward_arguments: dict[str, Any]
-    is_square: bool = False
-
-    def size_for(self, height: int, width: int, resolution: int | None = None) -> tuple[int, int]:
-        """Return the size at which a picture is read: its sides are multiples of `multiple`.
-
-        Its aspect ratio is kept, unless the backbone reads one size or squares only: `notes_for` says so.
-
-        Args:
-            height: Of the picture, in pixels.
-            width: Of the picture, in pixels.
-            resolution: Longer side wanted, in pixels; None takes the backbone's own.
-
-        Returns:
-            Height and width in pixels, at least one multiple each.
-
-        Raises:
-            SpectralError: If `resolution` is no positive integer, or the backbone's size is fixed to another one, or
-                the picture would have more than `MAX_TOKENS` tokens.
-        """
-        if resolution is not None:
-            require_positive_int("resolution", resolution)
-        if self.is_fixed:
-            if resolution not in (None, max(self.default)):
-                raise SpectralError(
-                    "resolution",
-                    expected=f"None: this backbone reads {self.default[0]} x {self.default[1]} pixels only",
-                    got=resolution,
-                    fix="Leave it out, or choose a backbone that interpolates its position embeddings, e.g. DINOv2",
-                )
-            return self.default
-        size = self._kept(1, 1, resolution) if self.is_square else self._kept(height, width, resolution)
-        rows, columns = size[0] // self.multiple[0], size[1] // self.multiple[1]
-        if rows * columns > MAX_TOKENS:
-            raise SpectralError(
-                "resolution",
-                expected=f"at most {MAX_TOKENS} tokens per picture",
-                got=f"{resolution}, which makes {rows} x {columns}",
-                fix=f"Give about {int(max(size) * (MAX_TOKENS / (rows * columns)) ** 0.5)} or less, or raise "
-                "hf_spectral.pipelines.images.MAX_TOKENS",
-            )
-        return size
-
-    def notes_for(self, height: int, width: int, resolution: int | None = None) -> tuple[str, ...]:
-        """Return what a user has to know about how a picture is read.
-
-        Args:
-            height: As for `size_for`.
-            width: As for `size_for`.
-            resolution: As for `size_for`.
-
-        Returns:
-            One sentence if the picture is stretched by more than the rounding to `multiple`, else none.
-        """
-        read = self.size_for(height, width, resolution)
-        if read == self._kept(height, width, resolution):
-            return ()
-        kind = "squares" if self.is_square else "one size of pictures"
-        return (
-            f"The backbone reads {kind} only: the picture of {height} x {width} pixels was stretched to "
-            f"{read[0]} x {read[1]}, its aspect ratio not kept.",
-        )
-
-    def _kept(self, height: int, width: int, resolution: int | None) -> tuple[int, int]:
-        factor = min(resolution or max(self.default), 2**62) / max(height, width)  # Beyond that, no float may hold it.
-        return _rounded(height * factor, self.multiple[0]), _rounded(width * factor, self.multiple[1])
-
-
-def input_geometry(model: nn.Module) -> InputGeometry:
-    """Read from its configuration which sizes a backbone takes.
-
-    Args:
-        model: A backbone that `capture.check_supported` accepts.
-
-    Returns:
-        Its geometry.
-    """
-    tower: Any = vision_tower(model)
-    config = tower.config
-    parameters = inspect.signature(type(tower).forward).parameters
-    # Hiera has the argument too, but reorders its tokens by the configured size alone.
-    interpolates = "interpolate_pos_encoding" in parameters and config.model_type != "hiera"
-    patch, image = input_sizes(tower)
-    return InputGeometry(
-        multiple=patch,
-        default=image,
-        is_fixed=not interpolates and not takes_patches(tower) and config.model_type not in _RESIZABLE,
-        forward_arguments={"interpolate_pos_encoding": True} if interpolates else {},
-    )
 
 
 def read_image(source: Any, timeout: float | None = None) -> Image.Image:
@@ -377,7 +259,3 @@ def _reason(error: Exception) -> str:
     # Without the path, which the message names already.
     text = (isinstance(error, OSError) and error.strerror) or str(error)
     return (text.splitlines() or [type(error).__name__])[0][:200]
-
-
-def _rounded(length: float, multiple: int) -> int:
-    return max(1, round(length / multiple)) * multiple

@@ -19,9 +19,10 @@ from hf_spectral.basis import SpectralBasis
 from hf_spectral.capture import capture_attention, check_supported, vision_tower
 from hf_spectral.config import Pathway, SpectralConfig, defaults_hold
 from hf_spectral.errors import STRUCTURE_ERRORS, HFSpectralError, SpectralError, UnsupportedBackboneError
+from hf_spectral.families.transformers import family_of
 from hf_spectral.graph import ProblemBuilder
 from hf_spectral.pipelines.backbone import describe_backbone, warn_once
-from hf_spectral.pipelines.images import input_geometry, read_image
+from hf_spectral.pipelines.images import read_image
 from hf_spectral.pipelines.inputs import image_column, iterable_of_images
 from hf_spectral.pipelines.offline import DefaultBackbone
 from hf_spectral.pipelines.outputs import image_output
@@ -82,7 +83,9 @@ class SpectralPathwaysPipeline(Pipeline):
                 got=None,
                 fix="Pass image_processor=AutoImageProcessor.from_pretrained(...)",
             )
-        self._geometry = input_geometry(model)
+        tower = vision_tower(model)
+        self._family = family_of(tower)
+        self._geometry = self._family.geometry(tower)
         # The backbone, which a basis is compared with, is complete only now.
         if given.get("basis") is not None:
             given["basis"] = self._own_basis(given["basis"])
@@ -278,20 +281,7 @@ class SpectralPathwaysPipeline(Pipeline):
         return outputs if len(outputs) > 1 else next(iter(outputs.values()))
 
     def _to_tensors(self, image: Image.Image, size: tuple[int, int]) -> dict[str, Tensor]:
-        processor: Any = self.image_processor
-        if hasattr(processor, "max_num_patches"):  # NaFlex cuts patches itself, from a grid that fits a number of them.
-            patch = self._geometry.multiple
-            count = (size[0] // patch[0]) * (size[1] // patch[1])
-            tensors = processor(image, max_num_patches=count, return_tensors="pt")
-        else:
-            resample = getattr(processor, "resample", None)
-            resized = image.resize((size[1], size[0]), Image.Resampling.BICUBIC if resample is None else int(resample))
-            tensors = processor(resized, do_resize=False, do_center_crop=False, do_pad=False, return_tensors="pt")
-            tensors = {"pixel_values": tensors["pixel_values"]}
-            if (axes := tensors["pixel_values"].ndim) != 4:
-                reason = f"{type(processor).__name__} makes numbers of {axes} axes of a picture, where images have 4"
-                refusal = UnsupportedBackboneError.of(type(self.model).__name__, reason)
-                raise refusal
+        tensors = self._family.to_inputs(self.image_processor, image, size, self._geometry.multiple)
         return {
             name: tensor.to(self.model.dtype) if tensor.is_floating_point() else tensor
             for name, tensor in tensors.items()

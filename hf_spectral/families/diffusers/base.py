@@ -160,6 +160,9 @@ class DenoiserFamily:
         Args:
             path: Name of the attention module in the denoiser.
             module: The attention module.
+
+        Returns:
+            True if it does.
         """
         return self.text is not None
 

@@ -1,9 +1,10 @@
-"""The families of transformers' vision towers. A new file in this folder is a new family; nothing else has to name it."""
+"""The families of transformers' vision towers. A new file here is a new family; nothing else has to name it."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+from typing import Any
 
 from hf_spectral.families.transformers.base import Arranged, TowerCall, UnknownFamily, VisionFamily
 
@@ -20,13 +21,13 @@ FAMILIES: dict[str, VisionFamily] = {
 _UNKNOWN = UnknownFamily()
 
 
-def family_of(model_type: str) -> VisionFamily:
+def family_of(tower: Any) -> VisionFamily:
     """Return the family of a vision tower.
 
     Args:
-        model_type: What its configuration says.
+        tower: A vision tower; its configuration tells.
 
     Returns:
         The family; one that reads plain layouts if it is not known.
     """
-    return FAMILIES.get(model_type, _UNKNOWN)
+    return FAMILIES.get(tower.config.model_type, _UNKNOWN)

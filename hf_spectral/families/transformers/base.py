@@ -1,17 +1,21 @@
-"""What the code around a vision tower asks its family: the defaults suit prefix tokens, patches in raster order, suffix tokens."""
+"""What a vision tower's family knows: the defaults suit prefix tokens, patches in raster order, suffix tokens."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
+from PIL import Image
 from torch import Tensor, nn
 
+from hf_spectral.errors import UnsupportedBackboneError
 from hf_spectral.families.attention_call import Attention, LayerSkipped
-from hf_spectral.grid import TokenGrid
+from hf_spectral.families.sizes import InputGeometry
+from hf_spectral.grid import TokenGrid, as_pair
 
 # A backbone of no known family: so many tokens before the patches are taken for prefix tokens.
 _MAX_UNKNOWN_PREFIX = 16
@@ -95,6 +99,7 @@ class VisionFamily:
         num_prefix: Tokens before the patches; a number, or a function of the configuration.
         num_suffix: Tokens after the patches; likewise.
         reads_any_size: True if the host fits its positions to any size without being asked.
+        interpolates: False if the host does not fit its positions even where its forward has an argument for it.
         has_fused_projection: True if one projection gives (3, heads, head_dim), in this order.
         refusal: Why no record can hold its attention, or None if one can.
     """
@@ -103,8 +108,10 @@ class VisionFamily:
     num_prefix: int | Callable[[Any], int] = 0
     num_suffix: int | Callable[[Any], int] = 0
     reads_any_size: bool = False
+    interpolates: bool = True
     has_fused_projection: bool = False
     refusal: str | None = None
+    inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)  # What the forward may ask for.
 
     def arrange(self, call: TowerCall) -> Arranged:
         """Bring one attention call into the form of a record.
@@ -116,12 +123,91 @@ class VisionFamily:
             The arranged call.
 
         Raises:
-            LayerSkipped: If no record can hold the call.
-            SpectralError: If the tokens do not lie as the configuration announces.
+            LayerSkipped: If no record can hold the call, or the tokens do not lie as the configuration announces.
+            SpectralError: If the images of a batch differ in shape.
         """
         grid = TokenGrid(*call.patch_map(), _count(self.num_prefix, call.config))
         end = call.num_tokens - _count(self.num_suffix, call.config)
-        return Arranged(call.attention.apply(lambda tokens: grid.drop_prefix(tokens[..., :end, :])), grid)
+        return Arranged(call.attention.apply(lambda tokens: tokens[..., :end, :]).on_grid(grid), grid)
+
+    def stated_sizes(self, config: Any) -> tuple[Any, Any]:
+        """Return the side of a patch and that of the picture in pixels as the configuration states them, or None.
+
+        Args:
+            config: Of the tower.
+
+        Returns:
+            For each a number or a pair of them; None if the configuration does not say.
+        """
+        patch = getattr(config, "patch_stride", None) or getattr(config, "patch_size", None)
+        return patch, getattr(config, "image_size", None)
+
+    def input_refusal(self, tower: nn.Module) -> str | None:
+        """Return why a tower cannot be shown a picture, as far as its configuration and its forward tell.
+
+        Args:
+            tower: A vision tower.
+
+        Returns:
+            A reason without a full stop, or None if the tower states its sizes and asks for nothing but pixels.
+        """
+        config: Any = tower.config
+        if hasattr(config, "num_frames"):
+            return "it reads videos, not pictures"
+        for name, stated in zip(("patch_size", "image_size"), self.stated_sizes(config), strict=True):
+            if not isinstance(stated, int) and not (isinstance(stated, (list, tuple)) and len(stated) == 2):
+                return f"its {type(config).__name__} does not state the `{name}` of pictures"
+        needed = [
+            name
+            for name, parameter in inspect.signature(type(tower).forward).parameters.items()
+            if parameter.default is parameter.empty
+            and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+            and name not in ("self", *self.inputs)
+        ]
+        return f"its forward needs {' and '.join(needed)} beside pixel_values" if needed else None
+
+    def geometry(self, tower: nn.Module) -> InputGeometry:
+        """Return the sizes of pictures that a tower reads.
+
+        Args:
+            tower: A vision tower for which `input_refusal` is None.
+
+        Returns:
+            Its geometry.
+        """
+        patch, image = self.stated_sizes(tower.config)
+        parameters = inspect.signature(type(tower).forward).parameters
+        interpolates = self.interpolates and "interpolate_pos_encoding" in parameters
+        return InputGeometry(
+            multiple=as_pair(patch),
+            default=as_pair(image),
+            is_fixed=not interpolates and not self.reads_any_size,
+            forward_arguments={"interpolate_pos_encoding": True} if interpolates else {},
+        )
+
+    def to_inputs(self, processor: Any, image: Image.Image, size: tuple[int, int], patch: tuple[int, int]) -> Any:
+        """Turn a picture into the arguments of the tower's forward.
+
+        Args:
+            processor: The image processor of the backbone.
+            image: RGB.
+            size: Height and width at which the picture is read, in pixels.
+            patch: Height and width of a patch, in pixels.
+
+        Returns:
+            Tensors by name.
+
+        Raises:
+            UnsupportedBackboneError: If the processor makes no batch of images.
+        """
+        resample = getattr(processor, "resample", None)
+        resized = image.resize((size[1], size[0]), Image.Resampling.BICUBIC if resample is None else int(resample))
+        made = processor(resized, do_resize=False, do_center_crop=False, do_pad=False, return_tensors="pt")
+        if (axes := made["pixel_values"].ndim) != 4:
+            reason = f"it makes numbers of {axes} axes of a picture, where images have 4"
+            refusal = UnsupportedBackboneError.of(type(processor).__name__, reason)
+            raise refusal
+        return {"pixel_values": made["pixel_values"]}
 
     def whole_picture(self, tower: nn.Module) -> contextlib.AbstractContextManager[None]:
         """Return a context in which the tower sees every patch, in raster order, in this thread only.
@@ -147,19 +233,7 @@ class UnknownFamily(VisionFamily):
         if not 0 <= num_prefix <= _MAX_UNKNOWN_PREFIX or call.attention.query.shape[0] != call.pixels.shape[0]:
             raise LayerSkipped(f"{call.num_tokens} tokens do not hold {height} x {width} patches in a known order")
         grid = TokenGrid(height, width, num_prefix)
-        return Arranged(call.attention.apply(grid.drop_prefix), grid)
-
-
-def as_pair(size: Any) -> tuple[int, int]:
-    """Return a size from a configuration as height and width.
-
-    Args:
-        size: One number for both, or a pair.
-
-    Returns:
-        Height and width.
-    """
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+        return Arranged(call.attention.on_grid(grid), grid)
 
 
 def _count(number: int | Callable[[Any], int], config: Any) -> int:

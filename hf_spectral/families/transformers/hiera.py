@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from hf_spectral.families.attention_call import LayerSkipped
-from hf_spectral.families.transformers.base import Arranged, TowerCall, VisionFamily, as_pair
-from hf_spectral.grid import TokenGrid
+from hf_spectral.families.transformers.base import Arranged, TowerCall, VisionFamily
+from hf_spectral.grid import TokenGrid, as_pair
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +18,7 @@ class Hiera(VisionFamily):
     """Layers whose queries are not pooled."""
 
     has_fused_projection: bool = True
+    interpolates: bool = False  # It reorders its tokens by the configured size alone.
 
     def arrange(self, call: TowerCall) -> Arranged:
         """Bring the unrolled tokens of a layer into raster order."""
@@ -36,7 +37,7 @@ class Hiera(VisionFamily):
             height, width = height // stride_height, width // stride_width
         grid = TokenGrid(height, width)
         raster_to_layer = _unrolled_order(height, width, schedule).argsort().to(call.attention.query.device)
-        attention = call.attention.apply(lambda tokens: grid.drop_prefix(tokens)[..., raster_to_layer, :])
+        attention = call.attention.on_grid(grid).apply(lambda tokens: tokens[..., raster_to_layer, :])
         return Arranged(attention, grid, windowed=layer.use_mask_unit_attn and layer.window_size < grid.num_nodes)
 
 

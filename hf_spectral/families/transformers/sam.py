@@ -23,7 +23,7 @@ class Sam(VisionFamily):
         block: Any = call.tower.get_submodule(call.path.rpartition(".")[0])
         window = block.window_size
         if not window:
-            return Arranged(call.attention.apply(grid.drop_prefix), grid)
+            return Arranged(call.attention.on_grid(grid), grid)
         images = call.pixels.shape[0]
         attention = call.attention.apply(lambda tokens: unwindow(tokens, images, (height, width), window))
         return Arranged(attention, grid, windowed=window < max(height, width))

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, ClassVar
+
+from PIL import Image
 
 from hf_spectral.errors import SpectralError
 from hf_spectral.families.attention_call import LayerSkipped
 from hf_spectral.families.transformers.base import Arranged, TowerCall, VisionFamily
-from hf_spectral.grid import TokenGrid
+from hf_spectral.grid import TokenGrid, as_pair
 
 
 @dataclasses.dataclass(frozen=True)
 class NaFlex(VisionFamily):
-    """Patches of an image's own grid, then padding."""
+    """Patches of an image's own grid, then padding; the processor cuts them."""
+
+    reads_any_size: bool = True
+    inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
+
+    def stated_sizes(self, config: Any) -> tuple[Any, Any]:
+        """Take the square of as many patches as the configuration allows."""
+        count = getattr(config, "num_patches", None)
+        return config.patch_size, count and [round(count**0.5) * side for side in as_pair(config.patch_size)]
+
+    def to_inputs(self, processor: Any, image: Image.Image, size: tuple[int, int], patch: tuple[int, int]) -> Any:
+        """Let the processor cut patches, from a grid that fits their number."""
+        count = (size[0] // patch[0]) * (size[1] // patch[1])
+        return processor(image, max_num_patches=count, return_tensors="pt")
 
     def arrange(self, call: TowerCall) -> Arranged:
         """Take the patches that `spatial_shapes` announces."""

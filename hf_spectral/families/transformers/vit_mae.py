@@ -1,9 +1,10 @@
-"""Masked autoencoders: show them the whole image while a capture runs, with every patch in its place."""
+"""ViT-MAE: a class token, then patches; shown the whole image while a capture runs, with every patch in its place."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -11,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_spectral.capture.restoring import entered, lock, switched, undoing
+from hf_spectral.families.transformers.base import VisionFamily
 from hf_spectral.grid import as_pair
+from hf_spectral.restoring import entered, lock, switched, undoing
 
 
 class _UnmaskedConfig:
@@ -40,31 +42,25 @@ class _UnmaskedConfig:
         return copy.copy, (self.original,)
 
 
-@contextlib.contextmanager
-def unmasked(tower: nn.Module) -> Iterator[None]:
-    """Let a ViT-MAE encoder keep all patches in raster order, in this thread only.
+@dataclasses.dataclass(frozen=True)
+class MaskedAutoencoder(VisionFamily):
+    """An encoder that hides patches at random, unless it is told not to."""
 
-    Args:
-        tower: The encoder; any other backbone is left alone.
-
-    Yields:
-        Nothing.
-    """
-    if getattr(tower.config, "model_type", None) != "vit_mae":
-        yield
-        return
-    embeddings: Any = tower.embeddings
-    thread = threading.get_ident()
-    handles: list[Any] = []
-    with (
-        switched([embeddings], "config", _UnmaskedConfig),
-        undoing(lambda: embeddings.config.threads.discard(thread)),
-        undoing(lambda: [handle.remove() for handle in handles]),
-    ):
-        embeddings.config.threads.add(thread)
-        with entered(lock):
-            handles.append(embeddings.register_forward_pre_hook(_ordered_noise(thread), with_kwargs=True))
-        yield
+    @contextlib.contextmanager
+    def whole_picture(self, tower: nn.Module) -> Iterator[None]:
+        """Let the encoder keep all patches in raster order, in this thread only."""
+        embeddings: Any = tower.embeddings
+        thread = threading.get_ident()
+        handles: list[Any] = []
+        with (
+            switched([embeddings], "config", _UnmaskedConfig),
+            undoing(lambda: embeddings.config.threads.discard(thread)),
+            undoing(lambda: [handle.remove() for handle in handles]),
+        ):
+            embeddings.config.threads.add(thread)
+            with entered(lock):
+                handles.append(embeddings.register_forward_pre_hook(_ordered_noise(thread), with_kwargs=True))
+            yield
 
 
 def _ordered_noise(thread: int) -> Any:
@@ -81,3 +77,6 @@ def _ordered_noise(thread: int) -> Any:
         return args[:1], {**kwargs, "noise": noise}
 
     return order
+
+
+VIT_MAE = MaskedAutoencoder(("vit_mae",), num_prefix=1)
