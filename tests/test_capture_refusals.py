@@ -250,6 +250,7 @@ def test_a_failure_that_hangs_on_the_picture_is_left_as_it_is(dinov2_pipe):
 
 def test_a_layer_of_an_unforeseen_structure_is_refused_with_its_name(monkeypatch):
     model = BACKBONES["dinov2"].model()
+
     @dataclasses.dataclass(frozen=True)
     class Unforeseen(VisionFamily):
         def arrange(self, call):

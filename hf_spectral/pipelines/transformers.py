@@ -83,9 +83,9 @@ class SpectralPathwaysPipeline(Pipeline):
                 got=None,
                 fix="Pass image_processor=AutoImageProcessor.from_pretrained(...)",
             )
-        tower = vision_tower(model)
-        self._family = family_of(tower)
-        self._geometry = self._family.geometry(tower)
+        self._tower = vision_tower(model)
+        self._family = family_of(self._tower)
+        self._geometry = self._family.geometry(self._tower)
         # The backbone, which a basis is compared with, is complete only now.
         if given.get("basis") is not None:
             given["basis"] = self._own_basis(given["basis"])
@@ -281,7 +281,7 @@ class SpectralPathwaysPipeline(Pipeline):
         return outputs if len(outputs) > 1 else next(iter(outputs.values()))
 
     def _to_tensors(self, image: Image.Image, size: tuple[int, int]) -> dict[str, Tensor]:
-        tensors = self._family.to_inputs(self.image_processor, image, size, self._geometry.multiple)
+        tensors = self._family.to_inputs(self._tower, self.image_processor, image, size)
         return {
             name: tensor.to(self.model.dtype) if tensor.is_floating_point() else tensor
             for name, tensor in tensors.items()
@@ -295,7 +295,7 @@ class SpectralPathwaysPipeline(Pipeline):
     ) -> list[SkippedLayer]:
         with self.device_placement(), torch.no_grad(), capture_attention(self.model, on_record, layers) as capture:
             placed = self._ensure_tensor_on_device(tensors, self.device)
-            vision_tower(self.model)(**placed, **self._geometry.forward_arguments)
+            self._tower(**placed, **self._geometry.forward_arguments)
         return capture.skipped
 
     @contextlib.contextmanager

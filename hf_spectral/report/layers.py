@@ -113,8 +113,8 @@ def score_layers(
     clusters = iter(semantic_segmentation(maps, num_clusters, seed=seed))
     for records in passes.run("4/4 scores"):
         here = list(itertools.islice(clusters, records[0].num_images))
-        for one in scored:
-            one.add(records, here, num_clusters)
+        for part in scored:
+            part.add(records, here, num_clusters)
     return LayerReport(tuple(one.row() for one in scored))
 
 

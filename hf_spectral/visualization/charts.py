@@ -187,7 +187,7 @@ def _lines(
     places[None] = len(layers) - 0.5 + max(1, 0.35 / room)  # The gap shows that this is not another layer.
     for name, scores in lines.items():
         shown = [layer for layer in layers if layer in scores]
-        style = {"color": colors[name], "marker": "o", "markeredgecolor": "white", "clip_on": False, "zorder": 3}
+        style: dict[str, Any] = {"color": colors[name], "marker": "o", "markeredgecolor": "white", "clip_on": False, "zorder": 3}
         size = min(7.5, max(3, 36 * room))
         values = [scores[layer] for layer in shown]
         axes.plot([places[one] for one in shown], values, lw=2, ms=size, mew=size / 7, **style)
@@ -216,9 +216,9 @@ def _cells(axes: Axes, table: np.ndarray, top: float, names: Sequence[object], r
     mesh = axes.pcolormesh(table, cmap=colors, vmin=0, vmax=max(top, 1e-12), edgecolors="white", linewidth=0.7)
     axes.invert_yaxis()
     axes.spines["bottom"].set_visible(False)
-    axes.set_yticks(np.arange(len(table)) + 0.5, range(len(table)))
+    axes.set_yticks(np.arange(len(table)) + 0.5, [str(row) for row in range(len(table))])
     step = math.ceil(0.1 * (1 + max(len(str(name)) for name in names)) / room)
-    axes.set_xticks(np.arange(0, table.shape[1], step) + 0.5, names[::step])
+    axes.set_xticks(np.arange(0, table.shape[1], step) + 0.5, [str(name) for name in names[::step]])
     if room < 0.3:
         axes.figure.colorbar(mesh, ax=axes, pad=0.02, aspect=40).outline.set_visible(False)
     else:

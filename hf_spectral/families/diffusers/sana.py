@@ -14,9 +14,7 @@ class Sana(DenoiserFamily):
 
     class_name = "SanaTransformer2DModel"
     is_flow = True
-    where_refused = (
-        "it attends linearly, without a softmax over query-key pairs that could be read as an affinity"
-    )
+    where_refused = "it attends linearly, without a softmax over query-key pairs that could be read as an affinity"
     max_prompt_tokens = 300
 
     def refusal(self, config: Any) -> str | None:

@@ -51,7 +51,11 @@ class UNet(DenoiserFamily):
     def arguments(self, denoiser: Any, noised: Noised) -> dict[str, Any]:
         """Add the original size, the crop's corner and the target size for XL."""
         condition = noised.condition
-        told = {"sample": noised.latents, "timestep": noised.timestep, "encoder_hidden_states": condition.states}
+        told: dict[str, Any] = {
+            "sample": noised.latents,
+            "timestep": noised.timestep,
+            "encoder_hidden_states": condition.states,
+        }
         if _is_xl(denoiser.config):
             sizes = noised.for_each([*noised.size, 0, 0, *noised.size])
             told["added_cond_kwargs"] = {"text_embeds": condition.pooled, "time_ids": sizes}

@@ -185,14 +185,14 @@ class VisionFamily:
             forward_arguments={"interpolate_pos_encoding": True} if interpolates else {},
         )
 
-    def to_inputs(self, processor: Any, image: Image.Image, size: tuple[int, int], patch: tuple[int, int]) -> Any:
+    def to_inputs(self, tower: nn.Module, processor: Any, image: Image.Image, size: tuple[int, int]) -> Any:
         """Turn a picture into the arguments of the tower's forward.
 
         Args:
+            tower: The vision tower.
             processor: The image processor of the backbone.
             image: RGB.
             size: Height and width at which the picture is read, in pixels.
-            patch: Height and width of a patch, in pixels.
 
         Returns:
             Tensors by name.
@@ -204,8 +204,8 @@ class VisionFamily:
         resized = image.resize((size[1], size[0]), Image.Resampling.BICUBIC if resample is None else int(resample))
         made = processor(resized, do_resize=False, do_center_crop=False, do_pad=False, return_tensors="pt")
         if (axes := made["pixel_values"].ndim) != 4:
-            reason = f"it makes numbers of {axes} axes of a picture, where images have 4"
-            refusal = UnsupportedBackboneError.of(type(processor).__name__, reason)
+            reason = f"{type(processor).__name__} makes numbers of {axes} axes of a picture, where images have 4"
+            refusal = UnsupportedBackboneError.of(type(tower).__name__, reason)
             raise refusal
         return {"pixel_values": made["pixel_values"]}
 

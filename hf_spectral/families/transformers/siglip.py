@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 from PIL import Image
+from torch import nn
 
 from hf_spectral.errors import SpectralError
 from hf_spectral.families.attention_call import LayerSkipped
@@ -25,9 +26,10 @@ class NaFlex(VisionFamily):
         count = getattr(config, "num_patches", None)
         return config.patch_size, count and [round(count**0.5) * side for side in as_pair(config.patch_size)]
 
-    def to_inputs(self, processor: Any, image: Image.Image, size: tuple[int, int], patch: tuple[int, int]) -> Any:
+    def to_inputs(self, tower: nn.Module, processor: Any, image: Image.Image, size: tuple[int, int]) -> Any:
         """Let the processor cut patches, from a grid that fits their number."""
-        count = (size[0] // patch[0]) * (size[1] // patch[1])
+        patch_height, patch_width = self.geometry(tower).multiple
+        count = (size[0] // patch_height) * (size[1] // patch_width)
         return processor(image, max_num_patches=count, return_tensors="pt")
 
     def arrange(self, call: TowerCall) -> Arranged:
