@@ -187,7 +187,13 @@ def _lines(
     places[None] = len(layers) - 0.5 + max(1, 0.35 / room)  # The gap shows that this is not another layer.
     for name, scores in lines.items():
         shown = [layer for layer in layers if layer in scores]
-        style: dict[str, Any] = {"color": colors[name], "marker": "o", "markeredgecolor": "white", "clip_on": False, "zorder": 3}
+        style: dict[str, Any] = {
+            "color": colors[name],
+            "marker": "o",
+            "markeredgecolor": "white",
+            "clip_on": False,
+            "zorder": 3,
+        }
         size = min(7.5, max(3, 36 * room))
         values = [scores[layer] for layer in shown]
         axes.plot([places[one] for one in shown], values, lw=2, ms=size, mew=size / 7, **style)
