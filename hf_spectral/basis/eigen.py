@@ -1,8 +1,8 @@
 """Leading eigenvectors of H J H^T from the Gram matrix C = H^T H alone, for any signs J = diag(+-1).
 
 With x = H v the eigenproblem H J H^T x = mu x becomes the symmetric pencil (C J C) v = mu C v, and unit x means
-v^T C v = 1. So the operator J C is self-adjoint in the inner product of C, and one multiplication with C a step serves
-both, and C is never factored.
+v^T C v = 1. The operator J C is self-adjoint in the inner product of C, so that one product with C serves both the
+operator and the inner product, and C is never factored.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import NotConvergedError, SpectralError
 from hf_spectral.version import __version__
 
-# Eigenvalues at or below it are rounding of products in float32 (the largest is near 1).
+# Eigenvalues at or below this are rounding of float32 products (the largest eigenvalue is near 1).
 _ZERO = 1e-6
 # Products in float32 leave C indefinite by less than this share of its trace where features depend on each other.
-# Adding it to the diagonal while searching keeps C an inner product; what is found is then refined on C itself.
+# Adding it to the diagonal keeps C an inner product during the search; the pairs are then refined on C itself.
 _SHIFT = 1e-8
 _DENSE_BELOW = 600
 _MAX_STEPS = 150  # Of two block products each.
@@ -50,7 +50,7 @@ class Pencil:
         """Multiply with the weighted C.
 
         Args:
-            vectors: One vector a column, float64.
+            vectors: One vector per column, float64.
 
         Returns:
             The products.
@@ -60,11 +60,11 @@ class Pencil:
 
 @dataclasses.dataclass(frozen=True)
 class Eigenpairs:
-    """What was found.
+    """Leading eigenpairs of a pencil.
 
     Args:
-        values: mu, descending, above zero: perhaps fewer than wanted, and then all there are.
-        vectors: v, one a column, of unit length in the inner product of C.
+        values: mu, descending, above zero; fewer than wanted if no more exist.
+        vectors: v, one per column, of unit length in the inner product of C.
         residuals: ||H J H^T x - mu x|| of x = H v.
         steps: Rayleigh-Ritz steps taken.
     """
@@ -83,11 +83,11 @@ def leading_eigenpairs(pencil: Pencil, count: int, seed: int, tolerance: float =
     Args:
         pencil: The pencil.
         count: Eigenpairs wanted.
-        seed: Seed of the start block; what is found does not depend on it beyond the tolerance.
+        seed: Seed of the start block; the result does not depend on it beyond the tolerance.
         tolerance: Bound on the residuals.
 
     Returns:
-        At most `count` pairs. Signs are fixed by the coefficients: the largest of each vector is positive.
+        At most `count` pairs. The largest coefficient of each vector is positive.
 
     Raises:
         NotConvergedError: If the residuals stay above the tolerance.
@@ -114,22 +114,22 @@ def solve_totals(
     backbone: dict[str, Any],
     exactly: bool = True,
 ) -> SpectralBasis:
-    """Find the leading eigenvectors and fold weights and signs into one projection a layer.
+    """Find the leading eigenvectors and fold weights and signs into one projection per layer.
 
     Args:
-        totals: Both passes, finished.
+        totals: Sums of both passes.
         config: With the number of eigenvectors wanted.
-        weights: One a layer, together 1; layers of weight 0 take no part.
+        weights: One per layer, sum 1; layers of weight 0 take no part.
         seed: Seed of the start vectors.
-        max_width: For the record.
-        backbone: For the record.
-        exactly: False takes all eigenvectors there are where fewer exist than wanted.
+        max_width: Stored in the basis.
+        backbone: Stored in the basis.
+        exactly: False returns fewer eigenvectors than wanted if no more exist.
 
     Returns:
         The basis.
 
     Raises:
-        SpectralError: If fewer eigenvectors exist, and `exactly` so many were wanted.
+        SpectralError: If `exactly` holds and fewer eigenvectors exist than wanted.
     """
     used = [position for position, weight in enumerate(weights) if weight > 0]
     ranks = [totals.ranks[position] for position in used]
@@ -167,14 +167,14 @@ def solve_totals(
 
 
 def _refined(pencil: Pencil, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the pairs in the span of J C v, where nothing of the null space of C is left, and their residuals."""
+    """Solve within the span of J C v, which holds nothing of the null space of C; return the pairs and residuals."""
     start = pencil.signs[:, None] * pencil.multiply(vectors)
     pairs = _ritz_pairs(pencil, start, vectors.shape[1], 0.0, tolerance=0.0, max_steps=1)
     return pairs.values, pairs.duals, pairs.residuals
 
 
 def _dense(pencil: Pencil, count: int) -> tuple[Tensor, Tensor]:
-    """Return the pairs by way of C = L L^T, from C's eigenvectors that are no rounding noise, and of L^T J L."""
+    """Solve densely: C = L L^T from those eigenvectors of C that are not rounding noise, then L^T J L."""
     weighted = pencil.roots[:, None] * pencil.gram.to_dense() * pencil.roots
     spread, rotation = torch.linalg.eigh((weighted + weighted.T) / 2)
     kept = spread > spread[-1].clamp_min(1e-300) * 1e-9

@@ -68,7 +68,7 @@ class BasisLayer:
             pathway: All +1 for `what`.
 
         Returns:
-            +1 or -1 a column, float64.
+            +1 or -1 per column, float64.
         """
         signs = torch.ones(self.rank(pathway), dtype=torch.float64)
         if pathway == "where":
@@ -124,7 +124,7 @@ def factor(tokens: UnitTokens, image: int) -> Float[Tensor, "nodes rank"]:
         image: Position in the batch.
 
     Returns:
-        One row a token.
+        One row per token.
     """
     left, right = tokens[0][image], (tokens[1][image] if len(tokens) > 1 else None)
     return cosine_gram(left, right).factor
@@ -175,7 +175,7 @@ def layer_columns(layers: Sequence[BasisLayer], seed: int) -> tuple[Tensor | Non
         seed: Seed of the run.
 
     Returns:
-        A matrix, or None, a layer.
+        One matrix or None per layer.
     """
     return tuple(
         None if layer.kept == layer.width else random_columns(layer.width, layer.kept, seed, layer.index)
@@ -188,7 +188,7 @@ def kept_dimensions(widths: Sequence[int], pathway: Pathway, max_width: int | No
 
     Args:
         widths: Lengths of the layers' tokens.
-        pathway: `where` needs two columns a dimension.
+        pathway: `where` needs two columns per dimension.
         max_width: The bound; None keeps everything.
 
     Returns:

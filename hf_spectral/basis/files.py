@@ -101,7 +101,7 @@ def _parsed(text: str) -> dict[str, Any]:
     values["layers"] = tuple(_layer(layer) for layer in values["layers"])
     values["weights"] = tuple(float(weight) for weight in values["weights"])
     if len(values["weights"]) != len(values["layers"]) or abs(sum(values["weights"]) - 1) > 1e-6:
-        raise ValueError("the weights are not one a layer, together 1")
+        raise ValueError("the weights are not one per layer with sum 1")
     if len({layer.key for layer in values["layers"]}) < len(values["layers"]):
         raise ValueError("a layer occurs twice")
     if values["max_width"] is None and any(layer.kept < layer.width for layer in values["layers"]):

@@ -1,7 +1,7 @@
-"""The Gram matrix C = H^T H of a dataset's normalized factors, and the leading eigenvectors that follow from it.
+"""The Gram matrix C = H^T B^-1 H of a dataset's normalized factors, and the grids of an image that B joins.
 
-Only blocks on and above the diagonal are formed and stored. Products are made in float32, an image at a time, and added
-up in float64, so that neither the number of images nor their order is felt.
+Only blocks on and above the diagonal are formed and stored. Products are made in float32, one image at a time, and
+added up in float64, so that rounding does not grow with the number of images or depend on their order.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ROWS = 2048
 
 @dataclasses.dataclass(frozen=True)
 class Coupling:
-    """How the grids of one image meet through the inverse of its mass matrix.
+    """Products of the pooling matrices of one image's grids with the inverse of the mass B = sum_l w_l P_l^T P_l.
 
     Args:
         common: The common grid.
@@ -54,7 +54,7 @@ def coupling(shapes: Sequence[Shape], weights: Sequence[float]) -> Coupling | No
     return None if len(total) == 1 else _coupling(tuple(total.items()))
 
 
-# Images of one size share it; it may hold hundreds of megabytes for a grid of 64 x 64, so that few are kept.
+# Images of one size share a coupling. For a grid of 64 x 64 it may take hundreds of megabytes, so few are kept.
 @functools.lru_cache(maxsize=2)
 def _coupling(weighted: tuple[tuple[Shape, float], ...]) -> Coupling:
     shapes = [shape for shape, _ in weighted]
@@ -67,7 +67,7 @@ def _coupling(weighted: tuple[tuple[Shape, float], ...]) -> Coupling:
     for shape, weight in weighted:
         mass.addmm_(pools[shape].T, pools[shape], alpha=weight)
     lower, failed = torch.linalg.cholesky_ex(mass)
-    # No layer on the common grid itself (a tall grid beside a broad one): what no layer sees is left at zero.
+    # If no layer lies on the common grid itself (a tall grid beside a broad one), what no layer sees is left at zero.
     inverse = torch.linalg.pinv(mass, hermitian=True, rtol=1e-10) if failed else torch.cholesky_inverse(lower)
     spread = {shape: inverse @ pool.T for shape, pool in pools.items()}
     between = {(left, right): (pools[left] @ spread[right]).float() for left in shapes for right in shapes}
@@ -75,7 +75,7 @@ def _coupling(weighted: tuple[tuple[Shape, float], ...]) -> Coupling:
 
 
 class BlockGram:
-    """A symmetric matrix that sums grow in, as the upper part of its block rows, one block row a layer.
+    """A symmetric matrix that is summed over images, stored as the upper part of its block rows, one per layer.
 
     Args:
         ranks: Columns of each layer's factor.
@@ -155,7 +155,7 @@ class BlockGram:
         """Multiply, each stored block serving on both sides of the diagonal.
 
         Args:
-            vectors: One vector a column, float64.
+            vectors: One vector per column, float64.
 
         Returns:
             The products.

@@ -268,7 +268,7 @@ class Projector:
         """Return the eigenvectors of each image; the projector is spent afterwards.
 
         Returns:
-            One result an image, on the CPU.
+            One result per image, on the CPU.
 
         Raises:
             SpectralError: If a layer of the basis is missing.

@@ -1,4 +1,4 @@
-"""What a shard of a dataset adds up to: plain sums, so that shards and processes combine by addition."""
+"""Sums over a shard of a dataset: shards and processes are combined by addition."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from hf_spectral.config import Pathway
 from hf_spectral.errors import SpectralError
 from hf_spectral.operators import nearest_neighbors
 
-# Every eighth token asks for its neighbors, among all of its image: enough for a mean over a dataset.
+# Neighbors of every eighth token are sought, among all tokens of its image: enough for a mean over a dataset.
 _STRIDE = 8
-# Tokens that ask at once: bounds the memory of a large image.
+# Tokens whose neighbors are sought at once: bounds the memory of a large image.
 _ROWS = 1024
 
 
@@ -179,28 +179,28 @@ def add_evidence(
     num_neighbors: int,
     threshold: float,
 ) -> None:
-    """Add what one image says about the smoothness of any combinations of each layer's columns: sums over tokens.
+    """Add the sums of one image from which the smoothness of any combination of a layer's columns follows.
 
     With P the mean over a token's nearest neighbors, averaged over all layers, and x = G v, both x^T x and x^T P x are
     quadratic forms of v: G^T G and G^T P G, added up over a dataset, give the smoothness x^T P x / x^T x of any v
-    later, and processes and shards combine by addition. Neighbors by all layers, since a layer of pure noise is smooth
-    among the neighbors that the same noise makes.
+    later. All layers share their neighbors, because a layer of pure noise is smooth among neighbors that its own noise
+    chooses.
 
     Args:
         totals: Both matrices of each layer, changed in place.
         tokens: Unit vectors of each layer, all on one grid.
         factors: G of each layer of the same image.
         image: Position in the batch.
-        num_neighbors: Neighbors that a token asks for.
-        threshold: Cosines at or below it are no neighbors.
+        num_neighbors: Neighbors per token at most.
+        threshold: Tokens with cosines at or below it are not neighbors.
     """
-    num_nodes, device = factors[0].shape[0], factors[0].device
-    for asking in torch.arange(0, num_nodes, _STRIDE, device=device).split(_ROWS):
-        walk = torch.zeros(len(asking), num_nodes, device=device)
+    num_nodes = factors[0].shape[0]
+    for asking in torch.arange(0, num_nodes, _STRIDE, device=factors[0].device).split(_ROWS):
+        walk = factors[0].new_zeros(len(asking), num_nodes)
         for parts in tokens:
             left, right = parts[0][image], (parts[1][image] if len(parts) > 1 else None)
             rows, columns, cosines = nearest_neighbors(left, right, num_neighbors, threshold, asking=asking)
-            sums = torch.zeros(len(asking), device=device).index_add_(0, rows, cosines)
+            sums = cosines.new_zeros(len(asking)).index_add_(0, rows, cosines)
             walk.index_put_((rows, columns), cosines / (sums[rows] * len(tokens)), accumulate=True)
         for total, factor in zip(totals, factors, strict=True):
             own = factor[asking]
