@@ -1,9 +1,10 @@
 """The block Krylov engine: leading eigenpairs of A x = mu B x from products alone, for one image and for a dataset.
 
 Measured on one CPU core with 16 eigenvectors of dense problems of 1,369 and 3,128 tokens at a residual of 1e-5:
-`scipy.sparse.linalg.eigsh` takes between a sixth and the whole of this engine's 0.05 to 0.3 s, `torch.lobpcg` two
-to forty times as long; but `eigsh` misses repeated eigenvalues, as those of separate groups of tokens (by 0.8 with 16 equal
-groups), runs on the CPU alone, multiplies one vector at a time, and does not take the signed Gram matrix of a dataset.
+`scipy.sparse.linalg.eigsh` takes between a sixth and the whole of this engine's 0.05 to 0.3 s, `torch.lobpcg` two to
+forty times as long; but `eigsh` misses repeated eigenvalues, as those of separate groups of tokens (by 0.8 with 16
+equal groups), runs on the CPU alone, multiplies one vector at a time, and does not take the signed Gram matrix of a
+dataset.
 """
 
 from __future__ import annotations
