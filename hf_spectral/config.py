@@ -45,15 +45,18 @@ class SpectralConfig:
         heads: `"merged"` builds one affinity a layer (the mean over heads of the attention, or the cosine over the
             full width); `"separate"` builds one a head and averages the normalized affinities.
         num_eigenvectors: Eigenvectors to return, the trivial one at index 0 among them; at least 1.
-        layers: Indices of the layers to use, in call order, negative ones counted from the end; `None` means all.
+        layers: Indices of the layers to use, in call order from 0, negative ones counted from the last attention layer
+            of the backbone; None means all.
         temperature: tau of the `exponential` affinity exp((cos - 1) / tau), from 1e-4 to 1e4. None takes 0.35 times the
             standard deviation of the layer's own cosines (at least 0.08), so that every layer is equally selective.
         num_neighbors: Neighbors that a token keeps in the `knn` affinity, at least 1; None takes 50.
         threshold: Cosines at or below it are cut from the `knn` affinity, from 0 to 1; None takes 0.1.
         seed: Seed of every random start, from 0 to 2**32 - 1.
         layer_weights: `"equal"`; `"auto"`, found without labels (see `graph` for an image, `fit` for a dataset);
-            one number a layer from layer 0 on; or numbers by layer index. Numbers are kept as pairs of index and
-            weight, and scaled to sum to 1 where they are used; a layer without one takes no part.
+            numbers by layer index, where a layer left out takes no part; or one number per layer that takes part (named
+            by `layers` and able to serve the pathway), in ascending order of its index, as many as there are such
+            layers. Numbers are at least 0, differ by a factor of a million at most, and are scaled to sum to 1 where
+            they are used. All timesteps of a layer share its weight.
 
     A parameter of an affinity that is not used has to be left out. Numbers may be numpy scalars; they are stored as
     plain Python numbers.

@@ -35,8 +35,7 @@ from hf_spectral.operators import (
     symmetric_product,
     symmetrize_,
 )
-from hf_spectral.records import AttentionRecord, SkippedLayer, selected
-from hf_spectral.weighting import weight_list
+from hf_spectral.records import AttentionRecord, LayerChoice, SkippedLayer, counted
 
 # Up to here the sum of a grid's affinities is held as one matrix (16,384 nodes in float32); above, layers stay apart
 # and their rows are formed anew at every multiplication.
@@ -83,17 +82,16 @@ def build_problem(records: Iterable[AttentionRecord], config: SpectralConfig | N
 
     Args:
         records: The layers of one image, e.g. a `Capture`.
-        config: Settings; `config.layers` selects among the records. None takes the defaults.
+        config: Settings, which also tell the records that take part (`records.LayerChoice`). None takes the defaults.
 
     Returns:
-        The problem over all selected layers.
+        The problem over all layers that take part.
 
     Raises:
-        SpectralError: If a record holds several images, or if no layer can serve the pathway.
+        SpectralError: If a record holds several images, no layer can serve the pathway, or layer weights do not fit.
     """
-    config = config or SpectralConfig()
-    builder = ProblemBuilder(config)
-    for record in selected(records, config.layers):
+    builder = ProblemBuilder(config or SpectralConfig())
+    for record in counted(records):
         builder.add(record)
     return builder.build()
 
@@ -102,7 +100,7 @@ class ProblemBuilder:
     """Adds up layers as they arrive, so that memory holds one layer and one sum, whatever the number of layers.
 
     Args:
-        config: Settings; `config.layers` is not looked at here, give only the layers wanted.
+        config: Settings, which also tell the records that take part (`records.LayerChoice`).
         max_dense_bytes: Largest matrix to hold; above it the layers are kept as operators.
     """
 
@@ -110,37 +108,30 @@ class ProblemBuilder:
         self.config = config
         self.max_dense_bytes = max_dense_bytes
         self._sums: dict[tuple[int, int], _GridSum] = {}
+        self._choice = LayerChoice(config)
         self._layers: list[str] = []
-        self._indices: list[int] = []
         self._weights: list[float] = []
-        self._skipped: list[SkippedLayer] = []
 
     def add(self, record: AttentionRecord, weight: float | None = None) -> None:
         """Add one layer of one image.
 
         Args:
-            record: The layer; its tensors are not kept unless the problem is too large for a dense sum.
+            record: The layer, the next in call order; its tensors are not kept unless the problem is too large for a
+                dense sum.
             weight: How much it counts beside the others; None takes what `config.layer_weights` says.
 
         Raises:
-            SpectralError: If the record holds more than one image.
+            SpectralError: If the record holds more than one image, or there is no such layer as `config.layers` names.
         """
         if record.num_images != 1:
             raise SpectralError(
                 "record", expected="one image", got=f"{record.num_images} images", fix="Use record.image(position)"
             )
-        reason = record.refusal(self.config.pathway)
-        if reason is not None:
-            self._skipped.append(SkippedLayer(record.name, reason))
+        own = self._choice.weight(record)
+        if own == 0:
             return
-        self._indices.append(record.index)
-        if weight is None and not isinstance(self.config.layer_weights, str):
-            weight = dict(self.config.layer_weights).get(record.index, 0.0)
-        elif weight is None and self.config.layer_weights == "equal":
-            weight = 1.0
-        if weight == 0:
-            self._skipped.append(SkippedLayer(record.name, "its weight is 0"))
-            return
+        if weight is None and self.config.layer_weights != "auto":
+            weight = own
         shape = (record.grid.height, record.grid.width)
         if shape not in self._sums:
             self._sums[shape] = _GridSum(TokenGrid(*shape), self.max_dense_bytes)
@@ -151,22 +142,15 @@ class ProblemBuilder:
         """Return the problem over all layers added; the builder is spent afterwards.
 
         Raises:
-            SpectralError: If no layer was added.
+            SpectralError: If no layer was added that can serve the pathway, or layer weights do not fit the layers.
         """
-        if not self._layers:
-            reasons = "; ".join(f"{layer.name}: {layer.reason}" for layer in self._skipped) or "no layer was given"
-            raise SpectralError(
-                "pathway",
-                expected="a backbone with at least one layer that can serve it",
-                got=f"{self.config.pathway!r} ({reasons})",
-                fix="Try pathway='what'" if self.config.pathway == "where" else "Check `layers`",
-            )
-        if not isinstance(self.config.layer_weights, str):
-            weight_list(self._indices, self.config.layer_weights)  # Refuses weights of layers that are not there.
+        self._choice.check()
         total = sum(self._weights)
         common, affinity, mass = _on_common_grid(list(self._sums.values()), 1 / total)
         weights = tuple(weight / total for weight in self._weights)
-        return JointProblem(affinity, mass, common, self.config, tuple(self._layers), weights, tuple(self._skipped))
+        return JointProblem(
+            affinity, mass, common, self.config, tuple(self._layers), weights, tuple(self._choice.skipped)
+        )
 
 
 class _GridSum:
@@ -210,16 +194,15 @@ class _GridSum:
         if isinstance(affinity, GramOperator):
             # Scaling the factor normalizes and keeps the rank r: a product then costs 2 n r instead of n^2.
             scale = inverse_root_degree(affinity.degree())
-            normalized = affinity.scaled(scale)
-            weight = share * (_automatic(normalized.matmul, scale) if weight is None else weight)
+            scaled = affinity.scaled(scale)
+            weight = share * (_automatic(scaled.matmul, scale) if weight is None else weight)
             if self._fits_dense and 4 * affinity.rank >= affinity.num_nodes:
-                matrix = normalized.to_dense()
+                matrix = scaled.to_dense()
                 self._dense = matrix * weight if self._dense is None else self._dense.add_(matrix, alpha=weight)
             else:
-                self._keep(normalized, weight)
+                self._keep(scaled, weight)
             return weight
-        operator = NormalizedOperator(affinity)
-        weight = share * (_automatic(operator.matmul, operator.inverse_root) if weight is None else weight)
+        operator, weight = normalized(affinity, share, weight)
         self._keep(operator, weight)
         return weight
 
@@ -249,6 +232,21 @@ class _GridSum:
     def _keep(self, operator: AffinityOperator, weight: float) -> None:
         self._terms.append(operator)
         self._weights.append(weight)
+
+
+def normalized(affinity: AffinityOperator, share: float, weight: float | None) -> tuple[AffinityOperator, float]:
+    """Return the normalized affinity of a layer or a head, and how much it counts in the joint problem.
+
+    Args:
+        affinity: W.
+        share: One over the number of affinities of its layer.
+        weight: Of the layer; None weighs the affinity by itself, see `_automatic`.
+
+    Returns:
+        S, and its weight.
+    """
+    operator = NormalizedOperator(affinity)
+    return operator, share * (_automatic(operator.matmul, operator.inverse_root) if weight is None else weight)
 
 
 def _automatic(multiply: Callable[[Tensor], Tensor], scale: Tensor) -> float:

@@ -12,9 +12,9 @@ from torch import Tensor
 from hf_spectral.affinities import affinity_operators
 from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
+from hf_spectral.graph import normalized
 from hf_spectral.grid import TokenGrid, area_pooling, finest
-from hf_spectral.operators import NormalizedOperator
-from hf_spectral.records import AttentionRecord, SkippedLayer, selected
+from hf_spectral.records import AttentionRecord, SkippedLayer, taking_part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,11 +22,12 @@ class TokenAffinity:
     """One row of the normalized affinities of an image.
 
     Args:
-        joint: S averaged over the layers: the token's row of the matrix A that `build_problem` forms.
-        layers: By layer index, in call order: the row of that layer's S, on the layer's own grid.
+        joint: Weighted mean of S over the layers: the token's row of the matrix A that `build_problem` forms.
+        layers: By layer index, in call order: the row of that layer's S, on the layer's own grid, averaged over the
+            timesteps at which the layer was read.
         token: Row and column of the token on the grid of `joint`.
         grid: The common grid.
-        skipped: Layers that cannot serve the pathway, with reasons.
+        skipped: Layers that cannot serve the pathway or have no weight, with reasons.
     """
 
     joint: Float[Tensor, "height width"]
@@ -45,7 +46,7 @@ def token_affinity(
     """Return how strongly one token is related to every other of its image.
 
     With e the indicator of the token on the common grid, layer l gives S_l P_l e on its own grid and all together
-    A e = mean_l P_l^T S_l P_l e: what the joint problem knows about the token.
+    A e = sum_l w_l P_l^T S_l P_l e: what the joint problem knows about the token.
 
     Args:
         records: The layers of one image, e.g. a `Capture`.
@@ -63,31 +64,30 @@ def token_affinity(
         raise SpectralError(
             "position", expected="two numbers from 0 to 1", got=position, fix="Give shares of height and width"
         )
-    records = selected(records, config.layers)
-    refusals = {record.name: record.refusal(config.pathway) for record in records}
-    skipped = tuple(SkippedLayer(name, reason) for name, reason in refusals.items() if reason is not None)
-    serving = [record for record in records if refusals[record.name] is None]
-    if not serving or any(record.num_images != 1 for record in serving):
+    serving, skipped = taking_part(records, config)
+    if any(record.num_images != 1 for record, _ in serving):
         raise SpectralError(
             "records",
-            expected=f"layers of one image, at least one that can serve {config.pathway!r}",
-            got=f"{len(serving)} such layers of {max((record.num_images for record in serving), default=0)} images",
-            fix="Use record.image(position), or try pathway='what'",
+            expected="layers of one image",
+            got=f"{max(record.num_images for record, _ in serving)} images",
+            fix="Use record.image(position)",
         )
-    grid = finest([record.grid for record in serving])
+    grid = finest([record.grid for record, _ in serving])
     token = (min(int(position[0] * grid.height), grid.height - 1), min(int(position[1] * grid.width), grid.width - 1))
-    layers = {}
-    joint = torch.zeros(grid.height, grid.width, device=serving[0].value.device)
-    for record in serving:
-        rows = area_pooling(grid.height, record.grid.height).to(joint)
-        columns = area_pooling(grid.width, record.grid.width).to(joint)
-        start = rows[:, token[0], None] * columns[None, :, token[1]]
-        layers[record.index] = _row(record, config, start)
-        joint += rows.T @ layers[record.index] @ columns / len(serving)
-    return TokenAffinity(joint, layers, token, grid, skipped)
-
-
-def _row(record: AttentionRecord, config: SpectralConfig, start: Tensor) -> Tensor:
-    operators = affinity_operators(record, config)
-    products = [NormalizedOperator(operator).matmul(start.reshape(-1, 1)) for operator in operators]
-    return torch.stack(products).mean(0).reshape(start.shape)
+    joint = torch.zeros(grid.height, grid.width, device=serving[0][0].value.device)
+    layers: dict[int, list[Tensor]] = {}
+    total = 0.0
+    for record, weight in serving:
+        pools = area_pooling(grid.height, record.grid.height), area_pooling(grid.width, record.grid.width)
+        rows, columns = (pool.to(joint) for pool in pools)
+        start = (rows[:, token[0], None] * columns[None, :, token[1]]).reshape(-1, 1)
+        affinities = affinity_operators(record, config)
+        own = None if config.layer_weights == "auto" else weight
+        terms = [normalized(affinity, 1 / len(affinities), own) for affinity in affinities]
+        products = [operator.matmul(start).reshape(len(rows), len(columns)) for operator, _ in terms]
+        for product, (_, share) in zip(products, terms, strict=True):
+            joint += share * (rows.T @ product @ columns)
+            total += share
+        layers.setdefault(record.index, []).append(torch.stack(products).mean(0))
+    means = {index: torch.stack(found).mean(0) for index, found in layers.items()}
+    return TokenAffinity(joint / total, means, token, grid, skipped)

@@ -524,8 +524,6 @@ def test_settings_that_cannot_stream_are_refused():
         BasisAccumulator(SpectralConfig("where"))
     with pytest.raises(SpectralError, match="`max_width`: expected an integer of at least 1"):
         BasisAccumulator(SpectralConfig("what", "cosine"), 0)
-    with pytest.raises(SpectralError, match="a weight above 0 for every layer that takes part, got none for layer.1"):
-        fitted(dataset(EQUAL[:1]), layer_weights={0: 1.0})
     windowed = [random_record(windowed=True)]
     with pytest.raises(SpectralError, match="Try pathway='what'"):
         fitted([windowed], "where")

@@ -512,3 +512,21 @@ def test_a_basis_brings_its_resolution(pipe, table):
     assert pipe(photo(60, 90), basis=basis, num_segments=None, resolution=64)["grid"] == (5, 8)
     found = transform(pipe, table, basis, progress=False)
     assert found[0]["shape"] == [3, 11, 16]
+
+
+def test_layers_and_their_weights_mean_the_same_for_an_image_and_a_dataset(pipe, table):
+    settings = {"layers": (1, -1), "layer_weights": [1, 2]}
+    result = pipe(photo(), num_eigenvectors=3, **settings)["result"]
+    assert result.layer_weights == pytest.approx((1 / 3, 2 / 3))
+    basis = fit(pipe, table, num_eigenvectors=3, progress=False, **settings)
+    assert [layer.index for layer in basis.layers] == [1, 2]
+    assert basis.weights == pytest.approx((1 / 3, 2 / 3))
+    sparse = fit(pipe, table, num_eigenvectors=3, progress=False, layer_weights=[0, 1, 2])
+    assert [layer.index for layer in sparse.layers] == [1, 2]
+    same(sparse, basis)
+    for wrong in ([1, 2, 3], {0: 1.0}):
+        with pytest.raises(SpectralError, match="^`layer_weights`: expected"):
+            pipe(photo(), layers=(1, -1), layer_weights=wrong)
+        for on_error in ("raise", "skip"):  # No image is to blame.
+            with pytest.raises(SpectralError, match="^`layer_weights`: expected"):
+                fit(pipe, table, progress=False, on_error=on_error, layers=(1, -1), layer_weights=wrong)

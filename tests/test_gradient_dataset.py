@@ -171,7 +171,7 @@ def test_windowed_layers_serve_what_only():
     solver = dataclasses.replace(QUICK, rounds=1)
     assert solver.fit(images, CONFIG)[0].layers == ("layer.0", "layer.1")
     assert solver.fit(images, dataclasses.replace(CONFIG, pathway="where"))[0].layers == ("layer.0",)
-    with pytest.raises(SpectralError, match="a layer that can serve 'where', got 0 such layers"):
+    with pytest.raises(SpectralError, match="at least one layer that can serve it, got 'where'"):
         solver.fit([records[1:] for records in images], dataclasses.replace(CONFIG, pathway="where"))
 
 

@@ -1,5 +1,6 @@
 """Layer weights: what may be said, what it does to a problem, and those found without labels."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,11 +8,20 @@ import pytest
 import scipy.linalg
 import torch
 
-from hf_spectral import BasisAccumulator, SpectralBasis, SpectralConfig, SpectralError, build_problem, solve
+from hf_spectral import (
+    BasisAccumulator,
+    SpectralBasis,
+    SpectralConfig,
+    SpectralError,
+    build_problem,
+    solve,
+    token_affinity,
+)
 from hf_spectral.affinities import affinity_operators
 from hf_spectral.basis.agreement import mean_agreement, own_eigenpairs, smoothness
 from hf_spectral.basis.gram import BlockGram
 from hf_spectral.basis.sums import add_evidence
+from hf_spectral.errors import UnsupportedBackboneError
 from hf_spectral.graph import ProblemBuilder
 from hf_spectral.operators import NormalizedOperator
 from hf_spectral.result import SpectralResult
@@ -55,7 +65,9 @@ def fitted(images, pathway="what", layer_weights="auto", **settings):
     [
         ("auto", "auto"),
         ("equal", "equal"),
-        ([0, 2.5], ((0, 0.0), (1, 2.5))),
+        ([0, 2.5], (0.0, 2.5)),
+        (np.array([1, 3], dtype=np.float32), (1.0, 3.0)),
+        ({np.int64(1): np.float64(2)}, ((1, 2.0),)),
         ({3: 1, 1: 2}, ((1, 2.0), (3, 1.0))),
         (((1, 2.0), (3, 1.0)), ((1, 2.0), (3, 1.0))),
     ],
@@ -67,7 +79,8 @@ def test_every_way_to_say_it_has_one_form_that_json_keeps(given, kept):
 
 
 @pytest.mark.parametrize(
-    "given", ["best", 3, None, {0: -1.0}, {0: float("nan")}, {-1: 1.0}, {"0": 1.0}, [True], [(0, 1.0), (0, 2.0)]]
+    "given",
+    ["best", 3, None, {0: -1.0}, {0: float("nan")}, {-1: 1.0}, {"0": 1.0}, [True], [], {}, [(0, 1.0), (0, 2.0)]],
 )
 def test_what_is_no_weight_is_refused(given):
     with pytest.raises(SpectralError, match="`layer_weights`: expected 'auto', 'equal', or finite weights"):
@@ -84,6 +97,167 @@ def test_weights_of_layers_that_are_not_there_are_refused():
         build_problem(records, SpectralConfig(layer_weights={0: 1, 5: 1}))
     with pytest.raises(SpectralError, match="expected 'equal': this solver weighs layers as the paper does"):
         DatasetGradientSolver().fit([records], SpectralConfig("what", "knn", layer_weights="auto"))
+
+
+def kept_in(problem_or_basis):
+    """Index and weight of every layer that took part, whatever it is that tells."""
+    if isinstance(problem_or_basis, SpectralBasis):
+        names = [layer.name for layer in problem_or_basis.layers]
+        return dict(zip(names, problem_or_basis.weights, strict=True))
+    return dict(zip(problem_or_basis.layers, problem_or_basis.layer_weights, strict=True))
+
+
+# Of five layers, the second cannot compare queries with keys and the fourth attends within windows.
+ODD = {1: {"where_refused": "it has no keys"}, 3: {"windowed": True}}
+
+
+def odd_layers(seed=0, num_layers=None):
+    return [
+        random_record(5, 6, seed=seed + index, index=index, num_layers=num_layers, **ODD.get(index, {}))
+        for index in range(5)
+    ]
+
+
+@pytest.mark.parametrize("num_layers", [None, 5])
+@pytest.mark.parametrize(
+    ("pathway", "layers", "layer_weights", "expected"),
+    [
+        ("where", None, "equal", {0: 1, 2: 1, 4: 1}),
+        ("what", None, "equal", {0: 1, 1: 1, 2: 1, 3: 1, 4: 1}),
+        ("where", (-1, 0), "equal", {0: 1, 4: 1}),
+        ("where", (-2, 0), "equal", {0: 1}),
+        ("where", (1, 2, 3), [5], {2: 1}),
+        ("where", None, [1, 0, 3], {0: 1, 4: 3}),
+        ("where", (4, 0), [1, 3], {0: 1, 4: 3}),
+        ("what", (-1, -2), [1, 3], {3: 1, 4: 3}),
+        ("what", None, {2: 1, 4: 1}, {2: 1, 4: 1}),
+        ("what", (3, 4), {3: 1e308, 4: 1e308}, {3: 1, 4: 1}),
+        ("what", (3, 4), [1e-320, 1e-320], {3: 1, 4: 1}),
+    ],
+)
+def test_one_rule_tells_every_solver_which_layers_take_part(pathway, layers, layer_weights, expected, num_layers):
+    settings = {"layers": layers, "layer_weights": layer_weights, "num_eigenvectors": 3}
+    records = odd_layers(num_layers=num_layers)
+    expected = {f"layer.{index}": weight / sum(expected.values()) for index, weight in expected.items()}
+
+    problem = build_problem(records, SpectralConfig(pathway, **settings))
+    assert kept_in(problem) == pytest.approx(expected)
+    assert torch.isfinite(solve(problem).eigenvectors).all()
+
+    room = BasisAccumulator(SpectralConfig(pathway, "cosine", **settings))
+    for add in (room.add_sums, room.add_gram):
+        add(records)
+        add(odd_layers(7, num_layers))
+    basis = room.solve(3)
+    assert kept_in(basis) == pytest.approx(expected)
+    assert kept_in(basis.project(records)) == pytest.approx(expected)
+    resumed = BasisAccumulator(room.config)
+    resumed.load_state_dict(room.state_dict())
+    assert kept_in(resumed.solve(3)) == pytest.approx(expected)
+
+    row = token_affinity(records, (0.3, 0.6), SpectralConfig(pathway, **settings))
+    assert [f"layer.{index}" for index in row.layers] == list(expected)
+    token = row.token[0] * 6 + row.token[1]
+    torch.testing.assert_close(row.joint.flatten(), problem.affinity.to_dense()[token], atol=1e-5, rtol=0)
+
+    if layer_weights == "equal":
+        solver = DatasetGradientSolver(rounds=1, channels=4, num_inter=4)
+        (result,) = solver.fit([records], SpectralConfig(pathway, "knn", **settings))
+        assert kept_in(result) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("layers", [(-2,), (1,), (1, 3)])
+def test_layers_that_cannot_serve_are_refused_alike(layers):
+    for num_layers in (None, 5):
+        records = odd_layers(num_layers=num_layers)
+        calls = (
+            lambda records=records: build_problem(records, SpectralConfig("where", layers=layers)),
+            lambda records=records: BasisAccumulator(SpectralConfig("where", "cosine", layers=layers)).add_sums(
+                records
+            ),
+            lambda records=records: token_affinity(records, (0, 0), SpectralConfig("where", layers=layers)),
+            lambda records=records: DatasetGradientSolver().fit(
+                [records], SpectralConfig("where", "knn", layers=layers)
+            ),
+        )
+        for call in calls:
+            with pytest.raises(
+                UnsupportedBackboneError, match="`pathway`.*layer that can serve it, got 'where'.*layer"
+            ):
+                call()
+
+
+def test_negative_layers_count_from_the_last_layer_of_the_backbone_and_not_of_the_records():
+    # The last of five layers gave no record.
+    records = odd_layers(num_layers=5)[:4]
+    for layers, expected in (((-2,), "layer.3"), ((-5,), "layer.0")):
+        problem = build_problem(records, SpectralConfig("what", layers=layers))
+        room = BasisAccumulator(SpectralConfig("what", "cosine", layers=layers))
+        with room.adding_sums() as add:
+            for record in records:
+                add(record)
+        assert problem.layers == (expected,)
+        assert [layer.name for layer in room.layers] == [expected]
+    with pytest.raises(UnsupportedBackboneError):
+        build_problem(records, SpectralConfig("what", layers=(-1,)))
+    builder = ProblemBuilder(SpectralConfig("what", layers=(-1,)))
+    with pytest.raises(SpectralError, match="`layers`: expected indices from 0 for records that do not tell"):
+        builder.add(odd_layers()[0])
+
+
+def test_numbers_pair_with_the_layers_that_take_part_and_their_count_has_to_match():
+    records = [random_record(5, 6, seed=index, index=index) for index in range(4)]
+
+    def refused(pathway, count, given, **settings):
+        message = rf"`layer_weights`: expected {count} numbers, one for each layer that takes part.*got {given} numbers"
+        for call in (
+            lambda config: build_problem(records, config(None)),
+            lambda config: token_affinity(records, (0, 0), config(None)),
+            lambda config: BasisAccumulator(config("cosine")).add_sums(records),
+        ):
+            with pytest.raises(SpectralError, match=message):
+                call(lambda affinity: SpectralConfig(pathway, affinity, **settings))
+
+    refused("what", 4, 3, layer_weights=[1, 2, 3])
+    refused("what", 4, 5, layer_weights=[1, 2, 3, 4, 0])
+    refused("what", 2, 3, layers=(2, 3), layer_weights=[1, 2, 3])
+    records[1] = random_record(5, 6, index=1, windowed=True)
+    refused("where", 3, 4, layer_weights=[1, 2, 3, 4])
+    config = SpectralConfig("what", layer_weights=[1, 2, 3, 4])
+    with pytest.raises(SpectralError, match="`records`: expected layers in call order beside `layer_weights`"):
+        build_problem(records[::-1], config)
+    room = BasisAccumulator(SpectralConfig("what", "cosine"))
+    room.add_sums(records)
+    room.add_gram(records)
+    with pytest.raises(SpectralError, match="expected 4 numbers.*got 2 numbers"):
+        room.solve(2, layer_weights=[1, 2])
+    assert room.solve(2, layer_weights=[1, 2, 0, 1]).weights == (0.25, 0.5, 0.25)
+
+
+@pytest.mark.parametrize("given", [{0: 1.0, 1: 1e-7}, [1e308, 1e-320], [1, 10**400], [float("inf"), 1]])
+def test_weights_that_float32_cannot_hold_beside_each_other_are_refused(given):
+    with pytest.raises(SpectralError, match="`layer_weights`: expected"):
+        SpectralConfig(layer_weights=given)
+
+
+def test_all_timesteps_of_a_layer_share_its_weight():
+    records = [
+        dataclasses.replace(random_record(5, 6, seed=10 * step + index, index=index), timestep=float(step))
+        for step in range(3)
+        for index in range(2)
+    ]
+    for given in ([1, 3], {0: 1, 1: 3}):
+        config = SpectralConfig("what", "cosine", layer_weights=given)
+        problem = build_problem(records, config)
+        room = BasisAccumulator(config)
+        room.add_sums(records)
+        room.add_gram(records)
+        row = token_affinity(records, (0.5, 0.5), config)
+        for weights in (problem.layer_weights, room.solve(2).weights):
+            assert weights == pytest.approx((1 / 12, 3 / 12) * 3)
+        place = row.token[0] * 6 + row.token[1]
+        torch.testing.assert_close(row.joint.flatten(), problem.affinity.to_dense()[place], atol=1e-5, rtol=0)
+        assert list(row.layers) == [0, 1]
 
 
 @pytest.mark.parametrize("max_dense_bytes", [0, 1 << 30])

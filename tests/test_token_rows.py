@@ -15,18 +15,19 @@ def record(index, grid=(4, 6), heads=2, windowed=False, images=1):
 @pytest.mark.parametrize("pathway", ["where", "what"])
 @pytest.mark.parametrize("heads", ["merged", "separate"])
 @pytest.mark.parametrize("grids", [[(4, 6)] * 3, [(8, 6), (4, 6), (4, 3)]])
-def test_joint_is_the_row_of_the_joint_problem(pathway, heads, grids):
-    if pathway == "what" and heads == "separate":
-        config = SpectralConfig(pathway, "cosine", heads)
-    else:
-        config = SpectralConfig(pathway, heads=heads)
+@pytest.mark.parametrize(
+    ("layer_weights", "used"), [("equal", (0, 1, 2)), ("auto", (0, 1, 2)), ([1, 0, 5], (0, 2)), ({0: 2, 1: 1}, (0, 1))]
+)
+def test_joint_is_the_row_of_the_joint_problem(pathway, heads, grids, layer_weights, used):
+    affinity = "cosine" if pathway == "what" and heads == "separate" else None
+    config = SpectralConfig(pathway, affinity, heads, layer_weights=layer_weights)
     records = [record(index, grid) for index, grid in enumerate(grids)]
     found = token_affinity(records, (0.6, 0.4), config)
     height, width = grids[0]
     assert found.token == (int(0.6 * height), int(0.4 * width))
     row = build_problem(records, config).affinity.to_dense()[found.token[0] * width + found.token[1]]
     torch.testing.assert_close(found.joint.flatten(), row, atol=1e-6, rtol=1e-4)
-    assert [tuple(one.shape) for one in found.layers.values()] == grids
+    assert {index: tuple(one.shape) for index, one in found.layers.items()} == {index: grids[index] for index in used}
 
 
 def test_a_layer_is_its_own_normalized_attention():
@@ -53,9 +54,9 @@ def test_layers_are_selected_and_those_that_cannot_serve_are_named():
     [
         ([record(0)], (1.1, 0), "`position`: expected two numbers from 0 to 1"),
         ([record(0)], (float("nan"), 0), "`position`"),
-        ([record(0, windowed=True)], (0, 0), "at least one that can serve 'where'"),
-        ([record(0, images=2)], (0, 0), "1 such layers of 2 images"),
-        ([], (0, 0), "0 such layers"),
+        ([record(0, windowed=True)], (0, 0), "at least one layer that can serve it, got 'where'"),
+        ([record(0, images=2)], (0, 0), "`records`: expected layers of one image, got 2 images"),
+        ([], (0, 0), "no layer was given"),
     ],
 )
 def test_mistakes_are_told(records, position, message):

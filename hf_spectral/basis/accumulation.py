@@ -10,18 +10,18 @@ from typing import Any
 
 import torch
 
-from hf_spectral.basis.arrival import Arrived, chosen_layers, in_order, received
+from hf_spectral.basis.arrival import Arrived, described, in_order, received
 from hf_spectral.basis.eigen import solve_totals
 from hf_spectral.basis.factors import BasisLayer, factor, layer_columns, match, normalized_factor, reduced
 from hf_spectral.basis.gram import coupling
 from hf_spectral.basis.model import SpectralBasis
 from hf_spectral.basis.sums import Totals
-from hf_spectral.basis.weights import final_weights, start_weights
+from hf_spectral.basis.weights import final_weights
 from hf_spectral.config import SpectralConfig, require_positive_int, require_same, require_seed
 from hf_spectral.errors import SpectralError
 from hf_spectral.grid import TokenGrid, finest
-from hf_spectral.records import AttentionRecord
-from hf_spectral.weighting import as_weighting
+from hf_spectral.records import AttentionRecord, LayerChoice, counted
+from hf_spectral.weighting import Weighting, as_weighting, of_known, weight_list
 
 Add = Callable[[AttentionRecord], None]
 
@@ -42,7 +42,8 @@ class BasisAccumulator:
     to all (`state_dict`, `load_state_dict`), let each add its Gram matrix, `merge` again.
 
     Args:
-        config: Pathway, layers, layer weights and seed; `affinity` has to be `cosine` and `heads` `merged`.
+        config: Pathway, layers, layer weights and seed; `affinity` has to be `cosine` and `heads` `merged`. The first
+            image shows which layers take part (`records.LayerChoice`).
         max_width: Bound on the sum of the factors' columns, hence on the Gram matrix (max_width^2 / 2 numbers of 8
             bytes); None keeps everything, which is exact. For the error it makes, see `factors.reduced`.
         device: Where sums and products are made.
@@ -69,6 +70,7 @@ class BasisAccumulator:
         self.device = torch.device(device)
         self._totals: Totals | None = None
         self._columns: tuple[torch.Tensor | None, ...] = ()
+        self._weighting: Weighting = "equal"
 
     @property
     def layers(self) -> tuple[BasisLayer, ...]:
@@ -92,7 +94,7 @@ class BasisAccumulator:
             records: Its layers, in call order.
         """
         with self.adding_sums() as add:
-            for record in records:
+            for record in counted(records):
                 add(record)
 
     def add_gram(self, records: Iterable[AttentionRecord]) -> None:
@@ -102,7 +104,7 @@ class BasisAccumulator:
             records: Its layers, in call order.
         """
         with self.adding_gram() as add:
-            for record in records:
+            for record in counted(records):
                 add(record)
 
     @contextlib.contextmanager
@@ -120,7 +122,10 @@ class BasisAccumulator:
                 "records", expected="no more sums once the second pass has begun", got="another image", fix="Start anew"
             )
         arrived: list[Arrived] = []
-        yield lambda record: self._receive(record, arrived)
+        choice = LayerChoice(self.config) if self._totals is None else None
+        yield lambda record: self._receive(record, arrived, choice)
+        if choice is not None:
+            choice.check()
         self._commit_sums(arrived)
 
     @contextlib.contextmanager
@@ -172,8 +177,8 @@ class BasisAccumulator:
             them in place: all after the first pass, those whose names begin with `gram` after the second.
             `description`: settings and layers, ready for JSON.
         """
-        described = {**self._settings(), "known_layers": [layer.to_dict() for layer in self.layers]}
-        return {"tensors": self._totals.tensors() if self._totals else {}, "description": described}
+        description = {**self._settings(), "known_layers": [layer.to_dict() for layer in self.layers]}
+        return {"tensors": self._totals.tensors() if self._totals else {}, "description": description}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave; what was added before is forgotten.
@@ -184,9 +189,9 @@ class BasisAccumulator:
         Raises:
             SpectralError: If it was made with other settings, the differences named, or its parts do not fit.
         """
-        described = dict(state["description"])
-        known = [BasisLayer(**layer) for layer in described.pop("known_layers")]
-        require_same("state", self._settings(), described)
+        description = dict(state["description"])
+        known = [BasisLayer(**layer) for layer in description.pop("known_layers")]
+        require_same("state", self._settings(), description)
         if known:
             loaded = self._fresh(known)
             loaded.load(state["tensors"])
@@ -225,17 +230,17 @@ class BasisAccumulator:
         seed = require_seed(seed)
         totals = self._require_totals()
         chosen = self.config.layer_weights if layer_weights is None else as_weighting(layer_weights)
-        weights = final_weights(totals, self.config.layer_weights, chosen)
+        weights = final_weights(totals, self._weighting, self._weighting if layer_weights is None else chosen)
         config = dataclasses.replace(self.config, num_eigenvectors=num_eigenvectors, layer_weights=chosen)
         return solve_totals(totals, config, weights, seed, self.max_width, dict(backbone or {}), exactly)
 
     @torch.no_grad()
-    def _receive(self, record: AttentionRecord, arrived: list[Arrived]) -> None:
+    def _receive(self, record: AttentionRecord, arrived: list[Arrived], choice: LayerChoice | None = None) -> None:
         """Keep what the pathway compares of one layer, at the width that the basis keeps of it."""
         position = match(self.layers, record, self.config.pathway)
-        if self._totals is None or position is not None:
+        if position is not None or (choice is not None and choice.weight(record) > 0):
             columns = None if position is None else self._columns[position]
-            arrived.extend(received(record, self.config.pathway, columns, self.device))
+            arrived.append(received(record, self.config.pathway, columns, self.device))
 
     @torch.no_grad()
     def _commit_sums(self, arrived: list[Arrived]) -> None:
@@ -259,7 +264,7 @@ class BasisAccumulator:
         arrived = in_order(arrived, self.layers)
         totals = self._require_totals()
         shapes = [one.shape for one in arrived]
-        joint = coupling(shapes, start_weights(totals, self.config.layer_weights))
+        joint = coupling(shapes, weight_list([layer.index for layer in totals.layers], self._weighting))
         signed = [signs * total for signs, total in zip(totals.signs, totals.sums, strict=True)]
         for image in range(arrived[0].tokens[0].shape[0]):
             factors = [
@@ -271,16 +276,14 @@ class BasisAccumulator:
             totals.add_gram(factors, shapes, joint)
 
     def _first_image(self, arrived: list[Arrived]) -> list[Arrived]:
-        """Return the layers that take part, at the width kept, having started the totals with them."""
-        arrived, known = chosen_layers(arrived, self.config, self.max_width)
-        self._start(known)
+        """Return the layers at the width kept, having started the totals with them."""
+        self._start(described(arrived, self.config.pathway, self.max_width))
         pairs = zip(arrived, self._columns, strict=True)
         return [dataclasses.replace(one, tokens=reduced(one.tokens, columns)) for one, columns in pairs]
 
     def _start(self, known: Sequence[BasisLayer]) -> None:
-        totals = self._fresh(known)
-        start_weights(totals, self.config.layer_weights)
-        self._totals = totals
+        self._totals = self._fresh(known)
+        self._weighting = of_known(self.config.layer_weights, [layer.index for layer in known])
         columns = layer_columns(known, self.config.seed)
         self._columns = tuple(None if part is None else part.to(self.device) for part in columns)
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from hf_spectral.basis.factors import BasisLayer, UnitTokens, kept_dimensions, reduced, unit_tokens
 from hf_spectral.basis.gram import Shape
-from hf_spectral.config import Pathway, SpectralConfig, resolve_layers
-from hf_spectral.errors import SpectralError, UnsupportedBackboneError
+from hf_spectral.config import Pathway
+from hf_spectral.errors import SpectralError
 from hf_spectral.records import AttentionRecord
 
 
@@ -42,7 +42,7 @@ class Arrived:
 
 def received(
     record: AttentionRecord, pathway: Pathway, columns: Float[Tensor, "width kept"] | None, device: torch.device
-) -> list[Arrived]:
+) -> Arrived:
     """Take over a record.
 
     Args:
@@ -52,52 +52,33 @@ def received(
         device: Where to keep them.
 
     Returns:
-        The layer, or nothing where it cannot serve the pathway.
+        The layer.
 
     Raises:
         SpectralError: If a number is not finite: it would spoil the sums of a whole dataset.
     """
-    if record.refusal(pathway) is not None:
-        return []
     tokens = reduced(tuple(part.to(device) for part in unit_tokens(record, pathway)), columns)
     if not all(torch.isfinite(part).all() for part in tokens):
         raise SpectralError(
             "records", expected="finite numbers", got=f"NaN or infinity in {record.name}", fix="Leave this image out"
         )
-    return [Arrived(record.name, record.index, record.timestep, tokens, (record.grid.height, record.grid.width))]
+    return Arrived(record.name, record.index, record.timestep, tokens, (record.grid.height, record.grid.width))
 
 
-def chosen_layers(
-    arrived: Sequence[Arrived], config: SpectralConfig, max_width: int | None
-) -> tuple[list[Arrived], list[BasisLayer]]:
-    """Choose among the layers of the first image, now that their number is known, and share the width out among them.
+def described(arrived: Sequence[Arrived], pathway: Pathway, max_width: int | None) -> list[BasisLayer]:
+    """Describe the layers of the first image as a basis does, with the width shared out among them.
 
     Args:
-        arrived: All layers, of full width.
-        config: `config.layers` selects.
+        arrived: Those that take part, of full width.
+        pathway: Sets the columns of each factor.
         max_width: Bound on the sum of the factors' columns, or None.
 
     Returns:
-        The layers chosen, as they arrived and as a basis describes them.
-
-    Raises:
-        UnsupportedBackboneError: If none is left: no image is to blame.
+        One description per layer.
     """
-    chosen = list(arrived)
-    if config.layers is not None:
-        wanted = resolve_layers(config.layers, 1 + max((one.index for one in arrived), default=-1))
-        chosen = [one for one in arrived if one.index in wanted]
-    if not chosen:
-        raise UnsupportedBackboneError(
-            "pathway",
-            expected="a backbone with at least one layer that can serve it",
-            got=f"{config.pathway!r} and none",
-            fix="Try pathway='what', or check `layers`",
-        )
-    widths = [one.tokens[0].shape[2] for one in chosen]
-    kept = kept_dimensions(widths, config.pathway, max_width)
-    sizes = zip(chosen, widths, kept, strict=True)
-    return chosen, [BasisLayer(one.name, one.index, one.timestep, width, few) for one, width, few in sizes]
+    widths = [one.tokens[0].shape[2] for one in arrived]
+    sizes = zip(arrived, widths, kept_dimensions(widths, pathway, max_width), strict=True)
+    return [BasisLayer(one.name, one.index, one.timestep, width, few) for one, width, few in sizes]
 
 
 def in_order(arrived: Sequence[Arrived], layers: Sequence[BasisLayer]) -> list[Arrived]:

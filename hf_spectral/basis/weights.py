@@ -12,36 +12,12 @@ _SLACK = 0.01
 _AGREEMENT_SLACK = 0.005
 
 
-def start_weights(totals: Totals, weighting: Weighting) -> list[float]:
-    """Return the weights that enter the mass of images whose layers differ in resolution.
-
-    Args:
-        totals: Its layers count.
-        weighting: Given at the start; `"auto"` weighs all alike.
-
-    Returns:
-        One weight a layer, above 0, together 1.
-
-    Raises:
-        SpectralError: If a layer has no weight: its Gram matrix would be added up in vain.
-    """
-    plain = weight_list([layer.index for layer in totals.layers], weighting)
-    if min(plain) == 0:
-        raise SpectralError(
-            "layer_weights",
-            expected="a weight above 0 for every layer that takes part",
-            got=f"none for {totals.layers[plain.index(0)].name}",
-            fix="Choose the layers by SpectralConfig(layers=...)",
-        )
-    return plain
-
-
 def final_weights(totals: Totals, initial: Weighting, chosen: Weighting) -> list[float]:
     """Return the weights to solve with, once both passes are complete.
 
     Args:
         totals: Both passes.
-        initial: Given at the start: they entered the mass of images whose layers differ in resolution.
+        initial: Given at the start, with indices: they entered the mass of images whose layers differ in resolution.
         chosen: Asked for now.
 
     Returns:
@@ -57,7 +33,9 @@ def final_weights(totals: Totals, initial: Weighting, chosen: Weighting) -> list
             got=f"{totals.num_in_gram} images",
             fix="Call add_gram with every image that add_sums has taken",
         )
-    if totals.num_mixed and chosen != initial:
+    indices = [layer.index for layer in totals.layers]
+    weights = weight_list(indices, chosen)
+    if totals.num_mixed and weights != weight_list(indices, initial):
         raise SpectralError(
             "layer_weights",
             expected="those given at the start, for layers of different resolution",
@@ -65,7 +43,7 @@ def final_weights(totals: Totals, initial: Weighting, chosen: Weighting) -> list
             fix="Give SpectralConfig(layer_weights=...) and make the second pass again",
         )
     if chosen != "auto":
-        return weight_list([layer.index for layer in totals.layers], chosen)
+        return weights
     if not totals.has_evidence:
         raise SpectralError(
             "layer_weights",
@@ -74,7 +52,7 @@ def final_weights(totals: Totals, initial: Weighting, chosen: Weighting) -> list
             fix="Give SpectralConfig(layer_weights='auto') and make the second pass again",
         )
     if totals.num_mixed:
-        return start_weights(totals, "equal")
+        return weights
     return _automatic_weights(totals)
 
 

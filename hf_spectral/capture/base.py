@@ -37,12 +37,13 @@ class Recorder:
         self._on_record = on_record
         self._layers = None if layers is None else tuple(layers)
         self._wanted: frozenset[int] | None = None
+        self._num_layers: int | None = None
         self._next_index = 0
         self._num_forwards = 0
         self._num_records = 0
 
     def expect(self, num_layers: int) -> None:
-        """Resolve negative layer indices, once the host knows its number of attention layers.
+        """Take note of the number of attention layers, once the host knows it, and resolve negative indices.
 
         Args:
             num_layers: Attention layers that a forward pass calls.
@@ -50,6 +51,7 @@ class Recorder:
         Raises:
             SpectralError: If an index lies outside the layers.
         """
+        self._num_layers = num_layers
         if self._layers is not None:
             self._wanted = resolve_layers(self._layers, num_layers)
 
@@ -132,6 +134,7 @@ class Recorder:
             windowed=windowed,
             where_refused=where_refused,
             num_text_tokens=num_text_tokens,
+            num_layers=self._num_layers,
         )
         self._num_records += 1
         if self._on_record is None:

@@ -33,7 +33,7 @@ def add_parsers(commands: Any) -> None:
         nargs="+",
         default=["auto"],
         metavar="W",
-        help="auto, equal, or a number a layer; default: auto",
+        help="auto, equal, or one number per layer; default: auto",
     )
     fitting.add_argument("--checkpoint-dir", type=Path, metavar="DIR", help="save here, and go on from here")
     fitting.add_argument("--checkpoint-every", type=int, default=500, metavar="N", help="images; default: 500")

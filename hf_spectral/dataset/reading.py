@@ -223,9 +223,9 @@ class Reader:
         try:
             with opened(group) as add:
                 self.pipe.records([one.prepared for one in group], add, layers)
-        except UnsupportedBackboneError:
-            raise
         except SpectralError as error:
+            if isinstance(error, UnsupportedBackboneError) or error.argument in ("layers", "layer_weights"):
+                raise  # No image is to blame.
             if len(group) == 1:
                 self._fail(group[0].item, error)
                 return

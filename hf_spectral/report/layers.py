@@ -170,7 +170,7 @@ class _Passes:
             if part not in self.parts:
                 self.parts.append(part)
             own = record if head is None else _of_head(record, head)
-            yield dataclasses.replace(own, index=self.parts.index(part), timestep=None)
+            yield dataclasses.replace(own, index=self.parts.index(part), timestep=None, num_layers=None)
 
 
 class _Accumulation:
@@ -188,8 +188,9 @@ class _Accumulation:
     def add_sums(self, records: list[AttentionRecord]) -> None:
         is_first = not self._whole.layers
         self._whole.add_sums(records)
-        if is_first and len({(record.grid.height, record.grid.width) for record in records}) > 1:
-            indices = {layer.index for layer in self._whole.layers}
+        indices = {layer.index for layer in self._whole.layers}
+        grids = {(record.grid.height, record.grid.width) for record in records if record.index in indices}
+        if is_first and len(grids) > 1:
             config = dataclasses.replace(self._config, layer_weights="equal")  # A single layer needs no weights.
             self._alone = {index: BasisAccumulator(config, self._max_width) for index in sorted(indices)}
         for index, alone in self._alone.items():

@@ -11,13 +11,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hf_spectral.config import Pathway, SpectralConfig, keep_ints, keep_numbers
+from hf_spectral.config import SpectralConfig, keep_ints, keep_numbers
 from hf_spectral.errors import SpectralError
-from hf_spectral.grid import TokenGrid
-from hf_spectral.records import AttentionRecord
+from hf_spectral.grid import TokenGrid, finest
+from hf_spectral.records import AttentionRecord, taking_part
 from hf_spectral.result import SolveStatus, SpectralResult
 from hf_spectral.solvers.base import fix_signs
-from hf_spectral.solvers.dataset_graph import GridGraph, NeighborSettings, batch_graphs, common_grid
+from hf_spectral.solvers.dataset_graph import GridGraph, NeighborSettings, batch_graphs
 from hf_spectral.solvers.gradient import SymmetricProduct
 
 Images = Sequence[Sequence[AttentionRecord]]
@@ -81,8 +81,8 @@ class DatasetGradientSolver:
         Args:
             images: Records of each image, all layers of one backbone; an item is looked at when its batch is due, so
                 that a sequence may run the backbone anew. Images may differ in size.
-            config: Pathway, number of eigenvectors, `num_neighbors`, `threshold` and seed, with `affinity="knn"`; None
-                takes the paper's.
+            config: Pathway, layers, number of eigenvectors, `num_neighbors`, `threshold` and seed, with
+                `affinity="knn"`; None takes the paper's.
 
         Returns:
             One result an image, on its finest grid and on the CPU. Eigenvectors are in the order of their singular
@@ -95,14 +95,15 @@ class DatasetGradientSolver:
         """
         config = config or SpectralConfig("what", "knn")
         self._check(images, config)
+        chosen = _Chosen(images, config)
         assert config.num_neighbors is not None
         assert config.threshold is not None
         settings = NeighborSettings(
             config.pathway, config.num_neighbors, self.num_inter, config.threshold, self.block_size
         )
         generator = torch.Generator().manual_seed(config.seed)
-        tables = _Tables(images, config.pathway, self, generator)
-        batches = _Batches(images, settings, self.batch_size, generator)
+        tables = _Tables(chosen, self, generator)
+        batches = _Batches(chosen, settings, self.batch_size, generator)
         total = self.rounds * batches.per_round * self.steps_per_batch
         with torch.enable_grad(), tqdm(total=total, disable=not self.progress, desc="DatasetGradientSolver") as bar:
             for _ in range(self.rounds):
@@ -112,7 +113,7 @@ class DatasetGradientSolver:
                         tables.update(loss, members)
                         bar.update()
         with torch.no_grad():
-            return self._read_out(tables, batches, config, images[0])
+            return self._read_out(tables, batches, config, chosen[0])
 
     def _read_out(
         self, tables: _Tables, batches: _Batches, config: SpectralConfig, records: Sequence[AttentionRecord]
@@ -124,9 +125,8 @@ class DatasetGradientSolver:
         ]
         quotients, residuals = _quotients(maps, batches)
         described = {**dataclasses.asdict(self), "singular_values": singular_values.tolist()}
-        used = [record for record in records if config.pathway == "what" or not record.windowed]
         # Ratio of the sides, as in `dataset_graph.GridGraph`.
-        plain = [(tables.grids[0].num_nodes / record.grid.num_nodes) ** 0.5 for record in used]
+        plain = [(tables.grids[0].num_nodes / record.grid.num_nodes) ** 0.5 for record in records]
         return [
             SpectralResult(
                 eigenvalues=(1 - quotients).float().cpu(),
@@ -135,7 +135,7 @@ class DatasetGradientSolver:
                 status=SolveStatus.NOT_CHECKED,
                 steps=self.rounds * batches.per_round * self.steps_per_batch,
                 grid=grid,
-                layers=tuple(record.name for record in used),
+                layers=tuple(record.name for record in records),
                 layer_weights=tuple(weight / sum(plain) for weight in plain),
                 config=config,
                 solver={"name": type(self).__name__, **described},
@@ -169,16 +169,38 @@ class DatasetGradientSolver:
             )
 
 
+class _Chosen:
+    """Of each image the records that take part (`records.LayerChoice`), chosen when the image is looked at."""
+
+    def __init__(self, images: Images, config: SpectralConfig) -> None:
+        self._images, self._config = images, config
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __iter__(self) -> Iterator[list[AttentionRecord]]:
+        return (self[place] for place in range(len(self)))
+
+    def __getitem__(self, place: int) -> list[AttentionRecord]:
+        records = [record for record, _ in taking_part(self._images[place], self._config)[0]]
+        if any(record.num_images != 1 for record in records):
+            raise SpectralError(
+                "images",
+                expected="the records of one image each",
+                got=f"{max(record.num_images for record in records)} images",
+                fix="Use record.image(position) for the images of a batch",
+            )
+        return records
+
+
 class _Tables:
     """One table of free numbers an image, its optimizer and its moving average."""
 
-    def __init__(
-        self, images: Images, pathway: Pathway, settings: DatasetGradientSolver, generator: torch.Generator
-    ) -> None:
+    def __init__(self, images: _Chosen, settings: DatasetGradientSolver, generator: torch.Generator) -> None:
         self.grids: list[TokenGrid] = []
         self._tables: list[Tensor] = []
         for records in images:
-            grid = common_grid(records, pathway)
+            grid = finest([record.grid for record in records])
             start = torch.randn(settings.channels, grid.height, grid.width, generator=generator)
             self.grids.append(grid)
             self._tables.append(start.to(records[0].value.device).requires_grad_())
@@ -212,7 +234,9 @@ class _Tables:
 class _Batches:
     """Random batches of images with their graphs; a batch of all images is built once."""
 
-    def __init__(self, images: Images, settings: NeighborSettings, batch_size: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, images: _Chosen, settings: NeighborSettings, batch_size: int, generator: torch.Generator
+    ) -> None:
         self.per_round = -(-len(images) // batch_size)
         self._images, self._settings, self._generator = images, settings, generator
         self._whole: list[GridGraph] | None = None

@@ -55,35 +55,11 @@ class GridGraph:
     pools: tuple[Pools | None, ...]
 
 
-def common_grid(records: Sequence[AttentionRecord], pathway: Pathway) -> TokenGrid:
-    """Return the grid that an image's eigenvectors lie on.
-
-    Args:
-        records: Its layers.
-        pathway: Layers that cannot serve it do not count.
-
-    Returns:
-        The finest grid.
-
-    Raises:
-        SpectralError: If no layer is left, or the records hold several images.
-    """
-    grids = [record.grid for record in _serving(records, pathway)]
-    if not grids or any(record.num_images != 1 for record in records):
-        raise SpectralError(
-            "images",
-            expected=f"the records of one image each, with a layer that can serve {pathway!r}",
-            got=f"{len(grids)} such layers with {max((one.num_images for one in records), default=0)} images",
-            fix="Use record.image(position) for the images of a batch",
-        )
-    return finest(grids)
-
-
 def batch_graphs(batch: Sequence[Sequence[AttentionRecord]], settings: NeighborSettings) -> list[GridGraph]:
     """Build the graphs of all layers of a batch of images.
 
     Args:
-        batch: The layers of each image.
+        batch: The layers of each image that take part.
         settings: Which edges to take.
 
     Returns:
@@ -92,15 +68,14 @@ def batch_graphs(batch: Sequence[Sequence[AttentionRecord]], settings: NeighborS
     Raises:
         SpectralError: If the images have different layers.
     """
-    served = [_serving(records, settings.pathway) for records in batch]
-    names = [[record.name for record in records] for records in served]
+    names = [[record.name for record in records] for records in batch]
     if any(one != names[0] for one in names):
         raise SpectralError(
             "images", expected="the same layers in every image", got="others", fix="Capture all with one backbone"
         )
-    commons = [common_grid(records, settings.pathway) for records in batch]
+    commons = [finest([record.grid for record in records]) for records in batch]
     sums: dict[tuple[tuple[int, int], ...], tuple[Tensor, int]] = {}
-    for layer in zip(*served, strict=True):
+    for layer in zip(*batch, strict=True):
         grids = tuple((record.grid.height, record.grid.width) for record in layer)
         matrix = _normalized(_edges(layer, settings))
         if grids in sums:
@@ -117,11 +92,6 @@ def batch_graphs(batch: Sequence[Sequence[AttentionRecord]], settings: NeighborS
         )
         for grids, (matrix, count) in sums.items()
     ]
-
-
-def _serving(records: Sequence[AttentionRecord], pathway: Pathway) -> list[AttentionRecord]:
-    """Return the layers that compare what the pathway needs: no queries with keys of other windows."""
-    return [record for record in records if pathway == "what" or not record.windowed]
 
 
 def _pools(common: TokenGrid, grid: tuple[int, int], device: torch.device) -> Pools | None:
