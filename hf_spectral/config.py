@@ -226,7 +226,7 @@ def require_positive_int(argument: str, value: object) -> int:
     Raises:
         SpectralError: If `value` is not an integer of at least 1.
     """
-    return _require_int(argument, value, 1)
+    return require_int(argument, value, 1)
 
 
 def keep_ints(owner: object, *names: str, least: int = 1) -> None:
@@ -241,7 +241,7 @@ def keep_ints(owner: object, *names: str, least: int = 1) -> None:
         SpectralError: If a field is not an integer of at least `least`.
     """
     for name in names:
-        object.__setattr__(owner, name, _require_int(name, getattr(owner, name), least))
+        object.__setattr__(owner, name, require_int(name, getattr(owner, name), least))
 
 
 def keep_numbers(owner: object, **ranges: tuple[float, float]) -> None:
@@ -324,7 +324,20 @@ def require_same(
         raise SpectralError(argument, expected=what + expected, got=got, fix=fix)
 
 
-def _require_int(argument: str, value: object, least: int) -> int:
+def require_int(argument: str, value: object, least: int) -> int:
+    """Refuse anything but an integer of at least some value, be it Python's or numpy's.
+
+    Args:
+        argument: Name to show in the message.
+        value: The value to check.
+        least: The smallest allowed.
+
+    Returns:
+        The same number as a plain `int`.
+
+    Raises:
+        SpectralError: If `value` is no such integer.
+    """
     if not is_int(value) or value < least:
         raise SpectralError(argument, expected=f"an integer of at least {least}", got=repr(value), fix="Give a count")
     return int(value)

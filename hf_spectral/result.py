@@ -18,7 +18,7 @@ from hf_spectral.atomic import replacing
 from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
 from hf_spectral.grid import TokenGrid
-from hf_spectral.snapshot import fetch, is_repository
+from hf_spectral.snapshot import located
 from hf_spectral.tensor_files import DAMAGE, one_line, parse_json, read_header, read_tensors
 
 #: Name of the file of a result in a repository of the Hub.
@@ -145,7 +145,7 @@ class SpectralResult:
         """Read what `save` wrote. Nothing in it is trusted: sizes are compared before memory is taken.
 
         Args:
-            source: A safetensors file, or the id of a repository of the Hub, `user/name`.
+            source: A safetensors file, the id of a repository of the Hub, `user/name`, or a copy of one in a folder.
             revision: Branch, tag or commit of the repository.
             cache_dir: Where downloads are kept; None takes the place that all of Hugging Face shares.
             token: For a private or gated repository; None takes the one of `hf auth login`.
@@ -158,14 +158,13 @@ class SpectralResult:
             SpectralError: If the file is not one that `save` wrote, or its parts do not fit each other, or the Hub does
                 not give it.
         """
-        path = Path(source)
-        if is_repository(source):
-            path = fetch(str(source), [RESULT_NAME], revision, cache_dir, token, local_files_only) / RESULT_NAME
+        path = located(source, [RESULT_NAME], "source", revision, cache_dir, token, local_files_only)
+        path = path / RESULT_NAME if path.is_dir() else path
         try:
             return cls(**_parsed(path))
         except DAMAGE as error:
             raise SpectralError(
-                "path",
+                "source",
                 expected="a file that SpectralResult.save wrote",
                 got=f"{source}: {one_line(error)}",
                 fix="Make it again by `analyze`",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hf_spectral.errors import SpectralError
 from hf_spectral.refusals import said_plainly
+from hf_spectral.tensor_files import one_line
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
@@ -23,6 +24,62 @@ def is_repository(source: str | os.PathLike[str]) -> bool:
         True if it has the form `user/name`, and nothing lies there.
     """
     return isinstance(source, str) and _REPOSITORY.fullmatch(source) is not None and not Path(source).exists()
+
+
+def located(
+    source: str | os.PathLike[str],
+    names: Iterable[str],
+    argument: str,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """Return the place of files that a user names by a path or by the id of a repository, which is fetched then.
+
+    Args:
+        source: What a user gave.
+        names: As for `fetch`.
+        argument: Name of the argument as the user wrote it.
+        revision: As for `fetch`.
+        cache_dir: As for `fetch`.
+        token: As for `fetch`.
+        local_files_only: As for `fetch`.
+
+    Returns:
+        A path that exists.
+
+    Raises:
+        SpectralError: If it is of another type, nothing lies there, or the Hub does not give it.
+    """
+    if not isinstance(source, (str, os.PathLike)) or not os.fspath(source):
+        raise SpectralError(
+            argument,
+            expected="a path, or the id of a repository of the Hub",
+            got="an empty one" if isinstance(source, (str, os.PathLike)) else f"a {type(source).__name__}",
+            fix="Give what was saved or pushed",
+        )
+    # A file is never the id of a repository, though `folder/file.safetensors` has the form of one.
+    if is_repository(source) and not str(source).endswith(".safetensors"):
+        try:
+            return fetch(str(source), names, revision, cache_dir, token, local_files_only)
+        except SpectralError as error:
+            if error.argument != "repo_id":
+                raise
+            here = f"{error.got}; nor is there a file or folder of that name on this machine"
+            refusal = SpectralError(argument, expected=str(error.expected), got=here, fix=str(error.fix))
+        raise refusal from None  # As `said_plainly` leaves out what may quote a token.
+    path = Path(source)
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:
+        raise SpectralError(
+            argument,
+            expected="a path where something lies, or the id of a repository of the Hub",
+            got=f"{str(source)[:200]!r} ({one_line(error)})",
+            fix="Check the path",
+        ) from error
+    return path
 
 
 def require_repository(repo_id: str, argument: str = "repo_id") -> None:

@@ -3,6 +3,7 @@
 import base64
 import csv
 import json
+import os
 import re
 import runpy
 import subprocess
@@ -150,7 +151,7 @@ def test_analyze_and_fit_find_the_same_pictures(backbone, tmp_path, caplog):
         (["--num-eigenvectors", "0"], "`num_eigenvectors`: expected an integer of at least 1"),
         (["--resolution", "1000000"], "`resolution`: expected at most 65536 tokens"),
         (["--affinity", "attention"], "one that serves both pathways"),
-        (["--device", "abacus"], "--model or --device"),
+        (["--device", "abacus"], "`device`: expected a device of this machine"),
     ],
 )
 def test_mistakes_give_one_line_and_exit_code_2(backbone, tmp_path, capsys, words, message):
@@ -278,6 +279,177 @@ def test_mistakes_over_datasets_give_one_line_and_exit_code_2(backbone, fitted, 
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hf-spectral:")]
     assert len(lines) == 1
     assert message in lines[0]
+
+
+NOT_WRITABLE = ["file", "file/x", "file/x/y", "/proc/none", "dangling/x", "n" * 300, "nul\0"]
+IN = ["IN", "--model", "MODEL"]
+COMMANDS = {
+    "quickstart": [],
+    "analyze": IN,
+    "fit": IN,
+    "report": IN,
+    "transform": [*IN, "--basis", "BASIS"],
+    "layers": ["MODEL"],
+    "push": ["BASIS", "user/name"],
+    "space": ["user/name"],
+    "demo": [],
+}
+
+
+@pytest.fixture
+def command(backbone, fitted, tmp_path, monkeypatch, capsys):
+    """Run a command in a folder with a file, a folder and a dangling link; give exit code and lines."""
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    monkeypatch.chdir(tmp_path)
+    places = {"IN": fitted / "in", "MODEL": backbone, "BASIS": fitted / "basis"}
+
+    def run_command(name, *words):
+        given = [str(places.get(word, word)) for word in (name, *COMMANDS[name], *words)]
+        try:
+            code = main(given)
+        except SystemExit as stopped:
+            code = stopped.code
+        said = capsys.readouterr().err.replace("\r", "\n").splitlines()
+        return code, [line for line in said if line.strip() and "image/s" not in line]
+
+    return run_command
+
+
+@pytest.mark.parametrize("name", ["quickstart", "analyze", "fit", "report", "transform", "layers"])
+@pytest.mark.parametrize("place", NOT_WRITABLE)
+def test_an_output_that_cannot_be_written_is_found_before_anything_is_loaded(command, name, place, monkeypatch):
+    def load(*args, **kwargs):
+        raise AssertionError("loaded")
+
+    for module in ("analyze", "dataset", "report", "layers"):
+        monkeypatch.setattr(f"hf_spectral.cli.{module}.load", load)
+    place = f"{place}/table.csv" if name == "layers" else place
+    code, lines = command(name, "--output", place)
+    assert code == 2
+    (line,) = lines
+    assert line.startswith("hf-spectral: `--output`: expected a place that can be written, got ")
+
+
+NUMBER, PATHS = ["-1", "0", "nan", "1.5", "", "x"], ["", "file", "nowhere", "a/nowhere", "n" * 300, "\udcff", "a\nb"]
+TABLE = {
+    "analyze": {
+        "--num-eigenvectors": [*NUMBER, "1" * 30],
+        "--num-segments": NUMBER,
+        "--resolution": [*NUMBER, "1" * 30],
+        "--layers": ["9", "-4", "1" * 30, "nan", ""],
+        "--seed": ["nan", "1.5", ""],
+        "--pathway": ["", "x"],
+        "--affinity": ["", "x"],
+        "--solver": ["", "x"],
+        "--timesteps": ["-1", "nan", "", "5"],
+        "--prompt": ["x"],
+        "--model": ["", "file", "folder", "nowhere", "n" * 300, "no/such/thing", "\udcff"],
+        "--device": ["", "x", "-5", "meta", "cuda:99", "vulkan"],
+        "--output": [""],
+    },
+    "fit": {
+        "--batch-size": NUMBER,
+        "--on-error": ["", "x"],
+        "--num-eigenvectors": [*NUMBER, "1" * 30],
+        "--max-width": NUMBER,
+        "--layer-weights": ["-1", "0", "nan", "inf", "", "x"],
+        "--checkpoint-every": NUMBER,
+        "--checkpoint-dir": ["", "file", "file/x"],
+    },
+    "transform": {
+        "--num-segments": NUMBER,
+        "--diffusion": ["-1", "1", "nan", "inf", "", "x"],
+        "--dtype": ["", "x"],
+        "--basis": [*PATHS, "folder"],
+    },
+    "report": {"--max-images": NUMBER, "--num-eigenvectors": NUMBER, "--max-width": NUMBER},
+    "layers": {"--resolution": NUMBER, "--output": ["", "folder"], "--device": ["x"]},
+    "push": {"--basis": PATHS, "--example": [*PATHS, "folder"], "--layers": [*PATHS, "folder"], "--message": [""]},
+    "space": {"--basis": PATHS},
+    "demo": {"--port": ["-1", "0", "99999", "1" * 30, "nan", ""], "--model": [""], "--basis": [""]},
+    "quickstart": {"--device": ["", "x"]},
+}
+POSITIONAL = {"fit": PATHS, "layers": PATHS, "push": [*PATHS, "folder"], "analyze": ["", "nowhere", "file", "folder"]}
+
+
+@pytest.mark.parametrize(("name", "option"), [(name, option) for name in TABLE for option in TABLE[name]])
+def test_absurd_values_of_every_option_give_one_line_and_exit_code_2(command, name, option):
+    for value in TABLE[name][option]:
+        code, lines = command(name, f"{option}={value}")
+        assert (code, len(lines)) == (2, 1 if name != "analyze" or option != "--num-eigenvectors" else len(lines)), (
+            value
+        )
+        assert all(line.startswith("hf-spectral: ") for line in lines), value
+
+
+@pytest.mark.parametrize("name", POSITIONAL)
+def test_absurd_inputs_give_one_line_and_exit_code_2(command, name, monkeypatch):
+    for value in POSITIONAL[name]:
+        monkeypatch.setitem(COMMANDS, name, [value, *COMMANDS[name][1:]])
+        code, lines = command(name)
+        assert (code, len(lines)) == (2, 1), value
+        assert lines[0].startswith("hf-spectral: "), value
+
+
+def test_an_interrupt_leaves_whole_files_and_a_summary(backbone, fitted, tmp_path, monkeypatch, capsys):
+    save, saved = Image.Image.save, []
+
+    def interrupted(self, file, **kwargs):
+        saved.append(file)
+        save(self, file, **kwargs)
+        if len(saved) == 10:  # In the middle of the second picture.
+            file.write_bytes(file.read_bytes()[:100])
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image.Image, "save", interrupted)
+    out = tmp_path / "out"
+    words = [fitted / "in" / "a.png", fitted / "in" / "c.png", "--num-eigenvectors", 3, "--output", out]
+    assert run("analyze", *words, "--model", backbone) == 130
+    assert [line for line in capsys.readouterr().err.splitlines() if "hf-spectral" in line] == [
+        "hf-spectral: interrupted"
+    ]
+    assert {path.suffix for path in out.iterdir()} == {".png", ".safetensors", ".json"}
+    for path in out.glob("*.png"):
+        Image.open(path).load()
+    summary = json.loads((out / "summary.json").read_text())
+    assert [one["image"] for one in summary["images"]] == [str(fitted / "in" / "a.png")]
+
+
+def test_a_name_as_long_as_the_file_system_takes_is_analyzed_like_others(backbone, tmp_path):
+    long = tmp_path / f"{'n' * 251}.png"
+    for path in (long, tmp_path / "a.png", tmp_path / "\udcff.png"):
+        photo().save(path)
+    out = tmp_path / "out"
+    words = [long, tmp_path / "a.png", tmp_path / "\udcff.png", "--model", backbone, "--num-eigenvectors", 3]
+    assert run("analyze", *words, "--output", out) == 0
+    assert len(list(out.glob("*.pathways.png"))) == 3
+    assert len(json.loads((out / "summary.json").read_text())["images"]) == 3
+
+
+def test_a_disk_that_fails_for_one_picture_does_not_stop_the_others(backbone, fitted, tmp_path):
+    out = tmp_path / "out"
+    (out / "a.what.safetensors").mkdir(parents=True)  # In the way of the first picture.
+    words = [fitted / "in" / "a.png", fitted / "in" / "c.png", "--num-eigenvectors", 3, "--output", out]
+    assert run("analyze", *words, "--model", backbone, "--pathway", "what") == 1
+    summary = json.loads((out / "summary.json").read_text())
+    assert "expected a place that can be written" in summary["failed"][0]["reason"]
+    assert len(summary["images"]) == 1
+
+
+@pytest.mark.parametrize("words", [["layers", "MODEL"], ["--help"]])
+def test_a_closed_pipe_ends_the_command_without_a_traceback(backbone, words):
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = [backbone if word == "MODEL" else word for word in words]
+    ran = subprocess.run(
+        [sys.executable, "-m", "hf_spectral.cli", *words],
+        stdout=writing, stderr=subprocess.PIPE, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    os.close(writing)
+    assert ran.returncode in (0, 141)  # 0 where argparse itself passes over it.
+    assert ran.stderr == ""
 
 
 @pytest.mark.parametrize("module", ["hf_spectral", "hf_spectral.cli"])

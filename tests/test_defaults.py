@@ -3,6 +3,7 @@
 import inspect
 
 import datasets
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -202,6 +203,11 @@ def test_wrong_values_are_refused_in_the_constructor_and_in_the_call(settings, m
         pipe_with(**settings)
     with pytest.raises(SpectralError, match=message):
         pipe_with()([photo()], **settings)
+
+
+def test_numbers_of_numpy_are_numbers():
+    pipe = pipe_with(batch_size=np.int64(2), num_workers=np.int64(0))
+    assert len(pipe([photo()] * 3, batch_size=np.int32(3))) == 3
 
 
 def test_at_of_a_diffusion_pipeline_sets_the_same_defaults(table):

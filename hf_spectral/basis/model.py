@@ -23,7 +23,7 @@ from hf_spectral.graph import ProblemBuilder
 from hf_spectral.grid import TokenGrid
 from hf_spectral.records import AttentionRecord
 from hf_spectral.result import SolveStatus, SpectralResult
-from hf_spectral.snapshot import fetch, is_repository
+from hf_spectral.snapshot import located
 
 #: Strength of the walk inside an image where none is asked for, by pathway. `where` loses its layout on a longer one,
 #: and sooner the fewer the tokens: `tests/benchmarks/ablation.py --dataset-resolution`.
@@ -196,10 +196,8 @@ class SpectralBasis:
         Raises:
             SpectralError: If a file is missing, damaged, or does not fit the other, or the Hub does not give it.
         """
-        folder = Path(source)
-        if is_repository(source):
-            names = (files.CONFIG_NAME, files.TENSORS_NAME)
-            folder = fetch(str(source), names, revision, cache_dir, token, local_files_only)
+        names = (files.CONFIG_NAME, files.TENSORS_NAME)
+        folder = located(source, names, "basis", revision, cache_dir, token, local_files_only)
         described, tensors = files.read(folder, str(source))
         count = len(described["layers"])
         return cls(

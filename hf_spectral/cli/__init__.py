@@ -1,12 +1,18 @@
 """The command line `hf-spectral`, one module a group of commands.
 
-Exit codes: 0, all done; 1, some pictures failed and the others are written; 2, a mistake in what was asked.
+Exit codes: 0, all done; 1, some pictures failed and the others are written; 2, a mistake in what was asked; 130,
+interrupted by Ctrl-C; 141, nobody reads the output any more, as after `| head`.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
+import itertools
 import logging
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -14,7 +20,7 @@ import transformers
 
 import hf_spectral
 from hf_spectral.cli import analyze, dataset, demo, hub, layers, report
-from hf_spectral.cli.common import MISTAKE, complain
+from hf_spectral.cli.common import CLOSED_PIPE, INTERRUPTED, MISTAKE, Parser, complain
 from hf_spectral.errors import HFSpectralError
 
 _GROUPS = (analyze, dataset, layers, report, hub, demo)
@@ -22,7 +28,7 @@ _GROUPS = (analyze, dataset, layers, report, hub, demo)
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; a parsed command carries its function as `command`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="hf-spectral",
         description="The what and where pathways of a frozen vision backbone, from all its attention layers at once.",
     )
@@ -42,7 +48,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    options = build_parser().parse_args(arguments)
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()  # Here and not at exit, where a closed pipe can no longer be told.
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):  # A stream that is no file.
+                os.dup2(nowhere, stream.fileno())
+        return CLOSED_PIPE
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # A folder's name may be no text.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    parser = build_parser()
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    for before, word in itertools.pairwise(["", *words]):
+        # As where a shell's variable is not set: it would stand for the current folder. A prompt may be empty.
+        is_empty = not word.strip() or re.fullmatch(r"--[\w-]+=\s*", word)
+        if is_empty and "--prompt" not in (before, word.rstrip("= ")):
+            name = word.rstrip("= ") or before
+            parser.error(f"{name or 'COMMAND'}: expected a value, got an empty one")
+    options = parser.parse_args(words)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
@@ -52,3 +82,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except HFSpectralError as error:
         complain(str(error))
         return MISTAKE
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return INTERRUPTED

@@ -19,13 +19,13 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 import hf_spectral
-from hf_spectral.atomic import replacing
+from hf_spectral.atomic import replacing, require_writable, save_picture
 from hf_spectral.cli.common import DONE, MISTAKE, SOME_FAILED, add_noising, add_output, complain, load
 from hf_spectral.config import AFFINITIES, PATHWAYS
 from hf_spectral.dataset.folder import list_pictures
 from hf_spectral.errors import HFSpectralError, shown
 from hf_spectral.pipelines.images import read_image
-from hf_spectral.pipelines.settings import SOLVERS, SPECTRAL_NAMES, configs_of
+from hf_spectral.pipelines.settings import SOLVERS, configs_of
 from hf_spectral.visualization import (
     eigenvector_sheet,
     eigenvectors_to_rgb,
@@ -78,6 +78,7 @@ def quickstart(options: argparse.Namespace) -> int:
     """
     from sklearn.datasets import load_sample_image
 
+    require_writable(options.output, "--output")
     image = Image.fromarray(load_sample_image("china.jpg"))
     pipe = load(None, options.device)
     _write_image(pipe, image, "china", options.output, {"pathway": "both", "resolution": 896})
@@ -95,10 +96,10 @@ def analyze(options: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
+    require_writable(options.output, "--output")
     sources = _expand(options.images)
     settings = _settings(options)
-    # A wrong setting is refused here, before any picture is read.
-    configs = configs_of({name: value for name, value in settings.items() if name in SPECTRAL_NAMES})
+    configs = configs_of(settings)
     pipe = load(options.model, options.device, options.timesteps, options.prompt, options.seed)
     pathways = [config.pathway for config in configs]
     pipe.check_reading(settings.get("resolution"), settings.get("layers"), pathways)
@@ -121,9 +122,12 @@ def analyze(options: argparse.Namespace) -> int:
 
 
 def _count_or_auto(text: str) -> int | Literal["auto"] | None:
-    if text == "auto":
-        return "auto"
-    return None if text == "none" else int(text)
+    if text in ("auto", "none"):
+        return "auto" if text == "auto" else None
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, auto or none, got {text!r}") from None
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -190,7 +194,6 @@ def _write_image(
     image = read_image(source)
     output = pipe(image, **settings)
     pathways = output if settings["pathway"] == "both" else {settings["pathway"]: output}
-    folder.mkdir(parents=True, exist_ok=True)
     described: dict[str, Any] = {"size": [image.height, image.width], "pathways": {}}
     for pathway, found in pathways.items():
         described["pathways"][pathway] = _write_pathway(image, found, folder, f"{name}.{pathway}")
@@ -200,7 +203,7 @@ def _write_image(
             pathway: eigenvectors_to_rgb(found["eigenvectors"], found["eigenvalues"], size=size)
             for pathway, found in pathways.items()
         }
-        pathways_figure(image, pictures["where"], pictures["what"]).save(folder / f"{name}.pathways.png")
+        save_picture(pathways_figure(image, pictures["where"], pictures["what"]), folder / f"{name}.pathways.png")
         described["figure"] = f"{name}.pathways.png"
     return described | {"seconds": round(time.perf_counter() - start, 3)}
 
@@ -208,13 +211,14 @@ def _write_image(
 def _write_pathway(image: Image.Image, found: dict[str, Any], folder: Path, prefix: str) -> dict[str, Any]:
     files = {"result": f"{prefix}.safetensors", "eigenvectors": f"{prefix}.eigenvectors.png"}
     found["result"].save(folder / files["result"])
-    eigenvector_sheet(image, found["eigenvectors"], found["eigenvalues"]).save(folder / files["eigenvectors"])
+    sheet = eigenvector_sheet(image, found["eigenvectors"], found["eigenvalues"])
+    save_picture(sheet, folder / files["eigenvectors"])
     if "segmentation" in found:
         files["segmentation"] = f"{prefix}.segmentation.png"
         files["labels"] = f"{prefix}.labels.png"
-        found["segmentation"].save(folder / files["labels"])
+        save_picture(found["segmentation"], folder / files["labels"])
         labels = torch.from_numpy(np.asarray(found["segmentation"]).astype(np.int64))
-        segmentation_overlay(image, labels).save(folder / files["segmentation"])
+        save_picture(segmentation_overlay(image, labels), folder / files["segmentation"])
     return {
         "files": files,
         "grid": list(found["grid"]),

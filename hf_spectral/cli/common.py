@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from tqdm.auto import tqdm
 
@@ -16,7 +16,23 @@ from hf_spectral.pipelines import SpectralPathwaysPipeline, pipeline
 if TYPE_CHECKING:
     from hf_spectral.pipelines.diffusers import SpectralDiffusionPipeline
 
-DONE, SOME_FAILED, MISTAKE = 0, 1, 2
+DONE, SOME_FAILED, MISTAKE, INTERRUPTED, CLOSED_PIPE = 0, 1, 2, 130, 141
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that tells a mistake in one line, as everything else is told."""
+
+    def error(self, message: str) -> NoReturn:
+        """Write the line, and exit.
+
+        Args:
+            message: What is wrong.
+
+        Raises:
+            SystemExit: With the code of a mistake.
+        """
+        complain(f"{message}. See {self.prog} --help")
+        raise SystemExit(MISTAKE)
 
 
 def complain(text: str) -> None:
@@ -25,7 +41,8 @@ def complain(text: str) -> None:
     Args:
         text: The line.
     """
-    tqdm.write(f"hf-spectral: {text}", file=sys.stderr)
+    line = " ".join(text.splitlines()).encode(errors="backslashreplace").decode()  # A file's name may be no text.
+    tqdm.write(f"hf-spectral: {line}", file=sys.stderr)
 
 
 def add_output(parser: argparse.ArgumentParser, default: str = "spectral-output") -> None:
@@ -96,27 +113,16 @@ def load(
         The pipeline.
 
     Raises:
-        SpectralError: If the backbone or the device cannot be loaded, or is no diffusion model where one is needed.
+        SpectralError: If the backbone or the device cannot be used, or is no diffusion model where one is needed.
     """
-    try:
-        pipe = pipeline(model, device=device)
-    except SpectralError:
-        raise
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SpectralError(
-            "--model or --device",
-            expected="a backbone and a device that can be loaded",
-            got=f"{model or 'the default'} ({reason})",
-            fix="Check the names; without the Hub, give a folder or install hf-spectral[offline]",
-        ) from error
+    pipe = pipeline(model, device=device)
     if not isinstance(pipe, SpectralPathwaysPipeline):
         pipe.set_progress_bar_config(leave=False)
         return pipe.at(timesteps, prompt, noise_seed)
-    for name, value in (("--timesteps", timesteps), ("--prompt", prompt)):
+    for option, value in (("--timesteps", timesteps), ("--prompt", prompt)):
         if value is not None:
             raise SpectralError(
-                name, expected="a diffusion model beside it", got=type(pipe.model).__name__, fix="Leave it out"
+                option, expected="a diffusion model beside it", got=type(pipe.model).__name__, fix="Leave it out"
             )
     return pipe
 

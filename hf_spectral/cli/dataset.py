@@ -6,8 +6,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from hf_spectral.atomic import require_writable
 from hf_spectral.basis import SpectralBasis
-from hf_spectral.cli.common import DONE, SOME_FAILED, add_noising, add_output, add_reading, load
+from hf_spectral.cli.common import (
+    DONE,
+    SOME_FAILED,
+    add_noising,
+    add_output,
+    add_reading,
+    load,
+)
 from hf_spectral.config import PATHWAYS
 from hf_spectral.dataset import FitReport, fit, transform
 from hf_spectral.dataset.processes import Processes, announced_device
@@ -59,6 +67,7 @@ def run_fit(options: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
+    require_writable(options.output, "--output")
     device = announced_device(options.device)
     pipe = load(options.model, device, options.timesteps, options.prompt, options.seed)
     names = ("pathway", "num_eigenvectors", "resolution", "layers", "max_width", "checkpoint_dir", "checkpoint_every")
@@ -82,6 +91,7 @@ def run_transform(options: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
+    require_writable(options.output, "--output")
     basis = SpectralBasis.from_pretrained(options.basis)
     looked_at = basis.backbone  # Timesteps and prompt of a diffusion model are those of the fit.
     told = looked_at.get("timesteps"), looked_at.get("prompt"), looked_at.get("noise_seed", 0)

@@ -19,8 +19,14 @@ def add_parsers(commands: Any) -> None:
     demo.set_defaults(command=run_demo)
     demo.add_argument("--model", help="repository id or folder (default: facebook/dinov2-small)")
     demo.add_argument("--basis", help="repository id or folder of a basis to start with (default: none)")
-    demo.add_argument("--port", type=int, help="default: the first free one from 7860 on")
+    demo.add_argument("--port", type=_port, help="default: the first free one from 7860 on")
     demo.add_argument("--share", action="store_true", help="make a public link, by gradio's servers (default: no)")
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 to 65535, got {text!r}")
+    return int(text)
 
 
 def run_demo(options: argparse.Namespace) -> int:

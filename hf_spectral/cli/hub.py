@@ -15,6 +15,8 @@ from hf_spectral.pipelines import SpectralPathwaysPipeline
 from hf_spectral.pipelines.images import read_image
 from hf_spectral.report import LayerReport
 from hf_spectral.result import SpectralResult
+from hf_spectral.snapshot import located, require_repository
+from hf_spectral.tensor_files import DAMAGE, one_line
 
 _ACCEPTED = "what fit, transform or analyze has written: the folder of a basis or of rows, or a result's file"
 
@@ -58,6 +60,7 @@ def run_push(options: argparse.Namespace) -> int:
     """
     from hf_spectral.hub import CardDetails, push_to_hub
 
+    require_repository(options.repo_id, "REPO")  # Before the backbone runs.
     thing = _read(options.path)
     examples: tuple[Any, ...] = ()
     if options.example is not None and isinstance(thing, SpectralBasis):
@@ -113,12 +116,17 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def _read(path: Path) -> Any:
+    located(path, (), "PATH")
     if (path / "basis.safetensors").is_file():
         return SpectralBasis.from_pretrained(path)
     if (path / "state.json").is_file():
         import datasets
 
-        return datasets.load_from_disk(path)
+        try:
+            return datasets.load_from_disk(path)
+        except DAMAGE as error:
+            got = f"{str(path)!r} ({one_line(error)})"
+            raise SpectralError("PATH", expected=_ACCEPTED, got=got, fix="Make it again by `transform`") from error
     if path.is_file():
         return SpectralResult.load(path)
     raise SpectralError("PATH", expected=_ACCEPTED, got=repr(str(path)), fix="Check the path")

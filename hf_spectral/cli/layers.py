@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
+from hf_spectral.atomic import require_writable
 from hf_spectral.cli.common import DONE, add_device, load
+from hf_spectral.errors import SpectralError
 from hf_spectral.pipelines import SpectralPathwaysPipeline
 from hf_spectral.report import list_layers
 
@@ -34,7 +37,16 @@ def run_layers(options: argparse.Namespace) -> int:
 
     Returns:
         The exit code.
+
+    Raises:
+        SpectralError: If the file to write is a folder.
     """
+    if options.output is not None:
+        if os.path.isdir(options.output):
+            raise SpectralError(
+                "--output", expected="a file to write", got=f"the folder {options.output}", fix="Name a file in it"
+            )
+        require_writable(options.output.parent, "--output")
     pipe = load(options.model, options.device, prompt=options.prompt)
     if not isinstance(pipe, SpectralPathwaysPipeline):  # One timestep shows all layers.
         pipe = pipe.at(pipe.describe_backbone()["timesteps"][0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from hf_spectral.atomic import require_writable, save_picture
 from hf_spectral.cli.common import DONE, SOME_FAILED, add_noising, add_output, add_reading, load
 from hf_spectral.config import PATHWAYS
 from hf_spectral.report import LayerReport, layer_report
@@ -40,6 +41,7 @@ def run_report(options: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
+    require_writable(options.output, "--output")
     require_matplotlib()  # Before the passes over the images, not after them.
     pipe = load(options.model, options.device, options.timesteps, options.prompt, options.seed)
     names = ("num_eigenvectors", "batch_size", "resolution", "by_head", "max_images", "max_width", "on_error", "seed")
@@ -47,7 +49,7 @@ def run_report(options: argparse.Namespace) -> int:
     pathways = PATHWAYS if options.pathway == "both" else (options.pathway,)
     report = layer_report(pipe, options.folder, pathways, **settings)
     report.to_csv(options.output / "layers.csv")
-    report.chart().save(options.output / "layers.png")
+    save_picture(report.chart(), options.output / "layers.png")
     print(_as_text(report))
     print(f"Table and chart of {report.rows[0].num_images} images written to {options.output}")
     return SOME_FAILED if report.skipped else DONE

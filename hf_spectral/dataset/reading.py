@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
@@ -143,7 +144,7 @@ class Reader:
         """
         for item in itertools.islice(items, done):
             self._known(item)
-        while batch := list(itertools.islice(items, batch_size)):
+        while batch := list(itertools.islice(items, min(batch_size, sys.maxsize))):
             yield batch
         if self._count < len(self.digests) // DIGEST_BYTES:
             raise self._differs(f"{self._count} where there were {len(self.digests) // DIGEST_BYTES}")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 PART_ROWS = 64
 _PART_BYTES = 64 << 20
+_FIX = "Make room and begin anew in another folder; datasets.load_from_disk reads what was written so far"
 
 
 class RowWriter:
@@ -160,12 +161,12 @@ def write_part(table: pa.Table, path: Path) -> None:
         path: Where.
 
     Raises:
-        OSError: If it cannot be written; nothing is left behind then.
+        SpectralError: If it cannot be written; nothing is left behind then.
     """
     import pyarrow as pa
 
     with (
-        replacing(path) as partial,
+        replacing(path, "output_dir", _FIX) as partial,
         pa.OSFile(str(partial), "wb") as sink,
         pa.ipc.new_stream(sink, table.schema) as stream,
     ):
@@ -213,7 +214,7 @@ def writing(folder: Path) -> Iterator[None]:
             "output_dir",
             expected="a folder that can be written",
             got=f"{folder} ({error.strerror or error})",
-            fix="Make room and begin anew in another folder; datasets.load_from_disk reads what was written so far",
+            fix=_FIX,
         ) from error
 
 

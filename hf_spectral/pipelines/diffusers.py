@@ -19,7 +19,7 @@ from hf_spectral.graph import ProblemBuilder
 from hf_spectral.pipelines.backbone import warn_once
 from hf_spectral.pipelines.images import read_image
 from hf_spectral.pipelines.inputs import image_column
-from hf_spectral.pipelines.settings import SPECTRAL_NAMES, as_solver, check_batching, configs_of
+from hf_spectral.pipelines.settings import as_solver, checked_batching, configs_of
 from hf_spectral.records import AttentionRecord, SkippedLayer
 from hf_spectral.restoring import undoing
 from hf_spectral.solvers import Solver, solve
@@ -198,7 +198,8 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         images = list(image) if is_many else [image]
         seed = self._seed if seed is None else seed
         settings = {"pathway": pathway, "num_eigenvectors": num_eigenvectors, "affinity": affinity, "seed": seed}
-        configs = configs_of(settings | {"layers": None if layers is None else tuple(layers)})
+        others = {"layers": layers, "num_segments": num_segments}
+        configs = configs_of({**settings, **others})
         check_pathways(self._family, [config.pathway for config in configs])
         solver = None if solver is None else as_solver(solver)
         num_noise_samples = require_positive_int("num_noise_samples", num_noise_samples)
@@ -252,8 +253,8 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
                 got=unknown,
                 fix="Check its name",
             )
-        configs_of({name: settings[name] for name in SPECTRAL_NAMES & set(settings)})
-        check_batching(settings)
+        configs_of(settings)
+        settings = checked_batching(settings)
         reading = self._reading_at(timesteps, prompt, self._seed if seed is None else seed)
         reading.require_each_timestep_once()
         found = copy.copy(self)

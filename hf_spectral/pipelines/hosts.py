@@ -13,6 +13,7 @@ from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from hf_spectral.errors import SpectralError
+from hf_spectral.tensor_files import one_line
 
 if TYPE_CHECKING:
     from hf_spectral.pipelines.diffusers import SpectralDiffusionPipeline
@@ -78,11 +79,39 @@ def diffusion_pipeline(model: Any, device: Any = None, **kwargs: Any) -> Spectra
     defaults = {name: kwargs.pop(name) for name in names & set(kwargs)}
     if not isinstance(model, (str, os.PathLike)):
         found = SpectralDiffusionPipeline.from_pipe(model, **kwargs)
-        found = found if device is None else found.to(_as_device(device))
+        found = found if device is None else found.to(checked_device(device))
     else:
         found = SpectralDiffusionPipeline.from_pretrained(model, **kwargs)
-        found = found if "device_map" in kwargs else found.to(_as_device(device))
+        found = found if "device_map" in kwargs else found.to(checked_device(device))
     return found.at(**defaults) if defaults else found
+
+
+def checked_device(device: Any) -> torch.device:
+    """Return the device that a user means, once a number could be put there and read back.
+
+    Args:
+        device: As for `transformers.pipeline`: a name, an index of an accelerator, or -1 for the CPU; None takes the
+            first accelerator, else the CPU.
+
+    Returns:
+        The device.
+
+    Raises:
+        SpectralError: If it is no device of this machine.
+    """
+    if device is None:
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
+    try:
+        found = torch.device("cpu" if type(device) is int and device == -1 else device)
+        torch.zeros(1, device=found).item()
+    except (RuntimeError, AssertionError, TypeError, ValueError, OverflowError) as error:
+        raise SpectralError(
+            "device",
+            expected="a device of this machine, such as 'cpu', 'cuda:0' or 'mps'",
+            got=f"{device!r} ({one_line(error)})",
+            fix="Leave it out for the first accelerator, else the CPU",
+        ) from error
+    return found
 
 
 def _host_of_object(model: Any) -> Host:
@@ -126,12 +155,6 @@ def _host_of_repository(
     except (OSError, ValueError) as error:  # No such repository, no Hub, or no name of a repository at all.
         raise _not_found(model, str(error).strip().partition("\n")[0]) from error
     return "transformers"
-
-
-def _as_device(device: Any) -> torch.device:
-    if device is None:
-        return torch.accelerator.current_accelerator() or torch.device("cpu")
-    return torch.device("cpu" if device == -1 else device)
 
 
 def _not_found(model: Any, reason: str) -> SpectralError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from hf_spectral.basis import SpectralBasis
 from hf_spectral.config import (
@@ -13,11 +13,12 @@ from hf_spectral.config import (
     PATHWAYS,
     Pathway,
     SpectralConfig,
+    require_int,
     require_positive_int,
 )
 from hf_spectral.errors import SpectralError
+from hf_spectral.segmentation import SegmentationMethod
 from hf_spectral.solvers import EigenSolver, GradientSolver, Solver
-from hf_spectral.weighting import is_int
 
 SOLVERS: dict[str, type[Solver]] = {"eigen": EigenSolver, "gradient": GradientSolver}
 SPECTRAL_NAMES = frozenset(field.name for field in dataclasses.fields(SpectralConfig))
@@ -28,10 +29,10 @@ HOST_NAMES = frozenset({"batch_size", "num_workers", "image_column"})
 
 
 def configs_of(settings: Mapping[str, Any]) -> list[SpectralConfig]:
-    """Return the settings of each pathway asked for.
+    """Return the settings of each pathway asked for, before any picture is read.
 
     Args:
-        settings: Arguments of a call, by name.
+        settings: Arguments of a call, by name; those of segmentation are checked as well.
 
     Returns:
         One, or one for each of "where" and "what".
@@ -39,7 +40,12 @@ def configs_of(settings: Mapping[str, Any]) -> list[SpectralConfig]:
     Raises:
         SpectralError: If a value is out of range.
     """
-    settings = {name: value for name, value in settings.items() if name != "solver"}
+    num_segments, method = settings.get("num_segments"), settings.get("method", "ward")
+    if num_segments is not None and num_segments != "auto":
+        require_positive_int("num_segments", num_segments)
+    if method not in get_args(SegmentationMethod):
+        raise SpectralError("method", expected="'ward' or 'kmeans'", got=repr(method), fix="Choose one of these")
+    settings = {name: settings[name] for name in SPECTRAL_NAMES & set(settings)}
     if settings.get("pathway") != "both":
         return [SpectralConfig(**settings)]
     if settings.get("affinity") == "attention":
@@ -86,22 +92,23 @@ def over_defaults(defaults: Mapping[str, Any], said: Mapping[str, Any]) -> dict[
     return settings
 
 
-def check_batching(settings: Mapping[str, Any]) -> None:
+def checked_batching(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Refuse sizes of batches and numbers of workers that the host would stumble over.
 
     Args:
         settings: Arguments by name, `batch_size` and `num_workers` among them or not; None leaves them to the host.
 
+    Returns:
+        The same arguments, these two as plain integers.
+
     Raises:
         SpectralError: If one is out of range.
     """
-    batch_size, num_workers = settings.get("batch_size"), settings.get("num_workers")
-    if batch_size is not None:
-        require_positive_int("batch_size", batch_size)
-    if num_workers is not None and not (is_int(num_workers) and num_workers >= 0):
-        raise SpectralError(
-            "num_workers", expected="an integer of at least 0", got=repr(num_workers), fix="Leave it out for none"
-        )
+    checked = dict(settings)
+    for name, least in (("batch_size", 1), ("num_workers", 0)):
+        if checked.get(name) is not None:
+            checked[name] = require_int(name, checked[name], least)
+    return checked
 
 
 def _require_no_rival(settings: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ from hf_spectral.errors import STRUCTURE_ERRORS, HFSpectralError, SpectralError,
 from hf_spectral.families.transformers import family_of
 from hf_spectral.graph import ProblemBuilder
 from hf_spectral.pipelines.backbone import describe_backbone, warn_once
+from hf_spectral.pipelines.hosts import checked_device
 from hf_spectral.pipelines.images import read_image
 from hf_spectral.pipelines.inputs import image_column, iterable_of_images
 from hf_spectral.pipelines.offline import DefaultBackbone
@@ -33,7 +34,7 @@ from hf_spectral.pipelines.settings import (
     SEGMENT_NAMES,
     SPECTRAL_NAMES,
     as_solver,
-    check_batching,
+    checked_batching,
     configs_of,
     over_defaults,
 )
@@ -70,7 +71,9 @@ class SpectralPathwaysPipeline(Pipeline):
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
         check_supported(model)
-        check_batching(kwargs)
+        kwargs = checked_batching(kwargs)
+        if kwargs.get("device") is not None:
+            checked_device(kwargs["device"])
         host = {name: kwargs[name] for name in HOST_NAMES & set(kwargs) if kwargs[name] is not None}
         given = {name: kwargs.pop(name) for name in _NAMES & set(kwargs)}
         kwargs.pop("image_column", None)
@@ -125,7 +128,7 @@ class SpectralPathwaysPipeline(Pipeline):
         Raises:
             SpectralError: If an argument is unknown or out of range, or a picture cannot be read.
         """
-        check_batching(kwargs)
+        kwargs = checked_batching(kwargs)
         if isinstance(inputs, (list, tuple)):
             inputs = list(inputs)
             if not inputs:
@@ -146,7 +149,7 @@ class SpectralPathwaysPipeline(Pipeline):
         settings = over_defaults(self.defaults, kwargs)
         if "solver" in settings:
             settings["solver"] = as_solver(settings["solver"])
-        configs_of({name: settings[name] for name in SPECTRAL_NAMES & set(settings)})  # Before any picture is read.
+        configs_of(settings)
         of_forward = SPECTRAL_NAMES | BASIS_NAMES | {"solver"}
         read, forward, segment = (
             {name: settings[name] for name in names & set(settings)}
