@@ -18,8 +18,8 @@ from hf_spectral import (
     token_affinity,
 )
 from hf_spectral.affinities import affinity_operators
-from hf_spectral.basis.agreement import mean_agreement, own_eigenpairs, smoothness
 from hf_spectral.basis.gram import BlockGram
+from hf_spectral.basis.layer_weights import mean_agreement, own_eigenpairs, smoothness
 from hf_spectral.basis.sums import add_evidence
 from hf_spectral.errors import UnsupportedBackboneError
 from hf_spectral.graph import ProblemBuilder
@@ -371,7 +371,7 @@ def test_agreement_is_the_mean_squared_cosine_of_the_principal_angles():
 
 @pytest.mark.parametrize("pathway", PATHWAYS)
 def test_a_layer_that_disagrees_with_the_others_takes_no_part(pathway, monkeypatch):
-    monkeypatch.setattr("hf_spectral.basis.weights._SLACK", 1.0)  # However smooth it is.
+    monkeypatch.setattr("hf_spectral.basis.layer_weights._SLACK", 1.0)  # However smooth it is.
     images = []
     for number in range(8):
         regions, halves = three_blobs(12, 14).roll(number, 1), (torch.arange(168).view(12, 14) % 14 > 6).long()
@@ -423,7 +423,7 @@ def test_automatic_weights_leave_the_choice_of_others_open():
 
 
 def test_layers_that_have_nothing_in_common_are_weighed_alike(monkeypatch):
-    monkeypatch.setattr("hf_spectral.basis.weights.mean_agreement", lambda *_: np.zeros(2))
+    monkeypatch.setattr("hf_spectral.basis.layer_weights.mean_agreement", lambda *_: np.zeros(2))
     assert fitted(images_with_noise(4)).solve(3).weights == (0.5, 0.5)
 
 

@@ -160,11 +160,14 @@ class BlockGram:
         Returns:
             The products.
         """
+        # On a CPU, float64 products with a multiple of 24 columns took half the time of others (MKL).
+        count = vectors.shape[1]
+        vectors = torch.nn.functional.pad(vectors, (0, -count % 24 if vectors.device.type == "cpu" else 0))
         product = torch.zeros_like(vectors)
         for block, start, rank in zip(self.blocks, self.starts, self.ranks, strict=False):
             product[start : start + rank] += block @ vectors[start:]
             product[start + rank :] += block[:, rank:].T @ vectors[start : start + rank]
-        return product
+        return product[:, :count]
 
     def between(self, left: int, right: int) -> Float[Tensor, "_rows _columns"]:
         """Return the block of two layers.

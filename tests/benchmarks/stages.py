@@ -30,7 +30,7 @@ import torch
 from PIL import Image
 from torch.profiler import ProfilerActivity, profile, record_function
 
-import hf_spectral.basis.accumulation as accumulation
+import hf_spectral.basis.accumulator as accumulator
 import hf_spectral.pipelines.outputs as outputs
 import hf_spectral.pipelines.transformers as host
 from hf_spectral.basis.gram import BlockGram
@@ -171,13 +171,13 @@ def _image_stages() -> list[Stage]:
 def _fit_stages() -> list[Stage]:
     return [
         *BACKBONE_STAGES,
-        (accumulation.BasisAccumulator, "_receive", "capture"),
-        (accumulation.BasisAccumulator, "_commit_sums", "first pass: sums"),
-        (accumulation.BasisAccumulator, "_commit_gram", "second pass: factors"),
+        (accumulator.BasisAccumulator, "_receive", "capture"),
+        (accumulator.BasisAccumulator, "_commit_sums", "first pass: sums"),
+        (accumulator.BasisAccumulator, "_commit_gram", "second pass: factors"),
         (Totals, "add_gram", "second pass: Gram matrix"),
         (Totals, "add_evidence", "second pass: evidence for the weights"),
-        (accumulation, "final_weights", "solve: weights of the layers"),
-        (accumulation, "solve_totals", "solve"),
+        (accumulator, "final_weights", "solve: weights of the layers"),
+        (accumulator, "solve_totals", "solve"),
     ]
 
 
@@ -255,7 +255,7 @@ def _counted_products(stack: contextlib.ExitStack) -> Counter[str]:
 def _counted_gram_products(stack: contextlib.ExitStack) -> Counter[str]:
     """Count what multiplies with the Gram matrix, float64 operations as two, and the reductions of `eigh`."""
     counts: Counter[str] = Counter()
-    plain, eigh, weigh = BlockGram.matmul, torch.linalg.eigh, accumulation.final_weights
+    plain, eigh, weigh = BlockGram.matmul, torch.linalg.eigh, accumulator.final_weights
     place = ["operations"]
 
     def counted(self: BlockGram, vectors: torch.Tensor) -> torch.Tensor:
@@ -277,7 +277,7 @@ def _counted_gram_products(stack: contextlib.ExitStack) -> Counter[str]:
 
     stack.enter_context(mock.patch.object(BlockGram, "matmul", counted))
     stack.enter_context(mock.patch.object(torch.linalg, "eigh", counted_eigh))
-    stack.enter_context(mock.patch.object(accumulation, "final_weights", counted_weights))
+    stack.enter_context(mock.patch.object(accumulator, "final_weights", counted_weights))
     return counts
 
 

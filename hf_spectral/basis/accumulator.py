@@ -10,13 +10,22 @@ from typing import Any
 
 import torch
 
-from hf_spectral.basis.arrival import Arrived, described, in_order, received
 from hf_spectral.basis.eigen import solve_totals
-from hf_spectral.basis.factors import BasisLayer, factor, layer_columns, match, normalized_factor, reduced
-from hf_spectral.basis.gram import coupling
+from hf_spectral.basis.factors import (
+    BasisLayer,
+    UnitTokens,
+    factor,
+    kept_dimensions,
+    layer_columns,
+    match,
+    normalized_factor,
+    reduced,
+    unit_tokens,
+)
+from hf_spectral.basis.gram import Shape, coupling
+from hf_spectral.basis.layer_weights import final_weights
 from hf_spectral.basis.model import SpectralBasis
 from hf_spectral.basis.sums import Totals
-from hf_spectral.basis.weights import final_weights
 from hf_spectral.config import SpectralConfig, require_positive_int, require_same, require_seed
 from hf_spectral.errors import SpectralError
 from hf_spectral.grid import TokenGrid, finest
@@ -121,7 +130,7 @@ class BasisAccumulator:
             raise SpectralError(
                 "records", expected="no more sums once the second pass has begun", got="another image", fix="Start anew"
             )
-        arrived: list[Arrived] = []
+        arrived: list[_Arrived] = []
         choice = LayerChoice(self.config) if self._totals is None else None
         yield lambda record: self._receive(record, arrived, choice)
         if choice is not None:
@@ -139,7 +148,7 @@ class BasisAccumulator:
             SpectralError: If the first pass saw no image, or layers are missing or unknown.
         """
         self.finish_sums()
-        arrived: list[Arrived] = []
+        arrived: list[_Arrived] = []
         yield lambda record: self._receive(record, arrived)
         self._commit_gram(arrived)
 
@@ -235,20 +244,30 @@ class BasisAccumulator:
         return solve_totals(totals, config, weights, seed, self.max_width, dict(backbone or {}), exactly)
 
     @torch.no_grad()
-    def _receive(self, record: AttentionRecord, arrived: list[Arrived], choice: LayerChoice | None = None) -> None:
+    def _receive(self, record: AttentionRecord, arrived: list[_Arrived], choice: LayerChoice | None = None) -> None:
         """Keep what the pathway compares of one layer, at the width that the basis keeps of it."""
         position = match(self.layers, record, self.config.pathway)
         if position is not None or (choice is not None and choice.weight(record) > 0):
             columns = None if position is None else self._columns[position]
-            arrived.append(received(record, self.config.pathway, columns, self.device))
+            parts = unit_tokens(record, self.config.pathway)
+            tokens = reduced(tuple(part.to(self.device) for part in parts), columns)
+            if not all(torch.isfinite(part).all() for part in tokens):  # It would spoil the sums of a whole dataset.
+                raise SpectralError(
+                    "records",
+                    expected="finite numbers",
+                    got=f"NaN or infinity in {record.name}",
+                    fix="Leave this image out",
+                )
+            shape = record.grid.height, record.grid.width
+            arrived.append(_Arrived(record.name, record.index, record.timestep, tokens, shape))
 
     @torch.no_grad()
-    def _commit_sums(self, arrived: list[Arrived]) -> None:
+    def _commit_sums(self, arrived: list[_Arrived]) -> None:
         before = self._totals, self._columns
         try:
             if self._totals is None:
                 arrived = self._first_image(arrived)
-            arrived = in_order(arrived, self.layers)
+            arrived = _in_order(arrived, self.layers)
         except SpectralError:
             self._totals, self._columns = before
             raise
@@ -260,8 +279,8 @@ class BasisAccumulator:
         self._require_totals().add_sums(sums, num_tokens, len(images), len(images) * common.num_nodes)
 
     @torch.no_grad()
-    def _commit_gram(self, arrived: list[Arrived]) -> None:
-        arrived = in_order(arrived, self.layers)
+    def _commit_gram(self, arrived: list[_Arrived]) -> None:
+        arrived = _in_order(arrived, self.layers)
         totals = self._require_totals()
         shapes = [one.shape for one in arrived]
         joint = coupling(shapes, weight_list([layer.index for layer in totals.layers], self._weighting))
@@ -275,9 +294,11 @@ class BasisAccumulator:
                 totals.add_evidence([one.tokens for one in arrived], factors, image)
             totals.add_gram(factors, shapes, joint)
 
-    def _first_image(self, arrived: list[Arrived]) -> list[Arrived]:
+    def _first_image(self, arrived: list[_Arrived]) -> list[_Arrived]:
         """Return the layers at the width kept, having started the totals with them."""
-        self._start(described(arrived, self.config.pathway, self.max_width))
+        widths = [one.tokens[0].shape[2] for one in arrived]
+        sizes = zip(arrived, widths, kept_dimensions(widths, self.config.pathway, self.max_width), strict=True)
+        self._start([BasisLayer(one.name, one.index, one.timestep, width, kept) for one, width, kept in sizes])
         pairs = zip(arrived, self._columns, strict=True)
         return [dataclasses.replace(one, tokens=reduced(one.tokens, columns)) for one, columns in pairs]
 
@@ -302,3 +323,45 @@ class BasisAccumulator:
         settings = {**self.config.to_dict(), "max_width": self.max_width}
         settings.pop("num_eigenvectors")  # Chosen when solving.
         return dict(json.loads(json.dumps(settings)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Arrived:
+    """One layer of an image or a batch, reduced to what the pathway compares.
+
+    Args:
+        name: Qualified module name.
+        index: Position in call order.
+        timestep: Diffusion timestep, or None.
+        tokens: Unit vectors, of the width kept.
+        shape: Height and width of the grid.
+    """
+
+    name: str
+    index: int
+    timestep: float | None
+    tokens: UnitTokens
+    shape: Shape
+
+    @property
+    def key(self) -> tuple[int, float | None]:
+        """What distinguishes the layer from the others of a forward pass."""
+        return self.index, self.timestep
+
+
+def _in_order(arrived: Sequence[_Arrived], layers: Sequence[BasisLayer]) -> list[_Arrived]:
+    """Return the layers in the order of a basis.
+
+    Raises:
+        SpectralError: If a layer is missing, or came twice, or with other images.
+    """
+    found = {one.key: one for one in arrived}
+    missing = [layer.name for layer in layers if layer.key not in found]
+    if missing or len(found) < len(arrived) or len({one.tokens[0].shape[0] for one in arrived}) > 1:
+        raise SpectralError(
+            "records",
+            expected=f"each of {len(layers)} layers once, all with the same images",
+            got=f"no {missing[0]}" if missing else f"{len(arrived)} records of {len(found)} layers",
+            fix="Give all records of one forward pass and no others",
+        )
+    return [found[layer.key] for layer in layers]
