@@ -79,8 +79,8 @@ def fit(
         max_width: Bound on the width of the Gram matrix, for wide backbones; see `BasisAccumulator`.
         layer_weights: "auto" weighs layers without labels: of those whose own eigenvectors are at least as smooth
             inside images as the mean, each by how far it agrees with the others (`basis.layer_weights`); layers of
-            different resolution it weighs alike, since their weights enter the second pass before there is evidence. "equal" is
-            the paper's choice; or give one number per layer that takes part, or numbers by layer index.
+            different resolution it weighs alike, since their weights enter the second pass before there is evidence.
+            "equal" is the paper's choice; or give one number per layer that takes part, or numbers by layer index.
         checkpoint_dir: Where to save what was added up; None saves nothing.
         checkpoint_every: Images between two saves, rounded up to whole batches: at most so many are read again.
         on_error: "raise" names the image that fails; "skip" leaves it out of both passes and lists it in
