@@ -11,7 +11,8 @@ from diffusers.models.attention_dispatch import attention_backend
 from diffusers.models.attention_processor import AttnProcessor, XFormersJointAttnProcessor
 
 from hf_spectral import BasisAccumulator, SpectralConfig, SpectralError, UnsupportedBackboneError, build_problem
-from hf_spectral.capture import capture_attention, check_supported, diffusers_layouts
+from hf_spectral.capture import capture_attention, check_supported
+from hf_spectral.families.diffusers import FAMILIES
 from tests.synthetic import random_record
 from tests.tiny_denoisers import DENOISERS, NUM_TEXT, build_pixart, image_positions
 
@@ -256,8 +257,7 @@ def test_a_joint_layer_that_hides_its_attention_is_refused():
 def test_a_wrong_token_order_does_not_pass(family, text, reason, monkeypatch):
     model = DENOISERS[family].model()
     name = type(model).__name__
-    wrong = dataclasses.replace(diffusers_layouts.FAMILIES[name], text=text)
-    monkeypatch.setitem(diffusers_layouts.FAMILIES, name, wrong)
+    monkeypatch.setattr(FAMILIES[name], "text", text)
     before = state(model)
     with pytest.raises(SpectralError, match=f"`model`: expected image tokens .* the text tokens in .*{reason}"):
         captured(model, DENOISERS[family].arguments())
@@ -267,9 +267,8 @@ def test_a_wrong_token_order_does_not_pass(family, text, reason, monkeypatch):
 def test_a_single_stream_is_verified_by_its_rotations(monkeypatch):
     model = DENOISERS["flux"].model()
     model.transformer_blocks = model.transformer_blocks[:0]
-    wrong = dataclasses.replace(diffusers_layouts.FAMILIES["FluxTransformer2DModel"], text="last")
     assert len(captured(model, DENOISERS["flux"].arguments())[1]) == 1
-    monkeypatch.setitem(diffusers_layouts.FAMILIES, "FluxTransformer2DModel", wrong)
+    monkeypatch.setattr(FAMILIES["FluxTransformer2DModel"], "text", "last")
     with pytest.raises(SpectralError, match="rotations that differ"):
         captured(model, DENOISERS["flux"].arguments())
 

@@ -17,6 +17,7 @@ from diffusers.utils import dynamic_modules_utils
 
 import hf_spectral
 from hf_spectral import EigenSolver, SpectralConfig, SpectralError, SpectralResult, UnsupportedBackboneError
+from hf_spectral.families.diffusers import FAMILIES
 from hf_spectral.graph import ProblemBuilder
 from hf_spectral.grid import area_pooling
 from hf_spectral.pipelines import diffusers_noise
@@ -165,7 +166,7 @@ def test_latents_are_the_most_probable_ones_scaled_as_the_hosts_undo_it(config, 
     pixels = to_pixels(photo(32, 32), (32, 32))
     assert pixels.min() >= -1
     assert pixels.max() <= 1
-    found = encode_image(autoencoder, pixels, denoiser, "UNet2DConditionModel")
+    found = encode_image(autoencoder, pixels, denoiser, FAMILIES["UNet2DConditionModel"])
     with torch.no_grad():
         expected = autoencoder.encode(pixels).latent_dist.mean
     torch.testing.assert_close(undo(found), expected)
@@ -175,13 +176,15 @@ def test_noise_follows_the_formulas():
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
     euler = diffusers.EulerDiscreteScheduler()
-    found = diffusers_noise.noised(latents, 250, "UNet2DConditionModel", euler, [torch.Generator().manual_seed(2)])
+    found = diffusers_noise.noised(
+        latents, 250, FAMILIES["UNet2DConditionModel"], euler, [torch.Generator().manual_seed(2)]
+    )
     kept = diffusers.DDPMScheduler.from_config(euler.config).alphas_cumprod[250]
     torch.testing.assert_close(found, kept.sqrt() * latents + (1 - kept).sqrt() * noise)
 
     flow = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     for family, scheduler in (("SD3Transformer2DModel", flow), ("DiTTransformer2DModel", flow)):
-        found = diffusers_noise.noised(latents, 250, family, scheduler, [torch.Generator().manual_seed(2)])
+        found = diffusers_noise.noised(latents, 250, FAMILIES[family], scheduler, [torch.Generator().manual_seed(2)])
         torch.testing.assert_close(found, 0.75 * latents + 0.25 * noise)
 
 

@@ -17,17 +17,18 @@ from typing import Any
 from torch import Tensor, nn
 
 from hf_spectral.capture.base import Recorder
-from hf_spectral.capture.diffusers_layouts import FAMILIES, DenoiserView, Family, arrange, family_of, only_timestep
 from hf_spectral.capture.diffusers_projections import (
     OBSERVED,
     PROJECTIONS,
     attention_from_projections,
     projected_values,
 )
+from hf_spectral.capture.diffusers_tokens import DenoiserCall, arrange, only_timestep
 from hf_spectral.capture.sdpa import AttentionTap
 from hf_spectral.capture.watch import Call, Watch, is_compiled
 from hf_spectral.errors import UnsupportedBackboneError
 from hf_spectral.families.attention_call import Attention
+from hf_spectral.families.diffusers import DenoiserFamily, family_of
 from hf_spectral.restoring import entered
 
 # The backends of diffusers' dispatcher that end in scaled_dot_product_attention.
@@ -50,14 +51,7 @@ def check_supported(model: nn.Module) -> None:
         UnsupportedBackboneError: If it is no denoiser of a known family, is compiled in place, or attends through a
             kernel that shows no query and key.
     """
-    family = family_of(model)
-    if family is None:
-        raise UnsupportedBackboneError(
-            "model",
-            expected=f"a denoiser, one of {', '.join(FAMILIES)}",
-            got=type(model).__name__,
-            fix="Give the `unet` or `transformer` of a pipeline of one of these families",
-        )
+    family = family_of(type(model))
     if is_compiled(model):
         raise UnsupportedBackboneError(
             "model",
@@ -87,14 +81,13 @@ def recording(model: nn.Module, recorder: Recorder) -> Iterator[None]:
     Raises:
         SpectralError: If this thread captures the model already.
     """
-    family = family_of(model)
-    assert family is not None  # check_supported has seen to it
+    family = family_of(type(model))
     watch = _DenoiserWatch(model, family, _image_layers(model, family), recorder)
     with watch.hooks(), entered(AttentionTap(watch.see_attention)):
         yield
 
 
-def _image_layers(model: nn.Module, family: Family) -> list[_Layer]:
+def _image_layers(model: nn.Module, family: DenoiserFamily) -> list[_Layer]:
     """Return the self-attention modules that see image tokens; cross-attention and text-only layers are none."""
     return [
         _Layer(name, module)
@@ -117,7 +110,7 @@ def _hidden_attention(model: nn.Module, layer: _Layer, got: str) -> UnsupportedB
 class _DenoiserWatch(Watch[_Layer]):
     """Reads the layers of a denoiser."""
 
-    def __init__(self, model: nn.Module, family: Family, layers: list[_Layer], recorder: Recorder) -> None:
+    def __init__(self, model: nn.Module, family: DenoiserFamily, layers: list[_Layer], recorder: Recorder) -> None:
         super().__init__(model, layers, recorder)
         self._family = family
         self._map_size: tuple[int, int] | None = None
@@ -125,29 +118,28 @@ class _DenoiserWatch(Watch[_Layer]):
         self._timestep: float | None = None
 
     def begin(self) -> None:
-        """Take the timestep, and the rotations of the image's positions where the denoiser is given these."""
-        self._map_size = self._image_rotation = None
+        """Take the timestep, and the rotations of the image's positions where they are known in advance."""
+        self._map_size = None
         self._timestep = only_timestep(self.inputs.get("timestep"))
-        if isinstance(positions := self.inputs.get("img_ids"), Tensor):
-            self._image_rotation = self.model.pos_embed(positions[0] if positions.ndim == 3 else positions)[0]
+        self._image_rotation = self._family.image_rotation(self.model, self.inputs, None)
 
     def children(self, layer: _Layer) -> Iterable[str]:
         """Return the projections and norms that the module has."""
         return (name for name in OBSERVED if isinstance(getattr(layer.module, name, None), nn.Module))
 
     def further_hooks(self) -> Iterable[Callable[[], Any]]:
-        """See the maps that a UNet's blocks are given, and the rotations that Lumina 2 computes."""
+        """See the maps that blocks are given, and the rotations that the denoiser computes on its way."""
         for module in self.model.modules():
             if type(module).__name__ == "Transformer2DModel":
                 yield functools.partial(module.register_forward_pre_hook, self.mine(self._see_map), with_kwargs=True)
-        if (embedder := getattr(self.model, "rope_embedder", None)) is not None:
-            yield functools.partial(embedder.register_forward_hook, self.mine(self._see_rotations))
+        if (rotating := self._family.rotation_module(self.model)) is not None:
+            yield functools.partial(rotating.register_forward_hook, self.mine(self._see_rotations))
 
     def read(self, call: Call[_Layer]) -> dict[str, Any]:
         """Take the image's tokens out of a layer."""
         name, module = call.layer.name, call.layer.module
         rotation = call.kwargs.get("image_rotary_emb")
-        view = DenoiserView(
+        seen = DenoiserCall(
             denoiser=self.model,
             family=self._family,
             path=name,
@@ -159,7 +151,7 @@ class _DenoiserWatch(Watch[_Layer]):
             rotation=rotation[0] if isinstance(rotation, tuple) else rotation,
             image_rotation=self._image_rotation,
         )
-        attention, grid, num_text = arrange(view)
+        attention, grid, num_text = arrange(seen)
         return {
             "attention": attention,
             "grid": grid,
@@ -171,8 +163,8 @@ class _DenoiserWatch(Watch[_Layer]):
     def _see_map(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._map_size = _map_size(args, kwargs)
 
-    def _see_rotations(self, embedder: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._image_rotation = output[2]  # After the hidden states and the rotations of the captions.
+    def _see_rotations(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._image_rotation = self._family.image_rotation(self.model, self.inputs, output)
 
     def _from_projections(self, call: Call[_Layer]) -> Attention:
         attention = attention_from_projections(self._family, call.layer.module, call.projected)

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from hf_spectral.capture.diffusers_layouts import Family
 from hf_spectral.families.attention_call import Attention
+from hf_spectral.families.diffusers import DenoiserFamily
 
 PROJECTIONS = ("to_q", "to_k", "to_v")
 _FUSED = "to_qkv"
@@ -18,7 +18,9 @@ _NORMS = {"norm_q": "to_q", "norm_k": "to_k"}
 OBSERVED = (*PROJECTIONS, _FUSED, *_NORMS)
 
 
-def attention_from_projections(family: Family, module: Any, projected: Mapping[str, Tensor]) -> Attention | None:
+def attention_from_projections(
+    family: DenoiserFamily, module: Any, projected: Mapping[str, Tensor]
+) -> Attention | None:
     """Return query, key and value as projected, if that is what the layer compares.
 
     Args:

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 
 from hf_spectral.capture import capture_attention, check_supported
-from hf_spectral.capture.diffusers_layouts import FAMILIES
 from hf_spectral.config import Pathway, defaults_hold, require_positive_int, require_seed
 from hf_spectral.errors import SpectralError
+from hf_spectral.families.diffusers import Condition, DenoiserFamily, family_of
 from hf_spectral.graph import ProblemBuilder
 from hf_spectral.pipelines.backbone import warn_once
 from hf_spectral.pipelines.images import read_image
@@ -293,7 +293,7 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         notes = geometry_of(self._family, self.denoiser, self.vae).notes_for(*size, resolution)
         return {"latents": latents, "read_size": read_size, "size": size, "digest": digest(pixels), "notes": notes}
 
-    def encode_prompt(self, prompt: str = "") -> conditions.Condition:
+    def encode_prompt(self, prompt: str = "") -> Condition:
         """Encode a prompt.
 
         Args:
@@ -414,8 +414,8 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         return 0 if self._reading is None else self._reading.seed
 
     @property
-    def _family(self) -> str:
-        return next(one.__name__ for one in type(self.denoiser).__mro__ if one.__name__ in FAMILIES)
+    def _family(self) -> DenoiserFamily:
+        return family_of(type(self.denoiser))
 
 
 def _all_of(builders: Sequence[ProblemBuilder]) -> Callable[[AttentionRecord], None]:

@@ -12,17 +12,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hf_spectral.capture.diffusers_layouts import FAMILIES
 from hf_spectral.config import Pathway
 from hf_spectral.errors import SpectralError, UnsupportedBackboneError
+from hf_spectral.families.diffusers import DenoiserFamily
 from hf_spectral.families.sizes import InputGeometry
 from hf_spectral.grid import as_pair
 from hf_spectral.pipelines.diffusers_noise import is_flow
 from hf_spectral.restoring import evaluation_mode, undoing
 
 _NUM_PIXEL_CHANNELS = 3
-_DEFAULT_SIDES = {"FluxTransformer2DModel": 128}  # In latents; the other families keep it in their configuration.
-_SQUARE_FAMILIES = frozenset({"DiTTransformer2DModel"})
 
 
 def vae_factor(vae: Any) -> int:
@@ -40,11 +38,11 @@ def vae_factor(vae: Any) -> int:
     return 2 ** (len(levels) - 1)
 
 
-def check_components(family: str, denoiser: Any, vae: Any, scheduler: Any) -> None:
+def check_components(family: DenoiserFamily, denoiser: Any, vae: Any, scheduler: Any) -> None:
     """Refuse what would fail only after the models have run.
 
     Args:
-        family: Name of the denoiser's class.
+        family: Of the denoiser.
         denoiser: The denoiser.
         vae: Its autoencoder, or None.
         scheduler: The pipeline's scheduler, or None.
@@ -68,38 +66,41 @@ def check_components(family: str, denoiser: Any, vae: Any, scheduler: Any) -> No
             got=None,
             fix="Load the pipeline with its VAE; only denoisers of 3 channels read pixels",
         )
-    asks_more = config.get("addition_embed_type") not in (None, "text_time") or config.get("class_embed_type")
-    if asks_more or (family == "SanaTransformer2DModel" and config.get("guidance_embeds")):
+    reason = family.refusal(config)
+    if reason is not None:
         raise UnsupportedBackboneError(
             "model",
             expected="a denoiser that is told a timestep and a prompt or class",
-            got=f"{family} with other conditions (guidance, images, or a class beside the prompt)",
+            got=f"{family.class_name} ({reason})",
             fix="Run it by yourself inside capture_attention(...)",
         )
 
 
-def check_pathways(family: str, pathways: Sequence[Pathway]) -> None:
+def check_pathways(family: DenoiserFamily, pathways: Sequence[Pathway]) -> None:
     """Refuse a pathway that no layer of the denoiser can serve, before a model has run.
 
     Args:
-        family: Name of the denoiser's class.
+        family: Of the denoiser.
         pathways: Those asked for.
 
     Raises:
         SpectralError: If `where` is among them and the denoiser compares no queries with keys.
     """
-    reason = FAMILIES[family].where_refused
+    reason = family.where_refused
     if reason is not None and "where" in pathways:
         raise SpectralError(
-            "pathway", expected=f"'what' for {family}", got=f"'where' ({reason})", fix="Ask for pathway='what'"
+            "pathway",
+            expected=f"'what' for {family.class_name}",
+            got=f"'where' ({reason})",
+            fix="Ask for pathway='what'",
         )
 
 
-def geometry_of(family: str, denoiser: Any, vae: Any) -> InputGeometry:
+def geometry_of(family: DenoiserFamily, denoiser: Any, vae: Any) -> InputGeometry:
     """Return the sizes that a denoiser reads, apart from an upper limit.
 
     Args:
-        family: Name of the denoiser's class.
+        family: Of the denoiser.
         denoiser: The denoiser.
         vae: Its autoencoder, or None.
 
@@ -107,17 +108,19 @@ def geometry_of(family: str, denoiser: Any, vae: Any) -> InputGeometry:
         The geometry, in pixels.
     """
     factor = vae_factor(vae)
-    multiple = factor * _latent_multiple(family, denoiser.config)
-    height, width = as_pair(denoiser.config.get("sample_size") or _DEFAULT_SIDES.get(family, 64))
+    multiple = factor * family.latent_multiple(denoiser.config)
+    height, width = as_pair(denoiser.config.get("sample_size") or family.default_side)
     default = (factor * height, factor * width)
-    return InputGeometry((multiple, multiple), default, False, {}, is_square=family in _SQUARE_FAMILIES)
+    return InputGeometry((multiple, multiple), default, False, {}, is_square=family.is_square)
 
 
-def size_for(family: str, denoiser: Any, vae: Any, size: tuple[int, int], resolution: int | None) -> tuple[int, int]:
+def size_for(
+    family: DenoiserFamily, denoiser: Any, vae: Any, size: tuple[int, int], resolution: int | None
+) -> tuple[int, int]:
     """Return the size at which a picture is read: sides that the VAE, the patches and the UNet's levels divide.
 
     Args:
-        family: Name of the denoiser's class.
+        family: Of the denoiser.
         denoiser: The denoiser.
         vae: Its autoencoder, or None.
         size: Height and width of the picture, in pixels.
@@ -131,11 +134,11 @@ def size_for(family: str, denoiser: Any, vae: Any, size: tuple[int, int], resolu
     """
     config, factor = denoiser.config, vae_factor(vae)
     found = geometry_of(family, denoiser, vae).size_for(*size, resolution)
-    longest = _max_latents(config)
+    longest = family.max_latents(config)
     if longest is not None and max(found) > factor * longest:
         raise SpectralError(
             "resolution",
-            expected=f"at most {factor * longest} pixels, for which {family} has positions",
+            expected=f"at most {factor * longest} pixels, for which {family.class_name} has positions",
             got=max(found),
             fix="Give a smaller resolution",
         )
@@ -157,14 +160,14 @@ def to_pixels(image: Image.Image, size: tuple[int, int]) -> Tensor:
 
 
 @torch.no_grad()
-def encode_image(vae: Any, pixels: Tensor, denoiser: Any, family: str) -> Tensor:
+def encode_image(vae: Any, pixels: Tensor, denoiser: Any, family: DenoiserFamily) -> Tensor:
     """Return the latents of a picture, the most probable ones where the VAE gives a distribution.
 
     Args:
         vae: The autoencoder, or None for a denoiser of pixels.
         pixels: `(1, 3, height, width)`, from -1 to 1, on the device of the computation.
         denoiser: What reads the latents.
-        family: Name of its class.
+        family: Of the denoiser.
 
     Returns:
         Float32, scaled as the denoiser reads them.
@@ -173,11 +176,11 @@ def encode_image(vae: Any, pixels: Tensor, denoiser: Any, family: str) -> Tensor
         SpectralError: If their channels are not the denoiser's, or they are not finite.
     """
     latents = pixels if vae is None else _scaled(vae, _encoded(vae, pixels))
-    channels = denoiser.config.in_channels // (4 if family == "FluxTransformer2DModel" else 1)
+    channels = family.latent_channels(denoiser.config)
     if latents.shape[1] != channels:
         raise SpectralError(
             "vae",
-            expected=f"latents of {channels} channels, which {family} reads",
+            expected=f"latents of {channels} channels, which {family.class_name} reads",
             got=f"{latents.shape[1]} channels {'of pixels, without a VAE' if vae is None else 'from the VAE'}",
             fix="Give the VAE that belongs to the denoiser; denoisers for inpainting or depth are not supported",
         )
@@ -213,20 +216,6 @@ def half_precision_explained() -> Iterator[None]:
             got=f"float16 ({error})",
             fix="Load the pipeline with dtype=torch.float32 or torch.bfloat16",
         ) from error
-
-
-def _latent_multiple(family: str, config: Any) -> int:
-    if family == "UNet2DConditionModel":
-        return 2 ** (len(config.block_out_channels) - 1)
-    return 2 if family == "FluxTransformer2DModel" else int(config.patch_size)
-
-
-def _max_latents(config: Any) -> int | None:
-    if config.get("pos_embed_max_size"):
-        return int(config.pos_embed_max_size * config.patch_size)
-    if config.get("axes_lens"):  # Of captions, rows and columns.
-        return int(min(config.axes_lens[1:]) * config.patch_size)
-    return None
 
 
 def _encoded(vae: Any, pixels: Tensor) -> Tensor:

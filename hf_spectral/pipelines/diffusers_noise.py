@@ -11,12 +11,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from hf_spectral.errors import SpectralError
+from hf_spectral.families.diffusers import DenoiserFamily
 from hf_spectral.weighting import is_int, is_number
 
-# Families that were trained to run from noise to data on straight lines; others may be, as their scheduler says.
-_FLOW_FAMILIES = frozenset(
-    {"SD3Transformer2DModel", "FluxTransformer2DModel", "Lumina2Transformer2DModel", "SanaTransformer2DModel"}
-)
 _DEFAULT_NUM_TIMESTEPS = 1000
 # The paper draws timesteps from the low-noise quarter of the schedule: there the picture is still all in the latents.
 _DEFAULT_SHARES = (0.05, 0.15, 0.25)
@@ -34,28 +31,30 @@ def num_timesteps(scheduler: Any) -> int:
     return _DEFAULT_NUM_TIMESTEPS if scheduler is None else scheduler.config.num_train_timesteps
 
 
-def is_flow(family: str, scheduler: Any) -> bool:
+def is_flow(family: DenoiserFamily, scheduler: Any) -> bool:
     """Tell whether the denoiser goes from noise to data on straight lines.
 
     Args:
-        family: Name of its class.
+        family: Of the denoiser.
         scheduler: The pipeline's scheduler, or None.
 
     Returns:
         True for flow matching, False for diffusion.
     """
-    if family in _FLOW_FAMILIES:
+    if family.is_flow:
         return True
     name = type(scheduler).__name__
     return name.startswith("FlowMatch") or getattr(scheduler, "config", {}).get("prediction_type") == "flow_prediction"
 
 
-def checked_timesteps(timesteps: Sequence[float] | float | None, family: str, scheduler: Any) -> tuple[float, ...]:
+def checked_timesteps(
+    timesteps: Sequence[float] | float | None, family: DenoiserFamily, scheduler: Any
+) -> tuple[float, ...]:
     """Return the timesteps, once they are known to lie in the schedule.
 
     Args:
         timesteps: One, several, or None for the default.
-        family: Name of the denoiser's class.
+        family: Of the denoiser.
         scheduler: The pipeline's scheduler, or None.
 
     Returns:
@@ -107,13 +106,15 @@ def given_generators(
     return list(generator)
 
 
-def noised(latents: Tensor, timestep: float, family: str, scheduler: Any, generators: list[torch.Generator]) -> Tensor:
+def noised(
+    latents: Tensor, timestep: float, family: DenoiserFamily, scheduler: Any, generators: list[torch.Generator]
+) -> Tensor:
     """Return latents with the noise of one timestep.
 
     Args:
         latents: Clean ones, of one or several pictures.
         timestep: From 0 (clean) to `num_timesteps`.
-        family: Name of the denoiser's class.
+        family: Of the denoiser.
         scheduler: The pipeline's scheduler; diffusion needs its table of noise.
         generators: Source of each picture's noise.
 

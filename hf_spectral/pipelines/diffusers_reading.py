@@ -14,8 +14,9 @@ from transformers.utils.hub import extract_commit_hash
 
 from hf_spectral.capture import capture_attention
 from hf_spectral.errors import SpectralError
+from hf_spectral.families.diffusers import Condition, DenoiserFamily
 from hf_spectral.pipelines.backbone import public_name
-from hf_spectral.pipelines.diffusers_conditions import Condition, forward_arguments
+from hf_spectral.pipelines.diffusers_conditions import forward_arguments
 from hf_spectral.pipelines.diffusers_latents import half_precision_explained
 from hf_spectral.pipelines.diffusers_noise import noised, num_timesteps
 from hf_spectral.records import AttentionRecord, SkippedLayer
@@ -104,7 +105,7 @@ class DenoiserRun:
         reading: How it looks at them.
     """
 
-    family: str
+    family: DenoiserFamily
     denoiser: Any
     scheduler: Any
     reading: Reading

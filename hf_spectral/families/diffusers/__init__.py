@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
+from hf_spectral.errors import UnsupportedBackboneError
 from hf_spectral.families.diffusers.base import Condition, DenoiserFamily, Noised
 
 __all__ = ["FAMILIES", "Condition", "DenoiserFamily", "Noised", "family_of"]
@@ -18,14 +19,24 @@ FAMILIES: dict[str, DenoiserFamily] = {
 }
 
 
-def family_of(denoiser: object) -> DenoiserFamily | None:
-    """Return the family of a denoiser, also of one whose class is derived from a known one.
+def family_of(denoiser_class: type) -> DenoiserFamily:
+    """Return the family of a class of denoisers, also of one that is derived from a known class.
 
     Args:
-        denoiser: A model, or its class.
+        denoiser_class: Class of a model.
 
     Returns:
-        The family, or None if it is not known.
+        The family.
+
+    Raises:
+        UnsupportedBackboneError: If the class is of no known family.
     """
-    kind = denoiser if isinstance(denoiser, type) else type(denoiser)
-    return next((FAMILIES[one.__name__] for one in kind.__mro__ if one.__name__ in FAMILIES), None)
+    for ancestor in denoiser_class.__mro__:
+        if ancestor.__name__ in FAMILIES:
+            return FAMILIES[ancestor.__name__]
+    raise UnsupportedBackboneError(
+        "model",
+        expected=f"a denoiser, one of {', '.join(FAMILIES)}",
+        got=denoiser_class.__name__,
+        fix="Give the `unet` or `transformer` of a pipeline of one of these families",
+    )

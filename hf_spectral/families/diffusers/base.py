@@ -69,7 +69,6 @@ class DenoiserFamily:
         where_refused: Why the layers cannot serve the `where` pathway, or None if they can.
         is_square: True if the denoiser reads squares only.
         default_side: Longer side in latents, where the configuration has no `sample_size`.
-        num_text_encoders: Pairs of text encoder and tokenizer.
         max_prompt_tokens: Longest prompt, as the last tokenizer counts.
     """
 
@@ -81,7 +80,6 @@ class DenoiserFamily:
     where_refused: ClassVar[str | None] = None
     is_square: ClassVar[bool] = False
     default_side: ClassVar[int] = 64
-    num_text_encoders: ClassVar[int] = 1
     max_prompt_tokens: ClassVar[int] = 77
 
     def refusal(self, config: Any) -> str | None:
@@ -118,6 +116,10 @@ class DenoiserFamily:
             None as the name if the denoiser reads no prompt.
         """
         return None, {}
+
+    def num_text_encoders(self, denoiser: Any) -> int:
+        """Return how many pairs of text encoder and tokenizer read a prompt."""
+        return 1
 
     def encode(self, host: Any, prompt: str, device: torch.device) -> Condition:
         """Encode a prompt with the host pipeline.

@@ -22,7 +22,6 @@ class Flux(DenoiserFamily):
     text = "first"
     rotates = True
     default_side = 128
-    num_text_encoders = 2
     max_prompt_tokens = 512
 
     def latent_multiple(self, config: Any) -> int:
@@ -36,6 +35,10 @@ class Flux(DenoiserFamily):
     def prompt_host(self, denoiser: Any) -> tuple[str | None, dict[str, Any]]:
         """Encode as Flux does."""
         return "FluxPipeline", {"transformer": denoiser}
+
+    def num_text_encoders(self, denoiser: Any) -> int:
+        """Return two: CLIP and T5."""
+        return 2
 
     def encode(self, host: Any, prompt: str, device: torch.device) -> Condition:
         """Encode the prompt with both text encoders."""

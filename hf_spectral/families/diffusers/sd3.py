@@ -15,12 +15,15 @@ class StableDiffusion3(DenoiserFamily):
     class_name = "SD3Transformer2DModel"
     is_flow = True
     text = "last"
-    num_text_encoders = 3
     max_prompt_tokens = 256
 
     def prompt_host(self, denoiser: Any) -> tuple[str | None, dict[str, Any]]:
         """Encode as Stable Diffusion 3 does."""
         return "StableDiffusion3Pipeline", {"transformer": denoiser}
+
+    def num_text_encoders(self, denoiser: Any) -> int:
+        """Return three: two of CLIP and one of T5."""
+        return 3
 
     def encode(self, host: Any, prompt: str, device: torch.device) -> Condition:
         """Encode the prompt once for all text encoders."""

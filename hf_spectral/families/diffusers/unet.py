@@ -33,6 +33,10 @@ class UNet(DenoiserFamily):
         no_checker = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
         return "StableDiffusionPipeline", {"unet": None, **no_checker}
 
+    def num_text_encoders(self, denoiser: Any) -> int:
+        """Return two for XL."""
+        return 2 if _is_xl(denoiser.config) else 1
+
     def encode(self, host: Any, prompt: str, device: torch.device) -> Condition:
         """Encode the prompt; XL has pooled embeddings too."""
         states, _, *pooled = host.encode_prompt(

@@ -1,0 +1,140 @@
+"""Where the image tokens of a denoiser's attention layer are: their map, and their place among the text tokens.
+
+Each family states the place, which is verified in every forward pass. In a double-stream block the
+projection of values sees image tokens only, and values are neither normalized nor rotated: the rows that the rule picks
+must equal what the projection gave. Where a layer rotates queries and keys, the rotations of the rows that the rule
+picks must be those of the image's positions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_spectral.errors import SpectralError
+from hf_spectral.families.attention_call import Attention, LayerSkipped
+from hf_spectral.families.diffusers import DenoiserFamily
+from hf_spectral.grid import TokenGrid
+
+
+@dataclasses.dataclass(frozen=True)
+class DenoiserCall:
+    """One attention call of a denoiser, with what is needed to read it.
+
+    Args:
+        denoiser: The model.
+        family: Its family.
+        path: Name of the attention module.
+        module: The attention module.
+        attention: What it attends with, text tokens among them.
+        inputs: Arguments of the denoiser's forward, by name.
+        map_size: Rows and columns that reached the module's block as a map, or None.
+        values: What the module's own projection of values gave, split into heads, or None if it was not called.
+        rotation: Rotations that the module was given, or None.
+        image_rotation: Rotations of the image's positions as the denoiser's own embedding gives them, or None.
+    """
+
+    denoiser: nn.Module
+    family: DenoiserFamily
+    path: str
+    module: nn.Module
+    attention: Attention
+    inputs: Mapping[str, Any]
+    map_size: tuple[int, int] | None
+    values: Tensor | None
+    rotation: Tensor | None
+    image_rotation: Tensor | None
+
+
+def arrange(call: DenoiserCall) -> tuple[Attention, TokenGrid, int]:
+    """Return the image tokens of one call in raster order.
+
+    Args:
+        call: The call.
+
+    Returns:
+        Query, key and value of the image; its grid; the number of text tokens left out.
+
+    Raises:
+        LayerSkipped: If the call holds something else than one map of image tokens and the text tokens.
+        SpectralError: If the tokens do not stand where the family's rule says.
+    """
+    if call.attention.query.shape[-2] != call.attention.key.shape[-2]:
+        raise LayerSkipped("its queries and keys are not of the same tokens")
+    height, width = call.map_size or call.family.token_map(call.denoiser, call.inputs)
+    nodes, tokens = height * width, call.attention.query.shape[-2]
+    sees_text = call.family.sees_text(call.path, call.module)
+    num_text = _num_text_tokens(call.inputs) if sees_text else 0
+    if tokens != nodes + num_text:
+        raise LayerSkipped(f"its {tokens} tokens are not {height} x {width} image tokens and {num_text} text tokens")
+    start = num_text if call.family.text == "first" else 0
+    attention = call.attention.apply(lambda tensor: tensor[..., start : start + nodes, :])
+    if sees_text:
+        _verify_place(call, attention.value, slice(start, start + nodes))
+    return attention, TokenGrid(height, width, start), num_text
+
+
+def only_timestep(timestep: Any) -> float | None:
+    """Return the timestep of a forward pass, which a record can hold only one of.
+
+    Args:
+        timestep: What the denoiser was given.
+
+    Returns:
+        A number, or None if there was none.
+
+    Raises:
+        SpectralError: If the images of a batch differ in it.
+    """
+    values = torch.as_tensor(timestep).flatten().unique().tolist() if timestep is not None else []
+    if len(values) > 1:
+        raise SpectralError(
+            "timestep",
+            expected="one timestep for all images of a batch",
+            got=values,
+            fix="Run the denoiser once a timestep",
+        )
+    return float(values[0]) if values else None
+
+
+def _verify_place(call: DenoiserCall, value: Tensor, rows: slice) -> None:
+    """Refuse image tokens that are not where the rule says."""
+    is_double_stream = getattr(call.module, "added_kv_proj_dim", None) is not None
+    if is_double_stream and (call.values is None or not torch.equal(value, call.values)):
+        _refuse(call, "values that differ from the projection of the image's tokens")
+    if call.family.rotates and (
+        call.rotation is None
+        or call.image_rotation is None
+        or not torch.equal(call.rotation[..., rows, :], call.image_rotation)
+    ):
+        _refuse(call, "rotations that differ from those of the image's positions")
+
+
+def _refuse(call: DenoiserCall, got: str) -> None:
+    place = "after" if call.family.text == "first" else "before"
+    raise SpectralError(
+        "model",
+        expected=f"image tokens {place} the text tokens in {call.path!r}",
+        got=got,
+        fix="Restore the family's own attention processors, e.g. by loading the model again; if that does not help, "
+        "report the model",
+    )
+
+
+def _num_text_tokens(inputs: Mapping[str, Any]) -> int:
+    mask = inputs.get("encoder_attention_mask")
+    if mask is None:
+        return inputs["encoder_hidden_states"].shape[1]
+    lengths = mask.sum(dim=1).unique().tolist()
+    if len(lengths) > 1:
+        raise SpectralError(
+            "encoder_attention_mask",
+            expected="prompts of one length",
+            got=f"{lengths} tokens",
+            fix="Capture images with different prompts one at a time",
+        )
+    return int(lengths[0])
