@@ -468,11 +468,31 @@ def test_unknown_or_missing_parts_are_refused():
         SpectralDiffusionPipeline(scheduler=scheduler, unet=unet)
     with pytest.raises(SpectralError, match=r"`scheduler`: expected the one that the denoiser was trained with"):
         SpectralDiffusionPipeline(scheduler=None, unet=unet, vae=vae())
-    with pytest.raises(UnsupportedBackboneError, match="with other conditions"):
+    with pytest.raises(
+        UnsupportedBackboneError, match="more than a timestep and a prompt: class_embed_type=.timestep."
+    ):
         SpectralDiffusionPipeline(scheduler=scheduler, unet=build_unet(class_embed_type="timestep"), vae=vae())
-    inpainting = spectral(SpectralDiffusionPipeline(scheduler=scheduler, unet=build_unet(in_channels=9), vae=vae()))
-    with pytest.raises(SpectralError, match="expected latents of 9 channels.*got 4 channels from the VAE"):
-        inpainting(photo(), **SETTINGS)
+    kolors = build_unet(encoder_hid_dim=48, encoder_hid_dim_type="text_proj")
+    with pytest.raises(
+        UnsupportedBackboneError, match=r"more than a timestep and a prompt: encoder_hid_dim=48, encoder_hid_dim_ty"
+    ):
+        SpectralDiffusionPipeline(scheduler=scheduler, unet=kolors, vae=vae())
+    with pytest.raises(UnsupportedBackboneError, match=r"a prompt: num_class_embeds=7\)"):
+        SpectralDiffusionPipeline(scheduler=scheduler, unet=build_unet(num_class_embeds=7), vae=vae())
+    with pytest.raises(UnsupportedBackboneError, match="expected latents of 9 channels.*got 4 channels from the VAE"):
+        SpectralDiffusionPipeline(scheduler=scheduler, unet=build_unet(in_channels=9), vae=vae())
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae"])
+def test_what_fails_for_every_picture_is_a_refusal(part, monkeypatch):
+    pipe = spectral(host_pipeline("dit"))
+    broken = getattr(pipe, part)
+    monkeypatch.setattr(broken, "forward" if part == "transformer" else "encode", lambda *args, **kwargs: None.config)
+    name = type(broken).__name__
+    with pytest.raises(
+        UnsupportedBackboneError, match=rf"{name} \(no picture can be read: AttributeError.*\)\. Choose"
+    ):
+        pipe(photo(), **SETTINGS)
 
 
 def test_a_denoiser_of_squares_says_that_it_stretches():

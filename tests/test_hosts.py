@@ -1,20 +1,25 @@
 """`hf_spectral.pipeline` finds out whose a model is: folders, the cache, the Hub, objects, and neither."""
 
+import functools
 import http.server
 import json
+import shutil
 import sys
 import threading
 import time
 
+import diffusers
 import pytest
 import torch
 import transformers
 from huggingface_hub import constants
+from safetensors import SafetensorError
 
 import hf_spectral
-from hf_spectral import SpectralError, SpectralPathwaysPipeline
+from hf_spectral import SpectralError, SpectralPathwaysPipeline, UnsupportedBackboneError
 from hf_spectral.pipelines import host_of
 from hf_spectral.pipelines.diffusers import SpectralDiffusionPipeline
+from tests.test_capture_refusals import build_bert, build_convnext, build_qwen2_vl
 from tests.test_pipeline import PROCESSOR, photo
 from tests.tiny_backbones import build_dinov2
 from tests.tiny_denoisers import build_unet
@@ -185,3 +190,78 @@ def test_a_config_of_another_kind_is_left_to_transformers(tmp_path):
     assert host_of(tmp_path) == "transformers"
     assert host_of(None) == "transformers"
     assert host_of(transformers.Dinov2Config()) == "transformers"
+
+
+def _poisoned(folder, **changes):
+    """Make every file of weights unreadable, and change entries of JSON files by their paths."""
+    for weights in folder.rglob("*.safetensors"):
+        weights.write_bytes(b"poison")
+    for path, entries in changes.items():
+        file = folder / f"{path.replace('__', '/')}.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **entries}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_index": {"unet": ["diffusers", "UNet3DConditionModel"]}}, "one of UNet2D.*, got UNet3DConditionModel"),
+        ({"model_index": {"unet": ["diffusers", "UNetOfTomorrow"]}}, "one of UNet2D.*, got UNetOfTomorrow"),
+        ({"model_index": {"unet": [None, None]}}, r"StableDiffusionPipeline \(it has neither a `unet` nor a `transf"),
+        ({"unet__config": {"encoder_hid_dim": 4096}}, r"UNet2DConditionModel \(it is.*encoder_hid_dim=4096\)"),
+        (
+            {"unet__config": {"class_embed_type": "projection"}},
+            r"UNet2DConditionModel.*class_embed_type='projection'",
+        ),
+        ({"unet__config": {"in_channels": 9}}, "latents of 9 channels, which UNet2DConditionModel reads, got 4 chan"),
+    ],
+)
+@pytest.mark.parametrize("load", [hf_spectral.pipeline, SpectralDiffusionPipeline.from_pretrained])
+def test_an_unsupported_denoiser_is_refused_before_its_weights(load, changes, message, tmp_path):
+    host_pipeline("sd").save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedBackboneError, match=message):
+        load(_poisoned(tmp_path, **changes))
+    for weights in tmp_path.rglob("*.safetensors"):
+        weights.unlink()
+    with pytest.raises(UnsupportedBackboneError, match=message):
+        load(str(tmp_path))
+
+
+def test_a_supported_denoiser_is_loaded_and_given_parts_stand_in_for_the_repository(tmp_path):
+    host_pipeline("sd").save_pretrained(tmp_path)
+    _poisoned(tmp_path / "unet", config={"in_channels": 9})
+    given = {"unet": build_unet()}
+    assert SpectralDiffusionPipeline.from_pretrained(tmp_path, **given).denoiser is given["unet"]
+    with pytest.raises(UnsupportedBackboneError, match="got UNet2DModel"):
+        SpectralDiffusionPipeline.from_pretrained(tmp_path, unet=diffusers.UNet2DModel(block_out_channels=(32,) * 4))
+    with pytest.raises(SpectralError, match="`vae`: expected the VAE whose latents of 4 channels"):
+        SpectralDiffusionPipeline.from_pretrained(tmp_path, vae=None, **given)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (build_bert, r"BertModel \(no vision tower: takes no pixel_values\)"),
+        (build_convnext, r"ConvNextModel \(no self-attention"),
+        (build_qwen2_vl, "Qwen2VLModel \\(its Qwen2VLConfig does not state the `patch_size`"),
+    ],
+)
+def test_an_unsupported_backbone_is_refused_before_its_weights(build, message, tmp_path):
+    build().save_pretrained(tmp_path)
+    _poisoned(tmp_path)
+    for load in (hf_spectral.pipeline, functools.partial(transformers.pipeline, "spectral-pathways")):
+        with pytest.raises(UnsupportedBackboneError, match=message):
+            load(model=str(tmp_path), device="cpu")
+
+
+def test_a_text_model_that_names_where_it_came_from_is_refused(tmp_path):
+    build_bert().save_pretrained(tmp_path)
+    model = transformers.AutoModel.from_pretrained(tmp_path)
+    with pytest.raises(UnsupportedBackboneError, match="BertModel"):
+        hf_spectral.pipeline(model)
+
+
+def test_a_supported_backbone_reads_its_weights(transformers_folder, tmp_path):
+    shutil.copytree(transformers_folder, tmp_path, dirs_exist_ok=True)
+    with pytest.raises(SafetensorError):
+        transformers.pipeline("spectral-pathways", model=str(_poisoned(tmp_path)))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoImageProcessor, PreTrainedModel
 from transformers import pipeline as host_pipeline
 
+from hf_spectral.capture import check_supported
 from hf_spectral.errors import SpectralError
 from hf_spectral.pipelines.hosts import checked_device, diffusion_pipeline, host_of
 from hf_spectral.pipelines.images import read_image
@@ -44,6 +45,7 @@ def pipeline(model: Any = None, **kwargs: Any) -> SpectralPathwaysPipeline | Spe
         if host_of(model, *(kwargs.get(name) for name in ("revision", "token", "cache_dir"))) == "diffusers":
             return diffusion_pipeline(model, **kwargs)
         if isinstance(model, PreTrainedModel) and "image_processor" not in kwargs and model.config.name_or_path:
+            check_supported(model)
             kwargs["image_processor"] = AutoImageProcessor.from_pretrained(model.config.name_or_path)
         return host_pipeline(TASK, model=model, **kwargs)
     except SpectralError:

@@ -1,15 +1,20 @@
-"""What identifies a backbone, so that a basis can refuse another one."""
+"""What both hosts' pipelines say of a backbone: what identifies it, why it fails, how it reads pictures."""
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import try_to_load_from_cache
+from PIL import Image
 
 from hf_spectral.capture import vision_tower
+from hf_spectral.errors import STRUCTURE_ERRORS, HFSpectralError, SpectralError, UnsupportedBackboneError
+from hf_spectral.tensor_files import one_line
 
 
 def describe_backbone(model: Any, image_processor: Any, resolution: int | None = None) -> dict[str, Any]:
@@ -36,6 +41,50 @@ def describe_backbone(model: Any, image_processor: Any, resolution: int | None =
         "processor": type(image_processor).__name__.removesuffix("Pil").removesuffix("Fast"),
         "resolution": resolution,
     }
+
+
+@contextlib.contextmanager
+def blamed(model: Any, size: tuple[int, int], read: Callable[[Image.Image, int | None], object]) -> Iterator[None]:
+    """Refuse the model, or the resolution, where a black picture fails as the picture inside the block did.
+
+    Args:
+        model: What reads the picture.
+        size: Height and width at which it is read, in pixels.
+        read: Does with a picture, at a resolution, what is done inside the block.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        UnsupportedBackboneError: If a black picture of these proportions fails at the model's own resolution.
+        SpectralError: If it fails only at this one.
+        STRUCTURE_ERRORS: What was raised inside the block, if no black picture fails.
+    """
+
+    def fails(resolution: int | None) -> bool:
+        try:
+            read(Image.new("RGB", (size[1], size[0])), resolution)
+        except STRUCTURE_ERRORS as again:
+            return not isinstance(again, HFSpectralError)  # Which is another error, and has its own sentence.
+        return False
+
+    try:
+        yield
+    except STRUCTURE_ERRORS as error:
+        if isinstance(error, (HFSpectralError, torch.OutOfMemoryError)):
+            raise
+        said = f"{type(error).__name__}: {one_line(error)}"
+        if fails(None):
+            refusal = UnsupportedBackboneError.of(type(model).__name__, f"no picture can be read: {said}")
+            raise refusal from error
+        if fails(max(size)):
+            raise SpectralError(
+                "resolution",
+                expected="a size that the backbone reads",
+                got=f"{size[0]} x {size[1]} pixels ({said})",
+                fix="Leave it out, or give another one",
+            ) from error
+        raise
 
 
 def warn_once(pipe: Any, group: Iterable[Mapping[str, Any]]) -> None:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 
 from hf_spectral.capture import capture_attention, check_supported
 from hf_spectral.config import Pathway, defaults_hold, require_positive_int, require_seed
 from hf_spectral.errors import SpectralError
 from hf_spectral.families.diffusers import Condition, DenoiserFamily, family_of
 from hf_spectral.graph import ProblemBuilder
-from hf_spectral.pipelines.backbone import warn_once
+from hf_spectral.pipelines.backbone import blamed, warn_once
 from hf_spectral.pipelines.images import read_image
 from hf_spectral.pipelines.inputs import image_column
 from hf_spectral.pipelines.settings import as_solver, checked_batching, configs_of
@@ -36,6 +38,7 @@ from hf_spectral.pipelines import diffusers_noise as noise_of
 from hf_spectral.pipelines.diffusers_latents import (
     check_components,
     check_pathways,
+    check_repository,
     encode_image,
     geometry_of,
     half_precision_explained,
@@ -127,6 +130,26 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
             tokenizer_3=tokenizer_3,
         )
         check_components(self._family, self.denoiser, vae, scheduler)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> SpectralDiffusionPipeline:
+        """Load a pipeline as the host does, once its index and the denoiser's configuration show that it can be read.
+
+        Args:
+            pretrained_model_name_or_path: Repository id or folder.
+            **kwargs: As for `DiffusionPipeline.from_pretrained`.
+
+        Returns:
+            The pipeline.
+
+        Raises:
+            SpectralError: If a part is missing that the denoiser needs.
+            UnsupportedBackboneError: If its denoiser cannot be read, before any weight is downloaded or loaded.
+        """
+        check_repository(pretrained_model_name_or_path, kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, dtype: torch.dtype | None = None) -> SpectralDiffusionPipeline:
@@ -285,6 +308,11 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
             SpectralError: If the picture cannot be read, or its latents are not finite.
         """
         picture = read_image(image, timeout)
+        read_size = size_for(self._family, self.denoiser, self.vae, (picture.height, picture.width), resolution)
+        with blamed(self.vae, read_size, self._encoded):
+            return self._encoded(picture, resolution)
+
+    def _encoded(self, picture: Image.Image, resolution: int | None) -> dict[str, Any]:
         size = (picture.height, picture.width)
         read_size = size_for(self._family, self.denoiser, self.vae, size, resolution)
         pixels = to_pixels(picture, read_size)
@@ -390,7 +418,12 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         steps = reading.timesteps * num_noise_samples
         shown = self.progress_bar(steps) if progress else steps
         run = DenoiserRun(self._family, self.denoiser, self.scheduler, reading)
-        return run.record(group, given, shown, on_record, None if layers is None else tuple(layers))
+
+        def run_black(picture: Image.Image, resolution: int | None) -> None:
+            run.record([self._encoded(picture, resolution)], [None], reading.timesteps, lambda record: None, None)
+
+        with blamed(self.denoiser, group[0]["read_size"], run_black):
+            return run.record(group, given, shown, on_record, None if layers is None else tuple(layers))
 
     def _reading_at(self, timesteps: Sequence[float] | float | None, prompt: str | None, seed: int) -> Reading:
         """Return how pictures are read; what is None comes from `at`, or else from the defaults."""

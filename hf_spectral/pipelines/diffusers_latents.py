@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
+from diffusers.configuration_utils import FrozenDict
 from PIL import Image
 from torch import Tensor
 
 from hf_spectral.config import Pathway
 from hf_spectral.errors import SpectralError, UnsupportedBackboneError
-from hf_spectral.families.diffusers import DenoiserFamily
+from hf_spectral.families.diffusers import DenoiserFamily, family_of
 from hf_spectral.families.sizes import InputGeometry
 from hf_spectral.grid import as_pair
 from hf_spectral.pipelines.diffusers_noise import is_flow
+from hf_spectral.pipelines.settings import HUB_ARGUMENTS
 from hf_spectral.restoring import evaluation_mode, undoing
 
 _NUM_PIXEL_CHANNELS = 3
+_EXPECTED = "a denoiser that is shown a picture and told a timestep and a prompt or class"
+_OTHER_PIPELINE = "Choose another text-to-image or class-to-image pipeline"
 
 
 def vae_factor(vae: Any) -> int:
@@ -51,7 +57,6 @@ def check_components(family: DenoiserFamily, denoiser: Any, vae: Any, scheduler:
         SpectralError: If one is missing that the denoiser needs.
         UnsupportedBackboneError: If the denoiser is told things that this pipeline does not know.
     """
-    config = denoiser.config
     if scheduler is None and not is_flow(family, None):
         raise SpectralError(
             "scheduler",
@@ -59,20 +64,73 @@ def check_components(family: DenoiserFamily, denoiser: Any, vae: Any, scheduler:
             got=None,
             fix="Load it with the pipeline, or pass scheduler=DDPMScheduler(...)",
         )
-    if vae is None and config.in_channels != _NUM_PIXEL_CHANNELS:
+    _check_configs(family, denoiser.config, None if vae is None else vae.config)
+
+
+def check_repository(repository: str | os.PathLike[str], given: Mapping[str, Any]) -> None:
+    """Refuse a repository whose denoiser cannot be read, by its files of a few hundred bytes: before any weight.
+
+    Args:
+        repository: Id or folder of a pipeline.
+        given: Arguments of `from_pretrained`; components among them stand in for those of the repository.
+
+    Raises:
+        SpectralError: If a part is missing that the denoiser needs.
+        UnsupportedBackboneError: If the pipeline has no denoiser, or one that cannot be read.
+    """
+    hub = {name: given[name] for name in HUB_ARGUMENTS if name in given}
+    index = diffusers.DiffusionPipeline.load_config(repository, **hub)
+    entries = {part: index[part] for part in ("unet", "transformer", "vae") if any(index.get(part) or ())}
+
+    def class_of(part: str) -> type | None:
+        library, name = entries[part][:2]
+        # Code of the repository's own is looked at once it is loaded.
+        return getattr(diffusers, name, type(name, (), {})) if library == "diffusers" else None
+
+    def config_of(part: str) -> Mapping[str, Any] | None:
+        if part in given or part not in entries:
+            return getattr(given.get(part), "config", None)
+        load: Any = getattr(class_of(part), "load_config", None)
+        return {} if load is None else load(repository, subfolder=part, **hub)
+
+    present = {part: given[part] if part in given else entries.get(part) for part in ("unet", "transformer")}
+    if not any(present.values()):
+        refusal = UnsupportedBackboneError.of(
+            str(index.get("_class_name")), "it has neither a `unet` nor a `transformer`", _EXPECTED, _OTHER_PIPELINE
+        )
+        raise refusal
+    for part, found in present.items():
+        denoiser_class = type(found) if part in given else found and class_of(part)
+        if found and denoiser_class is not None:
+            _check_configs(family_of(denoiser_class), FrozenDict(config_of(part) or {}), config_of("vae"))
+
+
+def _check_configs(family: DenoiserFamily, config: Any, vae_config: Mapping[str, Any] | None) -> None:
+    """Refuse a denoiser that is shown more than a picture, or told more than a timestep and a prompt or class."""
+    channels = config.get("in_channels")
+    if vae_config is None and channels not in (None, _NUM_PIXEL_CHANNELS):
         raise SpectralError(
             "vae",
-            expected=f"the VAE whose latents of {config.in_channels} channels the denoiser reads",
+            expected=f"the VAE whose latents of {channels} channels the denoiser reads",
             got=None,
             fix="Load the pipeline with its VAE; only denoisers of 3 channels read pixels",
         )
-    reason = family.refusal(config)
-    if reason is not None:
+    if channels is not None and vae_config is not None and vae_config.get("latent_channels") is not None:
+        _require_channels(family, config, vae_config["latent_channels"])
+    if (reason := family.refusal(config)) is not None:
+        fix = f"{_OTHER_PIPELINE}, or run this denoiser by yourself inside capture_attention(...)"
+        refusal = UnsupportedBackboneError.of(family.class_name, reason, _EXPECTED, fix)
+        raise refusal
+
+
+def _require_channels(family: DenoiserFamily, config: Any, given: int, source: str = "from the VAE") -> None:
+    channels = family.latent_channels(config)
+    if given != channels:
         raise UnsupportedBackboneError(
-            "model",
-            expected="a denoiser that is told a timestep and a prompt or class",
-            got=f"{family.class_name} ({reason})",
-            fix="Run it by yourself inside capture_attention(...)",
+            "vae",
+            expected=f"latents of {channels} channels, which {family.class_name} reads",
+            got=f"{given} channels {source}",
+            fix="Give the VAE that belongs to the denoiser; denoisers for inpainting or depth are not supported",
         )
 
 
@@ -176,14 +234,8 @@ def encode_image(vae: Any, pixels: Tensor, denoiser: Any, family: DenoiserFamily
         SpectralError: If their channels are not the denoiser's, or they are not finite.
     """
     latents = pixels if vae is None else _scaled(vae, _encoded(vae, pixels))
-    channels = family.latent_channels(denoiser.config)
-    if latents.shape[1] != channels:
-        raise SpectralError(
-            "vae",
-            expected=f"latents of {channels} channels, which {family.class_name} reads",
-            got=f"{latents.shape[1]} channels {'of pixels, without a VAE' if vae is None else 'from the VAE'}",
-            fix="Give the VAE that belongs to the denoiser; denoisers for inpainting or depth are not supported",
-        )
+    source = "of pixels, without a VAE" if vae is None else "from the VAE"
+    _require_channels(family, denoiser.config, latents.shape[1], source)
     if not torch.isfinite(latents).all():
         raise SpectralError(
             "vae",

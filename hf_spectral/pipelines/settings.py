@@ -23,6 +23,7 @@ from hf_spectral.solvers import EigenSolver, GradientSolver, Solver
 SOLVERS: dict[str, type[Solver]] = {"eigen": EigenSolver, "gradient": GradientSolver}
 SPECTRAL_NAMES = frozenset(field.name for field in dataclasses.fields(SpectralConfig))
 SEGMENT_NAMES = frozenset({"num_segments", "method", "instances"})
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 READ_NAMES = frozenset({"resolution", "timeout"})
 BASIS_NAMES = frozenset({"basis", "diffusion"})
 HOST_NAMES = frozenset({"batch_size", "num_workers", "image_column"})

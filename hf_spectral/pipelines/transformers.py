@@ -6,22 +6,22 @@ import contextlib
 import dataclasses
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoModel, Pipeline
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_spectral.basis import SpectralBasis
 from hf_spectral.capture import capture_attention, check_supported, vision_tower
 from hf_spectral.config import Pathway, SpectralConfig, defaults_hold
-from hf_spectral.errors import STRUCTURE_ERRORS, HFSpectralError, SpectralError, UnsupportedBackboneError
+from hf_spectral.errors import SpectralError, UnsupportedBackboneError
 from hf_spectral.families.transformers import family_of
 from hf_spectral.graph import ProblemBuilder
-from hf_spectral.pipelines.backbone import describe_backbone, warn_once
+from hf_spectral.pipelines.backbone import blamed, describe_backbone, warn_once
 from hf_spectral.pipelines.hosts import checked_device
 from hf_spectral.pipelines.images import read_image
 from hf_spectral.pipelines.inputs import image_column, iterable_of_images
@@ -30,6 +30,7 @@ from hf_spectral.pipelines.outputs import image_output
 from hf_spectral.pipelines.settings import (
     BASIS_NAMES,
     HOST_NAMES,
+    HUB_ARGUMENTS,
     READ_NAMES,
     SEGMENT_NAMES,
     SPECTRAL_NAMES,
@@ -41,7 +42,6 @@ from hf_spectral.pipelines.settings import (
 from hf_spectral.records import AttentionRecord, SkippedLayer
 from hf_spectral.result import SpectralResult
 from hf_spectral.solvers import Solver, solve
-from hf_spectral.tensor_files import one_line
 
 TASK = "spectral-pathways"
 _NAMES = SPECTRAL_NAMES | SEGMENT_NAMES | READ_NAMES | BASIS_NAMES | {"solver"}
@@ -65,7 +65,7 @@ class SpectralPathwaysPipeline(Pipeline):
     """
 
     _load_processor = False
-    _load_image_processor = True
+    _load_image_processor = None  # "If there is one": of a text model the constructor says more than the host could.
     _load_feature_extractor = False
     _load_tokenizer = False
 
@@ -82,7 +82,7 @@ class SpectralPathwaysPipeline(Pipeline):
         if self.image_processor is None:
             raise SpectralError(
                 "image_processor",
-                expected="the processor that belongs to the backbone",
+                expected="the image processor that belongs to the backbone",
                 got=None,
                 fix="Pass image_processor=AutoImageProcessor.from_pretrained(...)",
             )
@@ -165,7 +165,7 @@ class SpectralPathwaysPipeline(Pipeline):
         image = read_image(image, timeout)
         size = (image.height, image.width)
         read_size = self._geometry.size_for(*size, resolution)
-        with self._refused_if_any_picture_fails(read_size):
+        with blamed(self.model, read_size, self._read):
             tensors = self._to_tensors(image, read_size)
         notes = self._geometry.notes_for(*size, resolution)
         return {"inputs": tensors, "size": size, "read_size": read_size, "notes": notes}
@@ -235,7 +235,7 @@ class SpectralPathwaysPipeline(Pipeline):
         """
         warn_once(self, group)
         tensors = {name: torch.cat([prepared["inputs"][name] for prepared in group]) for name in group[0]["inputs"]}
-        with self._refused_if_any_picture_fails(group[0]["read_size"], self._run):
+        with blamed(self.model, group[0]["read_size"], lambda *black: self._run(self._read(*black))):
             return self._run(tensors, on_record, layers)
 
     def _forward(
@@ -283,6 +283,9 @@ class SpectralPathwaysPipeline(Pipeline):
         }
         return outputs if len(outputs) > 1 else next(iter(outputs.values()))
 
+    def _read(self, image: Image.Image, resolution: int | None) -> dict[str, Tensor]:
+        return self._to_tensors(image, self._geometry.size_for(image.height, image.width, resolution))
+
     def _to_tensors(self, image: Image.Image, size: tuple[int, int]) -> dict[str, Tensor]:
         tensors = self._family.to_inputs(self._tower, self.image_processor, image, size)
         return {
@@ -300,51 +303,6 @@ class SpectralPathwaysPipeline(Pipeline):
             placed = self._ensure_tensor_on_device(tensors, self.device)
             self._tower(**placed, **self._geometry.forward_arguments)
         return capture.skipped
-
-    @contextlib.contextmanager
-    def _refused_if_any_picture_fails(
-        self, read_size: tuple[int, int], run: Callable[[dict[str, Tensor]], object] = lambda tensors: None
-    ) -> Iterator[None]:
-        """Turn an error inside the block into a refusal, if a black picture gives one too: the picture is not to blame.
-
-        Args:
-            read_size: Height and width at which the picture is read.
-            run: What is done with the numbers of the black picture.
-
-        Yields:
-            Nothing.
-
-        Raises:
-            UnsupportedBackboneError: If a black picture of the backbone's own size fails.
-            SpectralError: If only one of `read_size` does.
-            STRUCTURE_ERRORS: What was raised inside the block, if no black picture fails.
-        """
-        try:
-            yield
-        except STRUCTURE_ERRORS as error:
-            if isinstance(error, (HFSpectralError, torch.OutOfMemoryError)):
-                raise
-            said = f"{type(error).__name__}: {one_line(error)}"
-            if self._fails(self._geometry.size_for(*read_size), run):
-                refusal = UnsupportedBackboneError.of(type(self.model).__name__, f"no picture can be read: {said}")
-                raise refusal from error
-            if self._fails(read_size, run):
-                raise SpectralError(
-                    "resolution",
-                    expected="a size that the backbone reads",
-                    got=f"{read_size[0]} x {read_size[1]} pixels ({said})",
-                    fix="Leave it out, or give another one",
-                ) from error
-            raise
-
-    def _fails(self, size: tuple[int, int], run: Callable[[dict[str, Tensor]], object]) -> bool:
-        try:
-            run(self._to_tensors(Image.new("RGB", (size[1], size[0])), size))
-        except HFSpectralError:
-            return False  # It has a sentence of its own, and is another error.
-        except STRUCTURE_ERRORS:
-            return True
-        return False
 
     def _analyze(
         self, group: Sequence[Mapping[str, Any]], configs: list[SpectralConfig], solver: Solver | None
@@ -369,13 +327,34 @@ class SpectralPathwaysPipeline(Pipeline):
         return loaded
 
 
+class _Backbones(AutoModel):
+    """What the host loads backbones by: without weights if the configuration tells that the constructor will refuse."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the backbone, or the skeleton of one that cannot be read; the host wraps what is raised here."""
+        hub = {name: kwargs[name] for name in (*HUB_ARGUMENTS, "subfolder") if name in kwargs}
+        config = None
+        with contextlib.suppress(OSError):  # An adapter has no configuration; the host finds the one of its base.
+            config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub)
+        # Code of the repository's own is looked at once it is loaded.
+        if type(config) in MODEL_MAPPING and not kwargs.get("trust_remote_code"):
+            with torch.device("meta"):
+                skeleton = AutoModel.from_config(config)
+            try:
+                check_supported(skeleton)
+            except UnsupportedBackboneError:
+                return skeleton
+        return AutoModel.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+
 def register() -> None:
     """Make `pipeline("spectral-pathways")` known to transformers."""
     if TASK not in PIPELINE_REGISTRY.supported_tasks:
         PIPELINE_REGISTRY.register_pipeline(
             TASK,
             pipeline_class=SpectralPathwaysPipeline,
-            pt_model=AutoModel,
+            pt_model=_Backbones,
             default=DefaultBackbone(model=()),
             type="image",
         )

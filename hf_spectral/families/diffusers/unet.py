@@ -8,6 +8,15 @@ import torch
 
 from hf_spectral.families.diffusers.base import Condition, DenoiserFamily, Noised
 
+# Images, a class, or embeddings of a further text encoder.
+_FURTHER_CONDITIONS = [
+    "addition_embed_type",
+    "class_embed_type",
+    "encoder_hid_dim",
+    "encoder_hid_dim_type",
+    "num_class_embeds",
+]
+
 
 class UNet(DenoiserFamily):
     """`UNet2DConditionModel`; the configuration tells XL, which is also given a pooled prompt and sizes."""
@@ -16,11 +25,11 @@ class UNet(DenoiserFamily):
 
     def refusal(self, config: Any) -> str | None:
         """Refuse UNets with a class, an image or other embeddings beside the prompt."""
-        if config.get("addition_embed_type") not in (None, "text_time") or config.get("class_embed_type"):
-            return "it is given more than a timestep and a prompt (images, or a class beside the prompt)"
-        if config.get("encoder_hid_dim"):
-            return "it projects the embeddings of its own text encoder (`encoder_hid_dim`)"
-        return None
+        asked = {name: config.get(name) for name in _FURTHER_CONDITIONS if config.get(name)}
+        if _is_xl(config):
+            del asked["addition_embed_type"]
+        told = ", ".join(f"{name}={value!r}" for name, value in asked.items())
+        return f"it is given more than a timestep and a prompt: {told}" if asked else None
 
     def latent_multiple(self, config: Any) -> int:
         """Return the factor by which the levels shrink the latents."""
