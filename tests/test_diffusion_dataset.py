@@ -199,6 +199,8 @@ def test_a_backbone_is_described_without_a_path_of_the_machine(tmp_path, pixels)
     pipe = spectral(hf_spectral.pipeline(tmp_path / "flux-tiny", device="cpu")).at([12.5], "a cat", seed=2)
     described = pipe.describe_backbone(64)
     assert described == json.loads(json.dumps(described))
+    weights = described.pop("attention_weights")
+    assert "transformer_blocks.0.attn.to_q" in weights["projections"]
     assert described == {
         "id": "flux-tiny",
         "revision": None,

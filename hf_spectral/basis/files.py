@@ -17,6 +17,7 @@ from hf_spectral.atomic import replacing
 from hf_spectral.basis.factors import BasisLayer
 from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
+from hf_spectral.fingerprint import WEIGHTS, is_fingerprint
 from hf_spectral.tensor_files import DAMAGE, Form, one_line, parse_json, read_tensors, read_text
 
 FORMAT = "hf_spectral.SpectralBasis/1"
@@ -88,7 +89,11 @@ def _parsed(text: str) -> dict[str, Any]:
         "num_nodes": _is_count,
         "config": lambda value: isinstance(value, dict),
         "max_width": lambda value: value is None or _is_count(value),
-        "backbone": lambda value: isinstance(value, dict) and not _is_huge(value.get("resolution")),
+        "backbone": lambda value: (
+            isinstance(value, dict)
+            and not _is_huge(value.get("resolution"))
+            and (WEIGHTS not in value or is_fingerprint(value[WEIGHTS]))
+        ),
         "versions": lambda value: isinstance(value, dict) and all(isinstance(one, str) for one in value.values()),
         "skipped": lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value),
     }

@@ -19,6 +19,7 @@ from hf_spectral.basis.gram import coupling
 from hf_spectral.basis.walk import diffuse, require_diffusion, walk_config
 from hf_spectral.config import Pathway, SpectralConfig, require_same
 from hf_spectral.errors import SpectralError
+from hf_spectral.fingerprint import WEIGHTS, require_same_weights
 from hf_spectral.graph import ProblemBuilder
 from hf_spectral.grid import TokenGrid
 from hf_spectral.records import AttentionRecord
@@ -133,9 +134,10 @@ class SpectralBasis:
                 a `revision` that is None on either side because nobody has written it down.
 
         Raises:
-            SpectralError: If any differs; all that differ are named.
+            SpectralError: If any differs; all that differ are named. Attention weights may differ as rounding makes
+                them (`require_same_weights`).
         """
-        names = set(self.backbone)
+        names = set(self.backbone) - {WEIGHTS}
         if None in (self.backbone.get("revision"), description.get("revision")):
             names -= {"revision"}
         require_same(
@@ -145,6 +147,8 @@ class SpectralBasis:
             "the backbone it was fitted on, ",
             "Load that backbone, or fit a basis on this one",
         )
+        layers = ((layer.name, layer.index) for layer in self.layers)
+        require_same_weights("basis", self.backbone.get(WEIGHTS), description.get(WEIGHTS), layers)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Write `basis.safetensors` and `config.json`; each appears whole or not at all.

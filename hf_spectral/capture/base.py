@@ -186,7 +186,7 @@ def capture_attention(
             holds NaN.
         UnsupportedBackboneError: If the model has no self-attention that can be read, with the reason.
     """
-    host = _host_of(model)
+    host = host_of(model)
     host.check_supported(model)
     recorder = Recorder(type(model).__name__, on_record, layers)
     with host.recording(model, recorder):
@@ -203,10 +203,21 @@ def check_supported(model: nn.Module) -> None:
     Raises:
         UnsupportedBackboneError: If no layer of it can be recorded, with the reason.
     """
-    _host_of(model).check_supported(model)
+    host_of(model).check_supported(model)
 
 
-def _host_of(model: nn.Module) -> ModuleType:
+def host_of(model: nn.Module) -> ModuleType:
+    """Return the module that captures models of one host.
+
+    Args:
+        model: A model.
+
+    Returns:
+        A module with `check_supported`, `recording` and `attention`.
+
+    Raises:
+        UnsupportedBackboneError: If the model belongs to no known host.
+    """
     for ancestor in type(model).__mro__:
         name = _HOSTS.get(ancestor.__module__.partition(".")[0])
         if name is not None:

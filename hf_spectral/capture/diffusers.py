@@ -39,6 +39,7 @@ _VISIBLE_BACKENDS = frozenset({"native", "_native_cudnn", "_native_efficient", "
 class _Layer:
     name: str
     module: Any
+    projections: tuple[str, ...] = PROJECTIONS
 
 
 def check_supported(model: nn.Module) -> None:
@@ -65,6 +66,18 @@ def check_supported(model: nn.Module) -> None:
         if name is not None and name not in _VISIBLE_BACKENDS:
             refusal = _hidden_attention(model, layer, f"the attention backend {name!r}")
             raise refusal
+
+
+def attention(model: nn.Module) -> tuple[nn.Module, list[_Layer]]:
+    """Return what is run and its attention layers.
+
+    Args:
+        model: A model that `check_supported` accepts.
+
+    Returns:
+        The model, and the layers that see image tokens, in the order of definition.
+    """
+    return model, _image_layers(model, family_of(type(model)))
 
 
 @contextlib.contextmanager

@@ -54,6 +54,19 @@ def check_supported(model: nn.Module) -> None:
         interface.check_implementation(config, type(model).__name__)
 
 
+def attention(model: nn.Module) -> tuple[nn.Module, list[AttentionLayer]]:
+    """Return what is run and its attention layers.
+
+    Args:
+        model: A model that `check_supported` accepts.
+
+    Returns:
+        Its vision tower, and the layers in the order of definition.
+    """
+    tower = vision_tower(model)
+    return tower, attention_layers(model, tower)
+
+
 @contextlib.contextmanager
 def recording(model: nn.Module, recorder: Recorder) -> Iterator[None]:
     """Hand every attention layer that this thread runs inside the block to a recorder.
@@ -68,8 +81,7 @@ def recording(model: nn.Module, recorder: Recorder) -> Iterator[None]:
     Raises:
         SpectralError: If this thread captures the model already.
     """
-    tower = vision_tower(model)
-    layers = attention_layers(model, tower)
+    tower, layers = attention(model)
     watch = _TowerWatch(tower, layers, recorder)
     needs_tap = not all(layer.through_interface for layer in layers)
     with (

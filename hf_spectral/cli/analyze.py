@@ -24,6 +24,7 @@ from hf_spectral.cli.common import DONE, MISTAKE, SOME_FAILED, add_noising, add_
 from hf_spectral.config import AFFINITIES, PATHWAYS
 from hf_spectral.dataset.folder import list_pictures
 from hf_spectral.errors import HFSpectralError, shown
+from hf_spectral.fingerprint import WEIGHTS
 from hf_spectral.pipelines.images import read_image
 from hf_spectral.pipelines.settings import SOLVERS, configs_of
 from hf_spectral.visualization import (
@@ -242,9 +243,11 @@ def _write_summary(
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+    backbone = pipe.describe_backbone(settings.get("resolution"))
+    backbone.pop(WEIGHTS)
     summary = {
         "model": options.model or hf_spectral.pipelines.DEFAULT_BACKBONE,
-        "backbone": pipe.describe_backbone(settings.get("resolution")),
+        "backbone": backbone,
         "settings": settings,
         "versions": versions,
         "images": done,

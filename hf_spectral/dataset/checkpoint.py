@@ -20,6 +20,7 @@ from torch import Tensor
 from hf_spectral.config import require_same
 from hf_spectral.dataset.report import Skipped
 from hf_spectral.errors import SpectralError
+from hf_spectral.fingerprint import WEIGHTS, require_same_weights
 
 _FORMAT = "hf_spectral.fit/2"
 _DIGESTS = "digests"
@@ -107,13 +108,17 @@ class Checkpoint:
             with safe_open(str(path), framework="pt") as file:
                 said = json.loads((file.metadata() or {})["hf_spectral"])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping.
+            mine, theirs = json.loads(json.dumps(self.settings)), said["settings"]
+            # They agree up to rounding only.
+            weights = [settings.get("backbone", {}).pop(WEIGHTS, None) for settings in (theirs, mine)]
             require_same(
                 "checkpoint_dir",
-                json.loads(json.dumps(self.settings)),
-                said["settings"],
+                mine,
+                theirs,
                 "a run of the same settings, ",
                 "Use the settings it was started with, or another folder",
             )
+            require_same_weights("checkpoint_dir", *weights)
             skipped = tuple(Skipped(**one) for one in said["skipped"])
             digests = tensors.pop(_DIGESTS).numpy().tobytes()
             return Progress(tensors, said["described"], int(said["done"]), bool(said["finished"]), skipped, digests)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from hf_spectral.basis import SpectralBasis
+from hf_spectral.fingerprint import WEIGHTS
 from hf_spectral.pipelines.offline import OFFLINE_NAME
 from hf_spectral.report import LayerReport
 from hf_spectral.result import SpectralResult
@@ -179,7 +180,7 @@ def _of_basis(basis: SpectralBasis, details: CardDetails) -> dict[str, Any]:
     backbone = {**dict.fromkeys(("id", "model_type", "revision", "resolution")), **basis.backbone}
     name = str(backbone.get("id") or "")
     described = {
-        "backbone": basis.backbone,
+        "backbone": {name: value for name, value in basis.backbone.items() if name != WEIGHTS},
         "config": basis.config.to_dict(),
         "max_width": basis.max_width,
         "versions": basis.versions,

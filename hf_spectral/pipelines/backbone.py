@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 
-from hf_spectral.capture import vision_tower
+from hf_spectral.capture import attention_fingerprint, vision_tower
 from hf_spectral.errors import STRUCTURE_ERRORS, HFSpectralError, SpectralError, UnsupportedBackboneError
 from hf_spectral.tensor_files import one_line
 
@@ -27,7 +27,8 @@ def describe_backbone(model: Any, image_processor: Any, resolution: int | None =
 
     Returns:
         `id` (repository, or the last part of a folder's name), `revision` (commit, if it came from the Hub and is
-        known), `model_type`, `hidden_size`, `num_layers`, `processor` (class), `resolution`: JSON values.
+        known), `model_type`, `hidden_size`, `num_layers`, `processor` (class), `resolution`, `attention_weights` (see
+        `attention_fingerprint`): JSON values.
     """
     tower: Any = vision_tower(model)
     config = tower.config
@@ -40,6 +41,7 @@ def describe_backbone(model: Any, image_processor: Any, resolution: int | None =
         # The two backends of one processor differ in resizing, which the pipeline does itself.
         "processor": type(image_processor).__name__.removesuffix("Pil").removesuffix("Fast"),
         "resolution": resolution,
+        "attention_weights": attention_fingerprint(model),
     }
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers.utils.hub import extract_commit_hash
 
-from hf_spectral.capture import capture_attention
+from hf_spectral.capture import attention_fingerprint, capture_attention
 from hf_spectral.errors import SpectralError
 from hf_spectral.families.diffusers import Condition, DenoiserFamily
 from hf_spectral.pipelines.backbone import public_name
@@ -77,7 +77,7 @@ class Reading:
         Returns:
             `id` (repository, or the last part of a folder's name), `revision` (commit, if it came from the Hub),
             `model_type` (class of the denoiser), `vae`, `text_encoders` (classes), `noise`, `timesteps`, `prompt`,
-            `noise_seed`, `resolution`: JSON values.
+            `noise_seed`, `resolution`, `attention_weights` (see `attention_fingerprint`): JSON values.
         """
         encoders = [pipe.components.get(f"text_encoder{ending}") for ending in ("", "_2", "_3")]
         return {
@@ -91,6 +91,7 @@ class Reading:
             "prompt": self.prompt,
             "noise_seed": self.seed,
             "resolution": resolution,
+            "attention_weights": attention_fingerprint(pipe.denoiser),
         }
 
 

@@ -1,0 +1,143 @@
+"""A fingerprint of attention weights: its numbers, and whether two of them agree up to rounding."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_spectral.errors import SpectralError
+
+#: Where a description keeps the fingerprint of the attention weights.
+WEIGHTS = "attention_weights"
+
+# Shares of the norm of what a projection answers. Rounding to bfloat16, of weights and answers, changes 0.2 to 0.4
+# percent of it, float32 on another device less than 0.1 percent; quantization to 8 bits about 1 percent.
+_TOLERANCE = 0.001
+_TOLERANCE_OF_HALF = 0.006
+_MAX_LISTED = 3
+_NUM_PROBES = 4
+_logger = logging.getLogger(__name__)
+
+
+@functools.lru_cache(maxsize=64)
+def probes(width: int) -> Tensor:
+    """Return the fixed vectors that a projection is run on: random signs, which every precision holds exactly.
+
+    Args:
+        width: Channels that the projection takes.
+
+    Returns:
+        Float32, `(4, width)`, on the CPU.
+    """
+    generator = torch.Generator("cpu").manual_seed(width)
+    shape = (_NUM_PROBES, width)
+    return 2 * torch.randint(0, 2, shape, generator=generator, dtype=torch.float32, device="cpu") - 1
+
+
+def describe_answer(answer: Tensor) -> str:
+    """Describe what a projection made of the probes.
+
+    Of the answer Y and fixed random signs Z, the norm of Y and Y Z / 2 are kept: what changes Y by a share of its norm
+    changes Y Z / 2 by about the same share.
+
+    Args:
+        answer: `(4, channels)`, of any precision and device.
+
+    Returns:
+        17 numbers of five digits, as text.
+    """
+    # In float64, which neither a caller's autocast nor its precision of products changes.
+    answer = answer.cpu().double()
+    mixed = answer @ probes(answer.shape[-1]).double().T / _NUM_PROBES**0.5
+    return " ".join(f"{float(number):.5g}" for number in (answer.norm(), *mixed.flatten()))
+
+
+def require_same_weights(
+    argument: str,
+    stored: Mapping[str, Any] | None,
+    found: Mapping[str, Any] | None,
+    layers: Iterable[tuple[str, int]] = (),
+) -> None:
+    """Refuse other attention weights; what either side does not know is not compared.
+
+    Args:
+        argument: Name to show in the message.
+        stored: Fingerprint that is expected, or None.
+        found: Fingerprint of the backbone at hand, or None. It may differ by 0.1 percent, or by 0.6 percent if either
+            side keeps its weights in another precision than float32.
+        layers: Name and index of layers, for the message.
+
+    Raises:
+        SpectralError: If a projection differs; three of them are named.
+    """
+    if stored is None or found is None:
+        if found is not None:
+            _warn_once()
+        return
+    changed = _changed(stored, found, dict(layers))
+    if changed:
+        more = f" and {len(changed) - _MAX_LISTED} more" if len(changed) > _MAX_LISTED else ""
+        raise SpectralError(
+            argument,
+            expected="the backbone it was fitted on, with the same attention weights",
+            got="attention weights that differ: " + ", ".join(changed[:_MAX_LISTED]) + more,
+            fix="Load that backbone, without adapters or quantization it did not have, or fit a basis on this one",
+        )
+
+
+def is_fingerprint(value: Any) -> bool:
+    """Tell whether a JSON value has the form of a fingerprint of attention weights.
+
+    Args:
+        value: Any JSON value.
+
+    Returns:
+        True if it has.
+    """
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("projections"), dict)
+        and all(isinstance(text, str) and _numbers(text) is not None for text in value["projections"].values())
+    )
+
+
+def _changed(stored: Mapping[str, Any], found: Mapping[str, Any], indices: Mapping[str, int]) -> list[str]:
+    """Return which projections differ, and by how much; those that either side could not run are passed over."""
+    is_exact = stored.get("dtype") == found.get("dtype") == "float32"
+    tolerance = _TOLERANCE if is_exact else _TOLERANCE_OF_HALF
+    changed = []
+    for name, text in stored["projections"].items():
+        other = found["projections"].get(name)
+        if not text or other == "":
+            continue
+        mine, theirs = _numbers(text) or [], _numbers(other or "") or []
+        index = indices.get(name.rpartition(".")[0])
+        place = f"{name!r}" if index is None else f"layer {index} ({name!r})"
+        if len(mine) != len(theirs):
+            changed.append(f"{place} is {'not there' if other is None else 'of another form'}")
+            continue
+        share = math.dist(mine[1:], theirs[1:]) / max(mine[0], 1e-30)
+        if not share <= tolerance:  # NaN is no agreement.
+            changed.append(f"{place} by {share:.2g} of its norm")
+    return changed
+
+
+def _numbers(text: str) -> list[float] | None:
+    try:
+        return [float(part) for part in text.split()]
+    except ValueError:
+        return None
+
+
+@functools.cache
+def _warn_once() -> None:
+    _logger.warning(
+        "This basis was made by an earlier version and holds no fingerprint of the attention weights: that the "
+        "backbone has the same weights is not checked. Fit it again to have it checked."
+    )
