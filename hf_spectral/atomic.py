@@ -37,7 +37,12 @@ def replacing(path: Path, argument: str = "path", fix: str = _FIX) -> Iterator[P
     name = path.name
     if len(os.fsencode(name)) > _LONGEST_NAME:
         name = hashlib.sha256(os.fsencode(name)).hexdigest()
-    partial = path.with_name(f".{name}.partial")
+    try:
+        partial = path.with_name(f".{name}.partial")
+        _exists(path)  # Fails for a name that no file can have.
+    except (OSError, ValueError) as error:
+        refusal = _unwritable(path, argument, fix, error)
+        raise refusal from error
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

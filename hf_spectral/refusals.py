@@ -59,7 +59,7 @@ def said_plainly(repo_id: str, argument: str = "repo_id") -> Iterator[None]:
         ValueError: As it came, likewise.
         RuntimeError: As it came, likewise.
     """
-    refusable: tuple[type[Exception], ...] = (OSError, ValueError, RuntimeError, *_connection_errors())
+    refusable: tuple[type[Exception], ...] = (OSError, ValueError, RuntimeError, *connection_errors())
     try:
         yield
     except SpectralError:
@@ -74,7 +74,7 @@ def said_plainly(repo_id: str, argument: str = "repo_id") -> Iterator[None]:
     raise SpectralError(argument, expected=expected, got=got, fix=fix) from None
 
 
-def _connection_errors() -> tuple[type[Exception], ...]:
+def connection_errors() -> tuple[type[Exception], ...]:
     """Return the errors of the package that carries the requests, which differs between versions of the Hub's.
 
     Returns:
@@ -126,7 +126,7 @@ def _refusal_of(error: BaseException, repo_id: str) -> _Refusal | None:
             return refusal
     if isinstance(error, errors.HfHubHTTPError):
         return _of_status(error.response.status_code, repo_id)
-    if isinstance(error, (ConnectionError, TimeoutError, *_connection_errors())):
+    if isinstance(error, (ConnectionError, TimeoutError, *connection_errors())):
         return f"the Hub within reach, for {repo_id}", f"a connection that failed ({type(error).__name__})", _AGAIN
     return None
 

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from hf_spectral.errors import SpectralError
 from hf_spectral.refusals import said_plainly
@@ -52,13 +53,7 @@ def located(
     Raises:
         SpectralError: If it is of another type, nothing lies there, or the Hub does not give it.
     """
-    if not isinstance(source, (str, os.PathLike)) or not os.fspath(source):
-        raise SpectralError(
-            argument,
-            expected="a path, or the id of a repository of the Hub",
-            got="an empty one" if isinstance(source, (str, os.PathLike)) else f"a {type(source).__name__}",
-            fix="Give what was saved or pushed",
-        )
+    require_source(source, argument)
     # A file is never the id of a repository, though `folder/file.safetensors` has the form of one.
     if is_repository(source) and not str(source).endswith(".safetensors"):
         try:
@@ -80,6 +75,29 @@ def located(
             fix="Check the path",
         ) from error
     return path
+
+
+def require_source(source: Any, argument: str) -> Any:
+    """Refuse what is neither a path nor the id of a repository.
+
+    Args:
+        source: What a user gave.
+        argument: Name of the argument as the user wrote it.
+
+    Returns:
+        The same.
+
+    Raises:
+        SpectralError: If it is of another type, or empty.
+    """
+    if not isinstance(source, (str, os.PathLike)) or not os.fspath(source):
+        raise SpectralError(
+            argument,
+            expected="a path, or the id of a repository of the Hub",
+            got="an empty one" if isinstance(source, (str, os.PathLike)) else f"a {type(source).__name__}",
+            fix="Give what was saved or pushed",
+        )
+    return source
 
 
 def require_repository(repo_id: str, argument: str = "repo_id") -> None:

@@ -152,18 +152,7 @@ class Engine:
             options["model_kwargs"] = {"use_safetensors": True}
             if name not in BACKBONES.values() and not Path(name).is_dir():
                 _check_size(name)
-        try:
-            pipe = hf_spectral.pipeline(name or self._default, **options)
-        except SpectralError:
-            raise
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise SpectralError(
-                "model",
-                expected="a vision backbone that can be loaded",
-                got=f"{name or 'the default'} ({reason})",
-                fix="Check its name on the Hub, or choose one of the list",
-            ) from error
+        pipe = hf_spectral.pipeline(name or self._default, **options)
         self._pipe = (name, pipe)
         return pipe
 

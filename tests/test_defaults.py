@@ -186,6 +186,19 @@ def test_settings_of_an_images_own_problem_beside_a_basis(bases):
     assert pipe_with(basis=basis)(photo(), pathway="what")["grid"] == grid(photo(), 96)
 
 
+def test_what_is_no_basis_is_refused_wherever_one_is_given(table, bases, tmp_path):
+    result = pipe_with()(photo())["result"]
+    path = result.save(tmp_path / "result.safetensors")
+    for wrong in (result, path, str(path), tmp_path / "nowhere", 1, [], b"x", "", torch.zeros(2), type(result)):
+        for give in (
+            lambda wrong=wrong: pipe_with(basis=wrong),
+            lambda wrong=wrong: pipe_with()(photo(), basis=wrong),
+            lambda wrong=wrong: transform(pipe_with(), table, wrong, image_column="image", progress=False),
+        ):
+            with pytest.raises(SpectralError, match="`basis`: expected a "):
+                give()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

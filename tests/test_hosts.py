@@ -169,6 +169,73 @@ def test_what_belongs_to_neither_host_is_refused(tmp_path, diffusers_folder):
         hf_spectral.pipeline(tmp_path)
 
 
+def refusal_of(make):
+    with pytest.raises(SpectralError) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        1,
+        1.5,
+        True,
+        [],
+        {},
+        (),
+        b"x",
+        "",
+        "a\0b",
+        "x" * 300,
+        build_dinov2,
+        type(build_dinov2()),
+        torch.zeros(3),
+        PROCESSOR,
+    ],
+)
+def test_what_is_no_model_is_refused_in_one_line(model):
+    assert refusal_of(lambda: hf_spectral.pipeline(model)).startswith("`model`: expected ")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.json", "[]"),
+        ("config.json", '{"model_type": "nonsense"}'),
+        ("config.json", '{"model_type": "dinov2", "hidden_size": "abc"}'),
+        ("config.json", '{"model_type": "bert"}'),
+        ("model.safetensors", "damaged" * 20),
+        ("model.safetensors", None),
+        ("preprocessor_config.json", "{"),
+        ("preprocessor_config.json", None),
+        ("model_index.json", "{"),
+        ("model_index.json", '{"_class_name": "Nonsense"}'),
+    ],
+)
+def test_a_damaged_model_is_refused_in_one_line(transformers_folder, tmp_path, name, text):
+    folder = shutil.copytree(transformers_folder, tmp_path / "model")
+    (folder / name).unlink(missing_ok=True)
+    if text is not None:
+        (folder / name).write_text(text)
+    assert refusal_of(lambda: hf_spectral.pipeline(folder, device="cpu")).startswith("`model`: expected ")
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "x", "", -5, 99, 1.5, [], {}, "meta", float("nan"), 10**30, object()])
+def test_what_is_no_device_of_this_machine_is_refused_at_both_doors(transformers_folder, device):
+    expected = "`device`: expected a device of this machine, such as 'cpu', 'cuda:0' or 'mps', got "
+    assert refusal_of(lambda: hf_spectral.pipeline(transformers_folder, device=device)).startswith(expected)
+    settings = {"model": build_dinov2(), "image_processor": PROCESSOR, "device": device}
+    assert refusal_of(lambda: transformers.pipeline("spectral-pathways", **settings)).startswith(expected)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without CUDA")
+def test_cuda_without_cuda_is_refused(transformers_folder, diffusers_folder):
+    for folder in (transformers_folder, diffusers_folder):
+        assert "got 'cuda' (" in refusal_of(lambda folder=folder: hf_spectral.pipeline(folder, device="cuda"))
+
+
 def test_arguments_of_the_call_are_defaults_of_a_diffusers_pipeline(diffusers_folder):
     pipe = hf_spectral.pipeline(diffusers_folder, device="cpu", num_eigenvectors=3, num_segments=None, seed=5)
     found = pipe(photo())

@@ -24,7 +24,7 @@ from hf_spectral.graph import ProblemBuilder
 from hf_spectral.grid import TokenGrid
 from hf_spectral.records import AttentionRecord
 from hf_spectral.result import SolveStatus, SpectralResult
-from hf_spectral.snapshot import located
+from hf_spectral.snapshot import located, require_source
 
 #: Strength of the walk inside an image where none is asked for, by pathway. `where` loses its layout on a longer one,
 #: and sooner the fewer the tokens: `tests/benchmarks/ablation.py --dataset-resolution`.
@@ -212,6 +212,21 @@ class SpectralBasis:
             num_tokens=tensors["num_tokens"],
             **described,
         )
+
+
+def as_basis(basis: Any) -> SpectralBasis:
+    """Return the basis that an argument of that name stands for.
+
+    Args:
+        basis: A basis, or where `SpectralBasis.from_pretrained` finds it.
+
+    Returns:
+        The basis.
+
+    Raises:
+        SpectralError: If it is neither.
+    """
+    return basis if isinstance(basis, SpectralBasis) else SpectralBasis.from_pretrained(require_source(basis, "basis"))
 
 
 class Projector:

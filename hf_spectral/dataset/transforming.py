@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from hf_spectral.basis import SpectralBasis
+from hf_spectral.basis import SpectralBasis, as_basis
 from hf_spectral.config import defaults_hold, require_positive_int
 from hf_spectral.dataset.clusters import find_centroids, label_images
 from hf_spectral.dataset.processes import Processes
@@ -97,7 +97,7 @@ def transform(
     """
     begun = time.perf_counter()
     _require_datasets()
-    basis = basis if isinstance(basis, SpectralBasis) else SpectralBasis.from_pretrained(basis)
+    basis = as_basis(basis)
     batch_size, num_segments = _checked_settings(basis, num_segments, batch_size, dtype)
     resolution = pipe.defaults.get("resolution", basis.backbone.get("resolution"))
     basis.check_backbone(pipe.describe_backbone(basis.backbone.get("resolution")))

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_spectral.basis import SpectralBasis
+from hf_spectral.basis import SpectralBasis, as_basis
 from hf_spectral.errors import SpectralError
 from hf_spectral.hub.cards import LIBRARY, TAGS, CardDetails, render, rows_context
 from hf_spectral.hub.pictures import rows_pictures
@@ -52,6 +52,7 @@ def push_rows(
         raise SpectralError(
             "basis", expected="the basis that made the rows, which their card describes", got=None, fix="Pass basis=..."
         )
+    basis = as_basis(basis)
     name = config_name(basis)
     others = {key: feature for key, feature in rows.features.items() if key != "segmentation"}
     pictures = rows_pictures(rows, image_column(others, list(others)), basis, name)

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import os
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoImageProcessor, PreTrainedModel
 from transformers import pipeline as host_pipeline
 
 from hf_spectral.capture import check_supported
-from hf_spectral.errors import SpectralError
+from hf_spectral.errors import SpectralError, shown
 from hf_spectral.pipelines.hosts import checked_device, diffusion_pipeline, host_of
 from hf_spectral.pipelines.images import read_image
 from hf_spectral.pipelines.offline import DEFAULT_BACKBONE
 from hf_spectral.pipelines.transformers import TASK, SpectralPathwaysPipeline, register
+from hf_spectral.refusals import connection_errors
 from hf_spectral.tensor_files import DAMAGE, one_line
 
 if TYPE_CHECKING:
     from hf_spectral.pipelines.diffusers import SpectralDiffusionPipeline
 
 __all__ = ["DEFAULT_BACKBONE", "TASK", "SpectralPathwaysPipeline", "host_of", "pipeline", "read_image", "register"]
+
+# What the hosts raise for what they cannot load.
+_NOT_LOADED: tuple[type[Exception], ...] = (
+    *DAMAGE,
+    RuntimeError,
+    ImportError,
+    LookupError,
+    StrictDataclassError,
+    *connection_errors(),
+)
 
 
 def pipeline(model: Any = None, **kwargs: Any) -> SpectralPathwaysPipeline | SpectralDiffusionPipeline:
@@ -44,17 +58,42 @@ def pipeline(model: Any = None, **kwargs: Any) -> SpectralPathwaysPipeline | Spe
     try:
         if host_of(model, *(kwargs.get(name) for name in ("revision", "token", "cache_dir"))) == "diffusers":
             return diffusion_pipeline(model, **kwargs)
-        if isinstance(model, PreTrainedModel) and "image_processor" not in kwargs and model.config.name_or_path:
-            check_supported(model)
-            kwargs["image_processor"] = AutoImageProcessor.from_pretrained(model.config.name_or_path)
+        if not isinstance(model, (str, os.PathLike, NoneType)) and kwargs.get("image_processor") is None:
+            kwargs["image_processor"] = _processor_of(model)
         return host_pipeline(TASK, model=model, **kwargs)
     except SpectralError:
         raise
-    except (*DAMAGE, RuntimeError, ImportError) as error:  # What the hosts raise for what they cannot load.
+    except _NOT_LOADED as error:
         raise SpectralError(
             "model",
             expected="a vision backbone that can be loaded",
-            got=f"{'the default' if model is None else model if isinstance(model, str) else type(model).__name__!r} "
-            f"({one_line(error)})",
+            got=f"{_name_of(model)} ({one_line(error)})",
             fix="Check its name or its files; without the Hub, give a folder or install hf-spectral[offline]",
         ) from error
+
+
+def _processor_of(model: Any) -> Any:
+    """Return the image processor from where a model object was loaded."""
+    if not isinstance(model, PreTrainedModel):
+        raise SpectralError(
+            "model",
+            expected="a repository, a folder, a transformers model or a diffusers pipeline",
+            got=f"a {type(model).__name__}",
+            fix="Give one of these",
+        )
+    check_supported(model)
+    if not model.config.name_or_path:
+        raise SpectralError(
+            "image_processor",
+            expected="the image processor that belongs to a model object",
+            got="none, and the object names no place it was loaded from",
+            fix="Pass image_processor=AutoImageProcessor.from_pretrained(...)",
+        )
+    return AutoImageProcessor.from_pretrained(model.config.name_or_path)
+
+
+def _name_of(model: Any) -> str:
+    """Return what a message calls a model."""
+    if model is None:
+        return "the default"
+    return shown(str(model)) if isinstance(model, (str, os.PathLike)) else f"a {type(model).__name__}"

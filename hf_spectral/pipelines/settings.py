@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Mapping
 from typing import Any, get_args
 
@@ -14,6 +15,7 @@ from hf_spectral.config import (
     Pathway,
     SpectralConfig,
     require_int,
+    require_number,
     require_positive_int,
 )
 from hf_spectral.errors import SpectralError
@@ -33,7 +35,7 @@ def configs_of(settings: Mapping[str, Any]) -> list[SpectralConfig]:
     """Return the settings of each pathway asked for, before any picture is read.
 
     Args:
-        settings: Arguments of a call, by name; those of segmentation are checked as well.
+        settings: Arguments of a call, by name; those of segmentation and reading are checked as well.
 
     Returns:
         One, or one for each of "where" and "what".
@@ -46,6 +48,8 @@ def configs_of(settings: Mapping[str, Any]) -> list[SpectralConfig]:
         require_positive_int("num_segments", num_segments)
     if method not in get_args(SegmentationMethod):
         raise SpectralError("method", expected="'ward' or 'kmeans'", got=repr(method), fix="Choose one of these")
+    if settings.get("timeout") is not None:
+        require_number("timeout", settings["timeout"], 0, threading.TIMEOUT_MAX)
     settings = {name: settings[name] for name in SPECTRAL_NAMES & set(settings)}
     if settings.get("pathway") != "both":
         return [SpectralConfig(**settings)]

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from hf_spectral.basis import SpectralBasis
+from hf_spectral.basis import SpectralBasis, as_basis
 from hf_spectral.capture import capture_attention, check_supported, vision_tower
 from hf_spectral.config import Pathway, SpectralConfig, defaults_hold
 from hf_spectral.errors import SpectralError, UnsupportedBackboneError
@@ -321,7 +321,7 @@ class SpectralPathwaysPipeline(Pipeline):
 
     def _own_basis(self, basis: SpectralBasis | str | os.PathLike[str]) -> SpectralBasis:
         """Return the basis, once it is clear that it was fitted on this backbone."""
-        loaded = basis if isinstance(basis, SpectralBasis) else SpectralBasis.from_pretrained(basis)
+        loaded = as_basis(basis)
         # At which resolution pictures are read is the caller's choice, here as in the fit.
         loaded.check_backbone(self.describe_backbone(loaded.backbone.get("resolution")))
         return loaded
