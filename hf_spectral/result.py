@@ -159,7 +159,7 @@ class SpectralResult:
                 not give it.
         """
         path = located(source, [RESULT_NAME], "source", revision, cache_dir, token, local_files_only)
-        path = path / RESULT_NAME if path.is_dir() else path
+        path = path if path.is_file() else path / RESULT_NAME
         try:
             return cls(**_parsed(path))
         except DAMAGE as error:
