@@ -24,6 +24,8 @@ from hf_spectral.tensor_files import DAMAGE, one_line, parse_json, read_header, 
 #: Name of the file of a result in a repository of the Hub.
 RESULT_NAME = "result.safetensors"
 _FORMAT = "hf_spectral.SpectralResult/1"
+# Eigenvalues of sums in float32 leave the interval from 0 to 2 by less than this.
+_ROUNDING = 1e-4
 
 
 class SolveStatus(str, enum.Enum):
@@ -70,6 +72,30 @@ _REMEDIES = {
         "eigenvector, or solve by `EigenSolver`, which checks them."
     ),
 }
+
+
+def laplacian_eigenvalues(quotients: Float[Tensor, " eigenvectors"]) -> Float[Tensor, " eigenvectors"]:
+    """Return the eigenvalues of the normalized Laplacian, which lie between 0 and 2 or are wrong.
+
+    Args:
+        quotients: Rayleigh quotients 1 - lambda of the affinity, one per eigenvector.
+
+    Returns:
+        The eigenvalues lambda, float32, on the CPU.
+
+    Raises:
+        SpectralError: If one lies outside by more than rounding explains, or is NaN: no eigenvector belongs to it.
+    """
+    eigenvalues = (1 - quotients).float().cpu()
+    inside = (eigenvalues >= -_ROUNDING) & (eigenvalues <= 2 + _ROUNDING)
+    if not bool(inside.all()):
+        raise SpectralError(
+            "eigenvalues",
+            expected="numbers from 0 to 2, as a normalized Laplacian has them",
+            got=f"{float(eigenvalues[~inside][0]):.6g}",
+            fix="Look for affinities below 0, and for a backbone or pictures that differ from one pass to the next",
+        )
+    return eigenvalues
 
 
 @dataclasses.dataclass(frozen=True)

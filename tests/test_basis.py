@@ -543,3 +543,14 @@ def test_memory_does_not_grow_with_the_number_of_images():
     accumulator = fitted(dataset([[(20, 20)] * 2] * 40, heads=1, dim=4))
     assert sum(tensor.numel() for tensor in accumulator.state_dict()["tensors"].values()) < 200
     assert accumulator.solve(4).num_nodes == 16_000
+
+
+@pytest.mark.parametrize("pathway", PATHWAYS)
+def test_passes_that_saw_other_numbers_are_an_error_and_no_basis(pathway):
+    accumulator = BasisAccumulator(SpectralConfig(pathway, "cosine", layer_weights="equal"))
+    for records in dataset(EQUAL):
+        accumulator.add_sums(records)
+    for records in dataset(EQUAL[:1]) * len(EQUAL):
+        accumulator.add_gram(records)
+    with pytest.raises(SpectralError, match="`eigenvalues`: expected numbers from 0 to 2.* got -0"):
+        accumulator.solve(1)

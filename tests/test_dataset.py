@@ -1,14 +1,22 @@
 """A whole dataset: every kind of it, every mistake, and rows that hold what they promise."""
 
+import copy
 import errno
+import gc
+import io
 import json
+import os
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 
 import hf_spectral
 from hf_spectral import (
@@ -19,6 +27,7 @@ from hf_spectral import (
     SpectralError,
     UnsupportedBackboneError,
     fit,
+    layer_report,
     transform,
 )
 from hf_spectral.capture import capture_attention
@@ -288,6 +297,133 @@ def test_a_backbone_from_a_folder_is_described_without_its_path(tmp_path):
     assert "secret" not in json.dumps(described)
 
 
+# ---------------------------------------------------------------------------------- what a dataset shows of itself
+
+
+def changed(image):
+    return image.convert("L").transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+
+
+def in_batches(change):
+    return lambda batch: {**batch, "picture": [change(image) for image in batch["picture"]]}
+
+
+def with_set_transform(table):
+    table = table.select(range(len(table)))
+    table.set_transform(in_batches(changed), columns=["picture"])
+    return table
+
+
+VIEWS = {
+    "with_transform": (lambda table: table.with_transform(in_batches(changed)), changed),
+    "set_transform": (with_set_transform, changed),
+    "arrays": (lambda table: table.with_transform(in_batches(lambda image: np.asarray(changed(image)))), changed),
+    "encoded": (
+        lambda table: table.cast_column("picture", datasets.Image(decode=False)).with_transform(
+            in_batches(lambda value: {"bytes": png(changed(Image.open(io.BytesIO(value["bytes"])))), "path": None})
+        ),
+        changed,
+    ),
+    "mode": (lambda table: table.cast_column("picture", datasets.Image(mode="L")), lambda image: image.convert("L")),
+    "mode of a stream": (
+        lambda table: table.cast_column("picture", datasets.Image(mode="L")).to_iterable_dataset(),
+        lambda image: image.convert("L"),
+    ),
+    "map of a stream": (
+        lambda table: table.to_iterable_dataset().map(lambda row: {"picture": changed(row["picture"])}),
+        changed,
+    ),
+    "not decoded": (lambda table: table.cast_column("picture", datasets.Image(decode=False)), lambda image: image),
+    "tensors": (lambda table: table.with_format("torch"), lambda image: image),
+    "tensors of a stream": (lambda table: table.to_iterable_dataset().with_format("numpy"), lambda image: image),
+}
+
+
+def png(image):
+    content = io.BytesIO()
+    image.save(content, format="png")
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_images_are_read_and_stored_as_the_dataset_shows_them(pipe, table, images, name):
+    view, change = VIEWS[name]
+    expected = datasets.Dataset.from_dict({"picture": [change(image) for image in images]})
+    expected = expected.cast_column("picture", datasets.Image())
+    found = fit(pipe, view(table), num_eigenvectors=4, progress=False)
+    same(found, fit(pipe, expected, num_eigenvectors=4, progress=False), 1e-6)
+    rows = transform(pipe, view(table), found, progress=False)
+    assert rows["label"][:] == list(range(NUM_IMAGES))
+    pictures = rows.cast_column("picture", datasets.Image(mode=rows.features["picture"].mode))["picture"]
+    for image, picture, maps in zip(images, pictures, rows["eigenvectors"][:], strict=True):
+        assert np.array_equal(np.asarray(picture.convert("RGB")), np.asarray(change(image).convert("RGB")))
+        again = pipe(picture, basis=found, num_segments=None)["eigenvectors"].numpy() * found.num_nodes**0.5
+        np.testing.assert_allclose(np.asarray(maps).reshape(again.shape), again, atol=2e-3)
+
+
+def test_a_report_sees_what_fit_sees(pipe, table):
+    settings = {"num_eigenvectors": 4, "progress": False}
+    by_map = layer_report(pipe, table.map(in_batches(changed), batched=True), **settings)
+    assert layer_report(pipe, table.with_transform(in_batches(changed)), **settings).rows == by_map.rows
+    assert layer_report(pipe, table, **settings).rows != by_map.rows
+
+
+def test_a_transform_that_gives_no_picture_or_fails_at_one_is_named(pipe, table, basis):
+    without = table.with_transform(lambda batch: {"label": batch["label"]})
+    with pytest.raises(SpectralError, match="got None, among the columns label. Pass image_column"):
+        fit(pipe, without, progress=False)
+    renamed = table.with_transform(lambda batch: {"gray": list(map(changed, batch["picture"])), "n": batch["label"]})
+    assert transform(pipe, renamed, basis, progress=False)[2]["gray"].mode == "L"
+    encoded = table.cast_column("picture", datasets.Image(decode=False))
+    broken = encoded.map(lambda row, index: {"picture": {"bytes": b"no", "path": None}} if index == 2 else row,
+                         with_indices=True, features=encoded.features)  # fmt: skip
+    broken = broken.cast_column("picture", datasets.Image()).with_transform(in_batches(changed))
+    with pytest.raises(SpectralError, match="`dataset`: expected images that can be analyzed, got image 2: "):
+        fit(pipe, broken, progress=False)
+    report = FitReport()
+    fit(pipe, broken, on_error="skip", progress=False, report=report)
+    assert [one.position for one in report.skipped] == [2]
+
+
+def shaken(images):
+    """A stream that augments at random, from the fourth image on."""
+    noise = np.random.default_rng(0)
+
+    def rows():
+        for number, image in enumerate(images):
+            yield {"picture": image.rotate(float(noise.uniform(1, 90))) if number >= 3 else image}
+
+    return datasets.IterableDataset.from_generator(rows)
+
+
+@pytest.mark.parametrize("call", [fit, layer_report])
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda table: shaken(table["picture"]),
+        lambda table: table.with_transform(in_batches(lambda image: image.rotate(float(torch.rand(()) * 90)))),
+    ],
+    ids=["stream", "transform"],
+)
+def test_a_dataset_that_augments_at_random_is_refused_by_the_first_image_that_differs(pipe, table, call, view):
+    with pytest.raises(SpectralError, match=r"others than in the first pass: image [03]\. Turn off random"):
+        call(pipe, view(table), num_eigenvectors=3, progress=False)
+
+
+def test_a_stream_of_other_length_the_second_time_is_refused(pipe, images):
+    lengths = [5, 4, 5, 6]
+
+    def rows():
+        yield from ({"picture": image} for image in images[: lengths.pop(0)])
+
+    features = datasets.Features({"picture": datasets.Image()})
+    stream = datasets.IterableDataset.from_generator(rows, features=features)
+    with pytest.raises(SpectralError, match="first pass: 4 where there were 5"):
+        fit(pipe, stream, progress=False)
+    with pytest.raises(SpectralError, match="first pass: image 5, which is one more"):
+        fit(pipe, stream, progress=False)
+
+
 # --------------------------------------------------------------------------------------------------- transform
 
 
@@ -373,7 +509,7 @@ def test_samples_of_tokens_do_not_depend_on_how_images_are_shared(monkeypatch):
     assert all(np.array_equal(one, two) for one, two in zip(chosen, clusters.sample_tokens(counts, 0), strict=True))
 
 
-@pytest.mark.parametrize("failing_call", [3, 6])
+@pytest.mark.parametrize("failing_call", [4, 7])
 def test_a_full_disk_leaves_what_was_written_readable(pipe, table, basis, monkeypatch, tmp_path, failing_call):
     original, calls = rows.write_part, []
 
@@ -388,7 +524,7 @@ def test_a_full_disk_leaves_what_was_written_readable(pipe, table, basis, monkey
     with pytest.raises(SpectralError, match=r"`output_dir`: .*No space left on device.*load_from_disk"):
         transform(pipe, table, basis, num_segments=3, output_dir=tmp_path, progress=False)
     left = datasets.load_from_disk(tmp_path)
-    assert len(left) == (4 if failing_call == 3 else NUM_IMAGES)
+    assert len(left) == (4 if failing_call == 4 else NUM_IMAGES)
     assert left[3]["image_id"] == 3
     assert left[3]["picture"].size == (90, 76)
     assert not list(tmp_path.glob("*.partial"))
@@ -413,6 +549,113 @@ def test_an_impatient_user_keeps_the_rows(pipe, table, basis, monkeypatch, tmp_p
     with pytest.raises(KeyboardInterrupt):
         transform(pipe, table, basis, output_dir=tmp_path, progress=False)
     assert len(datasets.load_from_disk(tmp_path)) == 3
+
+
+def test_killed_before_its_first_rows_a_folder_is_readable_and_can_be_written_anew(pipe, table, basis, tmp_path):
+    script = """if True:
+        import os, sys
+        from tests.test_dataset_processes import make_pipe
+        import datasets
+        from hf_spectral import SpectralBasis, transform
+        pipe = make_pipe()
+        records, calls = pipe.records, []
+        pipe.records = lambda *given: os._exit(9) if calls else calls.append(records(*given))
+        table = datasets.load_from_disk(sys.argv[1])
+        transform(pipe, table, SpectralBasis.from_pretrained(sys.argv[2]), output_dir=sys.argv[3], progress=False)"""
+    table.save_to_disk(tmp_path / "table")
+    basis.save_pretrained(tmp_path / "basis")
+    paths = [str(tmp_path / name) for name in ("table", "basis", "rows")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(hf_spectral.__file__).parents[1])}
+    ran = subprocess.run([sys.executable, "-c", script, *paths], env=environment, timeout=120, check=False)
+    assert ran.returncode == 9
+    assert len(datasets.load_from_disk(tmp_path / "rows")) == 0
+    found = transform(pipe, table, basis, output_dir=tmp_path / "rows", progress=False)
+    assert len(found) == len(datasets.load_from_disk(tmp_path / "rows")) == NUM_IMAGES
+    with pytest.raises(SpectralError, match="`output_dir`: .*which holds files"):
+        transform(pipe, table, basis, output_dir=tmp_path / "rows", progress=False)
+
+
+def test_a_folder_in_which_another_transform_is_writing_is_refused(pipe, table, basis, tmp_path):
+    with (
+        rows.output_folder(tmp_path, datasets.Features({"a": datasets.Value("int64")})),
+        pytest.raises(SpectralError, match="where another process is writing"),
+    ):
+        transform(pipe, table, basis, output_dir=tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("name", ["taken", "taken/below"])
+def test_a_folder_that_cannot_be_written_is_found_before_any_picture_is_read(pipe, table, basis, tmp_path, name):
+    (tmp_path / "taken").write_text("a file")
+    reader = copy.copy(pipe)
+    reader.preprocess = reader.records = None
+    with pytest.raises(SpectralError, match="`output_dir`: expected a folder that can be written"):
+        transform(reader, table, basis, output_dir=tmp_path / name, progress=False)
+    with pytest.raises(SpectralError, match="`checkpoint_dir`: expected a folder that can be written"):
+        fit(reader, table, checkpoint_dir=tmp_path / name, progress=False)
+
+
+def test_a_temporary_folder_lives_as_long_as_its_rows(pipe, table, basis, damaged, tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    left = lambda: gc.collect() and None or list((tmp_path / "temporary").glob("hf-spectral-*"))  # noqa: E731
+    found = transform(pipe, table, basis, progress=False)
+    assert len(left()) == 1
+    some = found.select([3, 1])
+    del found
+    assert len(left()) == 1
+    numbers = some.map(lambda row: {"label": row["label"] + 1})
+    del some
+    assert len(left()) == 1
+    assert numbers["label"][:] == [4, 2]
+    del numbers
+    assert not left()
+    with pytest.raises(SpectralError):
+        transform(pipe, damaged, basis, progress=False)
+    assert not left()
+
+
+@pytest.mark.parametrize("first", [None, [], {"a": None}], ids=["null", "empty list", "inner null"])
+def test_a_column_whose_first_values_are_none_keeps_the_later_ones(pipe, images, basis, first):
+    later = {"list": ["x"], "dict": {"a": "x"}}.get(type(first).__name__, "x")
+
+    def stream():
+        for number in range(20):
+            yield {"picture": images[number % NUM_IMAGES], "caption": first if number < 12 else later}
+
+    found = transform(pipe, datasets.IterableDataset.from_generator(stream), basis, progress=False)
+    assert found["caption"][:] == [first] * 12 + [later] * 8
+    fit(pipe, datasets.IterableDataset.from_generator(stream), num_eigenvectors=2, progress=False)
+
+
+@pytest.mark.parametrize("other", ["nine", 9.5, [9], None], ids=str)
+def test_values_that_do_not_fit_their_column_are_an_error_of_this_package(pipe, images, basis, other):
+    def stream():
+        for number, image in enumerate(images * 2):
+            yield {"picture": image, "caption": number if number < 9 else other}
+
+    if other is None:
+        found = transform(pipe, datasets.IterableDataset.from_generator(stream), basis, progress=False)
+        assert found["caption"][:] == [*range(9), *[None] * 5]
+        return
+    with pytest.raises(SpectralError, match="`dataset`: expected values of one type.*got image 9: .*features="):
+        transform(pipe, datasets.IterableDataset.from_generator(stream), basis, progress=False)
+
+
+def test_a_name_that_is_not_utf_8_is_written_as_escapes(pipe, images, basis, tmp_path):
+    path = os.fsencode(tmp_path) + b"/caf\xe9.png"
+    with open(path, "wb") as file:
+        file.write(png(images[0]))
+    (tmp_path / "1.png").write_text("no picture")
+    report = FitReport()
+    found = transform(pipe, tmp_path, basis, on_error="skip", progress=False, report=report)
+    assert found["file_name"][:] == ["caf\\xe9.png"]
+    assert np.array_equal(np.asarray(found[0]["image"]), np.asarray(images[0]))
+    (tmp_path / "1.png").unlink()
+    with open(path, "wb") as file:
+        file.write(b"no picture")
+    with pytest.raises(SpectralError, match=r"caf\\xe9.png") as raised:
+        fit(pipe, tmp_path, progress=False)
+    str(raised.value).encode()
 
 
 def test_an_image_that_only_the_second_pass_cannot_read_ends_the_fit(pipe, table, monkeypatch):

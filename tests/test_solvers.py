@@ -510,3 +510,17 @@ def test_the_krylov_engine_finds_repeated_eigenvalues(groups):
     start = random_block(len(affinity), 24, 0, torch.float32, torch.device("cpu"))
     pairs = leading_eigenpairs(affinity.matmul, start, 16, tolerance=1e-5, max_steps=50)
     np.testing.assert_allclose(pairs.values, np.linalg.eigvalsh(affinity.double())[::-1][:16], atol=1e-5)
+
+
+@pytest.mark.parametrize("solver", [EigenSolver(), KRYLOV])
+@pytest.mark.parametrize(("factor", "shown"), [(1.01, "-0.0(1|09999)"), (-2.5, "3.5")])
+def test_an_eigenvalue_outside_0_and_2_is_an_error_and_no_result(solver, factor, shown):
+    record = random_record(8, 9)
+    problem = build_problem([record], SpectralConfig("what", "cosine", num_eigenvectors=1))
+    affinity = problem.affinity.to_dense()
+    if factor < 0:
+        affinity = affinity - 5 * torch.eye(72)
+        affinity = affinity * (factor / torch.linalg.eigvalsh(affinity)[-1])
+    scaled = dataclasses.replace(problem, affinity=DenseOperator(affinity * (factor if factor > 0 else 1)))
+    with pytest.raises(SpectralError, match=f"`eigenvalues`: expected numbers from 0 to 2.*got {shown}"):
+        solve(scaled, solver, require_convergence=False)

@@ -21,6 +21,7 @@ from hf_spectral.basis.model import SpectralBasis
 from hf_spectral.basis.sums import Totals
 from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import NotConvergedError, SpectralError
+from hf_spectral.result import laplacian_eigenvalues
 from hf_spectral.version import __version__
 
 # Eigenvalues at or below this are rounding of float32 products (the largest eigenvalue is near 1).
@@ -129,7 +130,8 @@ def solve_totals(
         The basis.
 
     Raises:
-        SpectralError: If `exactly` holds and fewer eigenvectors exist than wanted.
+        SpectralError: If `exactly` holds and fewer eigenvectors exist than wanted, or an eigenvalue lies outside
+            [0, 2], as where the two passes saw different numbers.
     """
     used = [position for position, weight in enumerate(weights) if weight > 0]
     ranks = [totals.ranks[position] for position in used]
@@ -150,7 +152,7 @@ def solve_totals(
     if torch.cat(sums) @ projection[:, 0] < 0:
         projection[:, 0] *= -1
     return SpectralBasis(
-        eigenvalues=(1 - pairs.values).float().cpu(),
+        eigenvalues=laplacian_eigenvalues(pairs.values),
         residuals=pairs.residuals.float().cpu(),
         projections=tuple(part.float().cpu().contiguous() for part in projection.split(ranks)),
         sums=tuple((sign * total).cpu() for sign, total in zip(signs, sums, strict=True)),

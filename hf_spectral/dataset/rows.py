@@ -5,14 +5,21 @@ Each part is an Arrow file that appears whole or not at all; `state.json` lists 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import fnmatch
+import gc
 import io
 import json
 import os
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import filelock
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hf_spectral.atomic import replacing
@@ -26,6 +33,9 @@ if TYPE_CHECKING:
 PART_ROWS = 64
 _PART_BYTES = 64 << 20
 _FIX = "Make room and begin anew in another folder; datasets.load_from_disk reads what was written so far"
+# A file that is there, and locked, while rows are being written.
+_UNFINISHED = ".unfinished.lock"
+_OWN = (_UNFINISHED, "data-*.arrow", "dataset_info.json", "state.json", ".*.partial")
 
 
 class RowWriter:
@@ -137,6 +147,90 @@ def encoded(image: Any, picture: Image.Image) -> dict[str, Any]:
     content = io.BytesIO()
     kept.save(content, format="png")
     return {"bytes": content.getvalue(), "path": None}
+
+
+@contextlib.contextmanager
+def output_folder(output_dir: str | os.PathLike[str] | None, features: datasets.Features) -> Iterator[Path]:
+    """Give a folder to write rows to, which `datasets.load_from_disk` reads from the beginning.
+
+    While the block runs, and after it was left by an error or killed, the folder is marked as unfinished: whoever comes
+    next may write it anew.
+
+    Args:
+        output_dir: A new, empty or unfinished folder; None makes a temporary one, which is deleted on an error.
+        features: Types of all columns.
+
+    Yields:
+        The folder, which holds no rows.
+
+    Raises:
+        SpectralError: If it holds other files, another process is writing there, or it cannot be written.
+    """
+    import datasets
+
+    folder = Path(tempfile.mkdtemp(prefix="hf-spectral-") if output_dir is None else output_dir)
+    mark = folder / _UNFINISHED
+    lock = filelock.FileLock(mark)
+    try:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            _claim(folder, lock)
+            datasets.DatasetInfo(features=features).write_to_directory(str(folder))
+            write_part(features.arrow_schema.empty_table(), folder / "data-00000-00000.arrow")
+            list_parts(folder)
+        yield folder
+        lock.release()
+        mark.unlink(missing_ok=True)
+    except BaseException:
+        if output_dir is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        lock.release()
+
+
+def delete_with(rows: datasets.Dataset, folder: Path) -> None:
+    """Delete a temporary folder once no dataset reads from it any more, at the latest when the program ends.
+
+    Args:
+        rows: Rows that lie in it. Datasets made from them, such as by `select` or `map`, keep it too.
+        folder: The folder.
+    """
+    weakref.finalize(rows, _delete_unless_used, folder).atexit = False
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+
+def _delete_unless_used(folder: Path) -> None:
+    import datasets
+
+    for one in gc.get_objects():
+        if issubclass(type(one), datasets.Dataset) and any(
+            folder in Path(file["filename"]).parents for file in one.cache_files
+        ):
+            weakref.finalize(one, _delete_unless_used, folder).atexit = False
+            return
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _claim(folder: Path, lock: filelock.BaseFileLock) -> None:
+    """Empty a folder of what an interrupted run has left, and keep other processes out; refuse any other folder."""
+    names = {path.name for path in folder.iterdir()}
+    others = [name for name in names if not any(fnmatch.fnmatch(name, own) for own in _OWN)]
+    why = "which holds files" if names and (others or _UNFINISHED not in names) else ""
+    if not why:
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            why = "where another process is writing"
+    if why:
+        raise SpectralError(
+            "output_dir",
+            expected="a new or empty folder, or one that an interrupted transform has left",
+            got=f"{folder}, {why}",
+            fix="Empty it or give another one",
+        )
+    for name in names - {_UNFINISHED}:
+        (folder / name).unlink()
 
 
 def read_parts(parts: Sequence[Path]) -> datasets.Dataset:

@@ -181,11 +181,9 @@ def _of_dataset(dataset: Any, image_column: str | None, find_column: FindColumn,
     if not whole_rows:
         features = type(features)({name: feature for name, feature in features.items() if name == column})
         plain = plain.select_columns(list(features))
-    if dataset.features is None:
-        plain = plain.cast(features)
     for name, feature in features.items():
         # Encoded, an image (or a sound) passes through unchanged, and a corrupt one can be named.
-        if getattr(feature, "decode", False):
+        if getattr(feature, "decode", False) and dataset.features is not None:
             encoded = copy.copy(feature)
             encoded.decode = False
             plain = plain.cast_column(name, encoded)
@@ -210,7 +208,8 @@ def _of_dataset(dataset: Any, image_column: str | None, find_column: FindColumn,
         return Source(len(dataset), features, column, item)
 
     def stream(start: int, step: int) -> Iterator[Item]:
-        return itertools.starmap(item, itertools.islice(enumerate(plain), start, None, step))
+        for position, row in itertools.islice(enumerate(plain), start, None, step):
+            yield item(position, row if dataset.features is not None else _encoded(row, features, position))
 
     return Source(None, features, column, None, stream)
 
@@ -325,6 +324,21 @@ def _peeked(dataset: Any, until_known: bool) -> Any:
     return datasets.Features() if schema is None else datasets.Features.from_arrow_schema(schema)
 
 
+def _encoded(row: Mapping[str, Any], features: Any, position: int) -> dict[str, Any]:
+    """Encode a row of a stream that declares no types; refuse values that the types of its first rows would change."""
+    with typed(f"image {position}: "):
+        whole = {name: row.get(name) for name in features}
+        encoded: dict[str, Any] = features.encode_example(whole)
+        changed = [
+            name
+            for name, value in whole.items()
+            if isinstance(value, (bool, int, float, str)) and value == value and encoded[name] != value
+        ]
+        if changed := changed or sorted(row.keys() - features.keys()):
+            raise ValueError(f"other values than in the first rows: {', '.join(changed)}")
+    return encoded
+
+
 def _holds_null(kind: Any) -> bool:
     import pyarrow as pa
 
@@ -332,8 +346,11 @@ def _holds_null(kind: Any) -> bool:
 
 
 @contextlib.contextmanager
-def typed() -> Iterator[None]:
+def typed(where: str = "") -> Iterator[None]:
     """Say that a value does not fit the type of its column, in place of what `datasets` and pyarrow say.
+
+    Args:
+        where: Begins what came.
 
     Yields:
         Nothing.
@@ -349,7 +366,7 @@ def typed() -> Iterator[None]:
         raise SpectralError(
             "dataset",
             expected="values of one type in every column",
-            got=(str(error).splitlines() or [type(error).__name__])[0][:200],
+            got=where + (str(error).splitlines() or [type(error).__name__])[0][:200],
             fix="Give the stream its types: IterableDataset.from_generator(..., features=datasets.Features(...))",
         ) from error
 

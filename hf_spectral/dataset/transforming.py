@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import dataclasses
 import functools
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,7 +19,7 @@ from hf_spectral.dataset.clusters import find_centroids, label_images
 from hf_spectral.dataset.processes import Processes
 from hf_spectral.dataset.reading import Add, Backbone, OnError, Read, Reader, progress_bar
 from hf_spectral.dataset.report import FitReport, Skipped, log_skipped
-from hf_spectral.dataset.rows import RowWriter, embedded, encoded, list_parts, read_parts, writing
+from hf_spectral.dataset.rows import RowWriter, delete_with, embedded, encoded, list_parts, output_folder, read_parts
 from hf_spectral.dataset.source import Source, none_left, open_source
 from hf_spectral.errors import SpectralError
 from hf_spectral.result import SpectralResult
@@ -79,7 +76,8 @@ def transform(
         basis: The basis, or its folder.
         num_segments: Clusters over all images, at most 65,536; None writes no segmentation.
         diffusion: See `SpectralBasis.project`.
-        output_dir: A new or empty folder; None takes a temporary one, which is deleted when the program ends.
+        output_dir: A new or empty folder, or one that an interrupted call has left, whose rows are then written anew.
+            None takes a temporary one, which is deleted once no dataset reads from it any more.
         image_column: Column of the pictures; None finds the only image column.
         batch_size: Images that are read together.
         on_error: "raise" names the image that fails; "skip" writes no row for it and lists it in `report`.
@@ -106,9 +104,11 @@ def transform(
     source = open_source(dataset, image_column, pipe.image_column, whole_rows=True)
     features = _features(source, dtype, num_segments)
     processes = Processes(pipe.device)
-    folder = _open_folder(output_dir, features, processes)
-    run = _Run(basis, diffusion, reader, source, processes, RowWriter(folder, features, processes.rank), progress)
-    rows, skipped = run.rows(batch_size, num_segments)
+    with _shared_folder(output_dir, features, processes) as folder:
+        run = _Run(basis, diffusion, reader, source, processes, RowWriter(folder, features, processes.rank), progress)
+        rows, skipped = run.rows(batch_size, num_segments)
+    if output_dir is None and processes.is_main:
+        delete_with(rows, folder)
     if processes.is_main:
         log_skipped(skipped)
     if report is not None:
@@ -259,29 +259,17 @@ def _features(source: Source, dtype: str, num_segments: int | None) -> datasets.
     return datasets.Features({"image_id": datasets.Value("int64"), **own, **made})
 
 
-def _open_folder(output_dir: str | os.PathLike[str] | None, features: datasets.Features, processes: Processes) -> Path:
-    import datasets
-
-    folder: Path | None = None
-    with processes.agreed():
-        if processes.is_main and output_dir is None:
-            folder = Path(tempfile.mkdtemp(prefix="hf-spectral-"))
-            atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        elif processes.is_main and output_dir is not None:
-            folder = Path(output_dir)
-            with writing(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-            if any(folder.iterdir()):
-                raise SpectralError(
-                    "output_dir",
-                    expected="a new or empty folder",
-                    got=f"{folder}, which holds files",
-                    fix="Empty it or give another one",
-                )
-        if folder is not None:
-            with writing(folder):
-                datasets.DatasetInfo(features=features).write_to_directory(str(folder))
-    return Path(processes.from_main(folder))
+@contextlib.contextmanager
+def _shared_folder(
+    output_dir: str | os.PathLike[str] | None, features: datasets.Features, processes: Processes
+) -> Iterator[Path]:
+    """Open the folder in the first process, and tell the others."""
+    with contextlib.ExitStack() as stack:
+        folder: Path | None = None
+        with processes.agreed():
+            if processes.is_main:
+                folder = stack.enter_context(output_folder(output_dir, features))
+        yield Path(processes.from_main(folder))
 
 
 def _checked_settings(

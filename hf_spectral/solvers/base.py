@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_spectral.errors import NotConvergedError, SpectralError
 from hf_spectral.graph import JointProblem
-from hf_spectral.result import SolveStatus, SpectralResult
+from hf_spectral.result import SolveStatus, SpectralResult, laplacian_eigenvalues
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ def solve(problem: JointProblem, solver: Solver | None = None, *, require_conver
         magnitude positive.
 
     Raises:
-        SpectralError: If more eigenvectors are asked for than there are nodes.
+        SpectralError: If more eigenvectors are asked for than there are nodes, or an eigenvalue lies outside [0, 2].
         NotConvergedError: If a residual exceeds the solver's tolerance and `require_convergence` holds.
     """
     if solver is None:
@@ -92,7 +92,7 @@ def solve(problem: JointProblem, solver: Solver | None = None, *, require_conver
             f"{status.remedy}"
         )
     return SpectralResult(
-        eigenvalues=(1 - solution.values).float().cpu(),
+        eigenvalues=laplacian_eigenvalues(solution.values),
         eigenvectors=problem.grid.to_map(vectors.float()).cpu(),
         residuals=residuals.float().cpu(),
         status=status,

@@ -15,7 +15,7 @@ from hf_spectral.config import SpectralConfig, keep_ints, keep_numbers
 from hf_spectral.errors import SpectralError
 from hf_spectral.grid import TokenGrid, finest
 from hf_spectral.records import AttentionRecord, taking_part
-from hf_spectral.result import SolveStatus, SpectralResult
+from hf_spectral.result import SolveStatus, SpectralResult, laplacian_eigenvalues
 from hf_spectral.solvers.base import fix_signs
 from hf_spectral.solvers.dataset_graph import GridGraph, NeighborSettings, batch_graphs
 from hf_spectral.solvers.gradient import SymmetricProduct
@@ -129,7 +129,7 @@ class DatasetGradientSolver:
         plain = [(tables.grids[0].num_nodes / record.grid.num_nodes) ** 0.5 for record in records]
         return [
             SpectralResult(
-                eigenvalues=(1 - quotients).float().cpu(),
+                eigenvalues=laplacian_eigenvalues(quotients),
                 eigenvectors=one.cpu(),
                 residuals=residuals.float().cpu(),
                 status=SolveStatus.NOT_CHECKED,
