@@ -681,7 +681,7 @@ def test_an_image_that_only_the_second_pass_cannot_read_ends_the_fit(pipe, table
         (lambda table: table, {"num_segments": 0}, "`num_segments`"),
         (lambda table: table, {"num_segments": 60_000}, "at most the number of tokens of all images"),
         (lambda table: table, {"diffusion": 2}, "`diffusion`"),
-        (lambda table: table, {"basis": "nowhere"}, "`basis`: expected a folder"),
+        (lambda table: table, {"basis": "nowhere"}, "`basis`: expected a path"),
     ],
 )
 def test_mistakes_of_transform_are_named(pipe, table, basis, change, arguments, message):
