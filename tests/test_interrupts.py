@@ -18,7 +18,8 @@ from tests.tiny_diffusion import host_pipeline
 
 torch.set_num_threads(1)
 NUM_PLACES = 100
-_ROOMS = tuple(str(Path(hf_spectral.__file__).parent / room) + "/" for room in ("capture", "pipelines"))
+_PACKAGE = Path(hf_spectral.__file__).parent
+_ROOMS = (*(f"{_PACKAGE / room}/" for room in ("capture", "families", "pipelines")), str(_PACKAGE / "restoring.py"))
 _HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -29,7 +30,7 @@ _HOOKS = (
 
 
 class Interrupter:
-    """Counts the lines that run in the two rooms, and interrupts at one of them."""
+    """Counts the lines that run in these rooms, and interrupts at one of them."""
 
     def __init__(self, stop_at=None):
         self.count = 0
