@@ -10,15 +10,15 @@ from hf_spectral.capture import capture_attention, vision_tower
 from hf_spectral.config import SpectralConfig
 from hf_spectral.dataset import FitReport, fit, transform
 from hf_spectral.errors import HFSpectralError, NotConvergedError, SpectralError, UnsupportedBackboneError
-from hf_spectral.graph import JointProblem, build_problem
 from hf_spectral.grid import TokenGrid
 from hf_spectral.pipelines import SpectralPathwaysPipeline, pipeline, read_image, register
+from hf_spectral.problem import JointProblem, build_problem
 from hf_spectral.records import AttentionRecord, Capture
 from hf_spectral.report import LayerReport, layer_report
 from hf_spectral.result import SolveStatus, SpectralResult
 from hf_spectral.segmentation import instances, segment
 from hf_spectral.solvers import EigenSolver, GradientSolver, solve
-from hf_spectral.token_rows import TokenAffinity, token_affinity
+from hf_spectral.token_affinities import TokenAffinity, token_affinity
 from hf_spectral.version import __version__ as __version__
 
 __all__ = [

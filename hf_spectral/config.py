@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, ParamSpec, TypeVar, get_args
 
 from hf_spectral.errors import SpectralError
-from hf_spectral.weighting import Weighting, as_weighting, is_int, is_number
+from hf_spectral.layer_weights import Weighting, as_weighting, is_int, is_number
 
 Pathway = Literal["where", "what"]
 Affinity = Literal["attention", "exponential", "cosine", "knn"]

@@ -11,7 +11,7 @@ from torch import Tensor
 from hf_spectral.config import Pathway, SpectralConfig, resolve_layers
 from hf_spectral.errors import SpectralError, UnsupportedBackboneError
 from hf_spectral.grid import TokenGrid
-from hf_spectral.weighting import is_by_index, relative_weights, weight_list
+from hf_spectral.layer_weights import is_by_index, relative_weights, weight_list
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from hf_spectral.atomic import replacing
 from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
 from hf_spectral.grid import TokenGrid
-from hf_spectral.snapshot import located
+from hf_spectral.hub_download import located
 from hf_spectral.tensor_files import DAMAGE, one_line, parse_json, read_header, read_tensors
 
 #: Name of the file of a result in a repository of the Hub.

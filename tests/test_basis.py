@@ -17,8 +17,8 @@ from hf_spectral.basis import BasisAccumulator, SpectralBasis, walk
 from hf_spectral.basis import eigen as eigen_room
 from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
-from hf_spectral.graph import build_problem
 from hf_spectral.grid import area_pooling, finest
+from hf_spectral.problem import build_problem
 from tests.synthetic import planted_record, random_record, three_blobs
 
 EQUAL = [[(6, 8)] * 3] * 12
@@ -91,8 +91,8 @@ def dense_joint(images, pathway, weights=None):
     return affinity, mass
 
 
-def rows_of(basis, images, diffusion=0.0):
-    return np.concatenate([basis.project(one, diffusion).eigenvectors.flatten(1).T.double().numpy() for one in images])
+def rows_of(basis, images, walk=0.0):
+    return np.concatenate([basis.project(one, walk).eigenvectors.flatten(1).T.double().numpy() for one in images])
 
 
 @pytest.mark.parametrize("pathway", PATHWAYS)
@@ -224,13 +224,13 @@ def _stacked(records):
 
 
 @pytest.mark.parametrize("pathway", PATHWAYS)
-@pytest.mark.parametrize("diffusion", [0.0, 0.9])
-def test_planted_clusters_carry_the_same_identity_in_every_image(pathway, diffusion):
+@pytest.mark.parametrize("walk", [0.0, 0.9])
+def test_planted_clusters_carry_the_same_identity_in_every_image(pathway, walk):
     maps = [three_blobs(8, 10), three_blobs(8, 10).flip(0), three_blobs(10, 8).flip(1), three_blobs(9, 9).T]
     directions = [planted_record(labels, noise=0.3, index=index) for index in range(2) for labels in maps]
     images = [[directions[i], directions[i + 4]] for i in range(4)]
     basis = fitted(images, pathway).solve(3)
-    rows = rows_of(basis, images, diffusion)
+    rows = rows_of(basis, images, walk)
     found = KMeans(3, n_init=5, random_state=0).fit_predict(rows / np.linalg.norm(rows, axis=1, keepdims=True))
     assert adjusted_rand_score(torch.cat([labels.flatten() for labels in maps]).numpy(), found) == 1
 
@@ -238,7 +238,7 @@ def test_planted_clusters_carry_the_same_identity_in_every_image(pathway, diffus
 @pytest.mark.parametrize("pathway", PATHWAYS)
 @pytest.mark.parametrize("shapes", [EQUAL, RESOLUTIONS], ids=["equal", "resolutions"])
 @pytest.mark.parametrize("dense_below", [0, 8192], ids=["conjugate_gradients", "dense"])
-def test_diffusion_is_the_inverse_of_the_restarted_walk(pathway, shapes, dense_below, monkeypatch):
+def test_the_walk_is_the_inverse_of_the_restarted_walk(pathway, shapes, dense_below, monkeypatch):
     monkeypatch.setattr(walk, "_DENSE_BELOW", dense_below)
     images = dataset(shapes[:3])
     basis = fitted(images, pathway).solve(4)
@@ -250,12 +250,12 @@ def test_diffusion_is_the_inverse_of_the_restarted_walk(pathway, shapes, dense_b
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
-def test_the_default_diffusion_is_on_and_a_walk_without_restart_is_refused():
+def test_the_default_walk_is_on_and_a_walk_without_restart_is_refused():
     images = dataset(EQUAL[:2])
     basis = fitted(images).solve(2)
     assert not torch.equal(basis.project(images[0]).eigenvectors, basis.project(images[0], 0).eigenvectors)
-    assert basis.project(images[0], 0).solver["diffusion"] == 0
-    with pytest.raises(SpectralError, match="`diffusion`: expected a number from 0 to 0.999, got 1.0"):
+    assert basis.project(images[0], 0).solver["walk"] == 0
+    with pytest.raises(SpectralError, match="`walk`: expected a number from 0 to 0.999, got 1.0"):
         basis.project(images[0], 1.0)
 
 

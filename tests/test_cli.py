@@ -360,7 +360,7 @@ TABLE = {
     },
     "transform": {
         "--num-segments": NUMBER,
-        "--diffusion": ["-1", "1", "nan", "inf", "", "x"],
+        "--walk": ["-1", "1", "nan", "inf", "", "x"],
         "--dtype": ["", "x"],
         "--basis": [*PATHS, "folder"],
     },

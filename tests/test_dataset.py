@@ -479,8 +479,8 @@ def test_streams_keep_columns_and_a_column_image_id_stays(pipe, table, basis):
 
 
 def test_strength_of_the_diffusion_arrives(pipe, table, basis):
-    off = transform(pipe, table, basis, diffusion=0, dtype="float32", progress=False)
-    expected = basis.num_nodes**0.5 * pipe(table[0]["picture"], basis=basis, diffusion=0)["eigenvectors"]
+    off = transform(pipe, table, basis, walk=0, dtype="float32", progress=False)
+    expected = basis.num_nodes**0.5 * pipe(table[0]["picture"], basis=basis, walk=0)["eigenvectors"]
     np.testing.assert_allclose(off[0]["eigenvectors"], expected.flatten().numpy(), atol=1e-4)
 
 
@@ -680,7 +680,7 @@ def test_an_image_that_only_the_second_pass_cannot_read_ends_the_fit(pipe, table
         (lambda table: table, {"dtype": "int8"}, "`dtype`: expected 'float16' or 'float32'"),
         (lambda table: table, {"num_segments": 0}, "`num_segments`"),
         (lambda table: table, {"num_segments": 60_000}, "at most the number of tokens of all images"),
-        (lambda table: table, {"diffusion": 2}, "`diffusion`"),
+        (lambda table: table, {"walk": 2}, "`walk`"),
         (lambda table: table, {"basis": "nowhere"}, "`basis`: expected a path"),
     ],
 )
@@ -725,7 +725,7 @@ def test_the_pipeline_with_a_basis(pipe, table, basis, tmp_path):
         assert torch.equal(output["residuals"], basis.residuals)
         assert output["segmentation"].size == image.size
         assert output["result"].solver["name"] == "SpectralBasis"
-    together = torch.cat([pipe(image, basis=basis, diffusion=0)["eigenvectors"].flatten(1) for image in images], 1)
+    together = torch.cat([pipe(image, basis=basis, walk=0)["eigenvectors"].flatten(1) for image in images], 1)
     torch.testing.assert_close(together @ together.T, torch.eye(5), atol=1e-4, rtol=0)
 
 
@@ -736,7 +736,7 @@ def test_the_pipeline_with_a_basis(pipe, table, basis, tmp_path):
         ({"pathway": "both"}, "`pathway`: expected none beside a basis"),
         ({"num_eigenvectors": 3}, "`num_eigenvectors`: expected none beside a basis"),
         ({"solver": "eigen"}, "`solver`: expected none beside a basis"),
-        ({"diffusion": 1}, "`diffusion`: expected a number from 0"),
+        ({"walk": 1}, "`walk`: expected a number from 0"),
     ],
 )
 def test_settings_of_another_problem_are_refused_beside_a_basis(pipe, basis, arguments, message):
@@ -745,8 +745,8 @@ def test_settings_of_another_problem_are_refused_beside_a_basis(pipe, basis, arg
 
 
 def test_diffusion_without_a_basis_is_refused(pipe):
-    with pytest.raises(SpectralError, match="`diffusion`: expected a basis beside it"):
-        pipe(photo(), diffusion=0.5)
+    with pytest.raises(SpectralError, match="`walk`: expected a basis beside it"):
+        pipe(photo(), walk=0.5)
 
 
 def test_a_basis_brings_its_resolution(pipe, table):

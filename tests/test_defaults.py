@@ -112,9 +112,9 @@ def test_reports_and_listings_read_at_the_default(table):
 
 def test_transform_takes_basis_resolution_and_clusters_of_the_pipeline(table, bases):
     basis = bases["what"]
-    pipe = pipe_with(basis=basis, resolution=64, num_segments=2, image_column="image", diffusion=0.5)
+    pipe = pipe_with(basis=basis, resolution=64, num_segments=2, image_column="image", walk=0.5)
     rows = transform(pipe, table, dtype="float32", progress=False)
-    alone = pipe_with()(table[0]["image"], basis=basis, resolution=64, diffusion=0.5)
+    alone = pipe_with()(table[0]["image"], basis=basis, resolution=64, walk=0.5)
     assert rows[0]["shape"] == [3, *alone["grid"]]
     found = torch.tensor(rows[0]["eigenvectors"]).view(rows[0]["shape"]) / basis.num_nodes**0.5
     torch.testing.assert_close(found, alone["eigenvectors"], atol=1e-5, rtol=1e-4)
@@ -150,7 +150,7 @@ def test_a_basis_in_the_call_brings_its_resolution(bases):
 
 
 def test_no_basis_in_the_call_drops_that_of_the_constructor(bases):
-    pipe = pipe_with(basis=bases["where"], diffusion=0.5)
+    pipe = pipe_with(basis=bases["where"], walk=0.5)
     found, expected = pipe(photo(), basis=None), pipe_with()(photo())
     assert torch.equal(found["eigenvectors"], expected["eigenvectors"])
     assert len(pipe(photo(), basis=None, num_eigenvectors=5)["eigenvalues"]) == 5

@@ -179,9 +179,9 @@ def test_transform_projects_every_picture_and_refuses_another_reading(sd, table,
     rows = transform(pipe, table, tmp_path, num_segments=3, dtype="float32", batch_size=3, progress=False)
     assert rows["shape"][:] == [[4, 12, 16] if image.size == (90, 60) else [4, 16, 16] for image in table["image"]]
     assert rows[0]["segmentation"].size == (90, 60)
-    plain = transform(pipe, table, basis, diffusion=0, dtype="float32", progress=False)
+    plain = transform(pipe, table, basis, walk=0, dtype="float32", progress=False)
     for image, row in zip(table["image"], plain, strict=True):
-        expected = basis.project(recorded(pipe, [pipe.preprocess(image, RESOLUTION)]), diffusion=0).eigenvectors
+        expected = basis.project(recorded(pipe, [pipe.preprocess(image, RESOLUTION)]), walk=0).eigenvectors
         found = torch.tensor(row["eigenvectors"]).view(row["shape"]) / basis.num_nodes**0.5
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
     for other, message in (

@@ -18,12 +18,11 @@ from diffusers.utils import dynamic_modules_utils
 import hf_spectral
 from hf_spectral import EigenSolver, SpectralConfig, SpectralError, SpectralResult, UnsupportedBackboneError
 from hf_spectral.families.diffusers import FAMILIES
-from hf_spectral.graph import ProblemBuilder
 from hf_spectral.grid import area_pooling
-from hf_spectral.pipelines import diffusers_noise
 from hf_spectral.pipelines.diffusers import SpectralDiffusionPipeline
-from hf_spectral.pipelines.diffusers_latents import encode_image, to_pixels
-from hf_spectral.pipelines.diffusers_outputs import SpectralDiffusionOutput
+from hf_spectral.pipelines.diffusers.latents import encode_image, to_pixels
+from hf_spectral.pipelines.diffusers.outputs import SpectralDiffusionOutput
+from hf_spectral.problem import ProblemBuilder
 from tests.test_capture_diffusers import state
 from tests.test_pipeline import photo
 from tests.test_solvers import dense_normalized_affinity
@@ -176,15 +175,13 @@ def test_noise_follows_the_formulas():
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
     euler = diffusers.EulerDiscreteScheduler()
-    found = diffusers_noise.noised(
-        latents, 250, FAMILIES["UNet2DConditionModel"], euler, [torch.Generator().manual_seed(2)]
-    )
+    found = noise.noised(latents, 250, FAMILIES["UNet2DConditionModel"], euler, [torch.Generator().manual_seed(2)])
     kept = diffusers.DDPMScheduler.from_config(euler.config).alphas_cumprod[250]
     torch.testing.assert_close(found, kept.sqrt() * latents + (1 - kept).sqrt() * noise)
 
     flow = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     for family, scheduler in (("SD3Transformer2DModel", flow), ("DiTTransformer2DModel", flow)):
-        found = diffusers_noise.noised(latents, 250, FAMILIES[family], scheduler, [torch.Generator().manual_seed(2)])
+        found = noise.noised(latents, 250, FAMILIES[family], scheduler, [torch.Generator().manual_seed(2)])
         torch.testing.assert_close(found, 0.75 * latents + 0.25 * noise)
 
 

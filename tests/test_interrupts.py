@@ -12,7 +12,7 @@ from PIL import Image
 
 import hf_spectral
 from hf_spectral import SpectralDiffusionPipeline, restoring
-from hf_spectral.capture import interface, watch
+from hf_spectral.capture import interface
 from tests.tiny_backbones import BACKBONES, Tiny, build_vit_mae
 from tests.tiny_diffusion import host_pipeline
 
@@ -66,7 +66,7 @@ def state(models):
             attention = getattr(inner, "_attn_implementation", None)
             parts.append((name, path, module.training, hooks, id(processor), type(inner), attention))
     thread = (
-        getattr(watch._captured, "models", []),
+        getattr(hooks._captured, "models", []),
         getattr(interface._observers, "stack", []),
         torch._C._len_torch_function_stack(),
         torch.is_grad_enabled(),

@@ -22,11 +22,11 @@ from hf_spectral.basis.gram import BlockGram
 from hf_spectral.basis.layer_weights import mean_agreement, own_eigenpairs, smoothness
 from hf_spectral.basis.sums import add_evidence
 from hf_spectral.errors import UnsupportedBackboneError
-from hf_spectral.graph import ProblemBuilder
+from hf_spectral.layer_weights import as_weighting, weight_list
 from hf_spectral.operators import NormalizedOperator
+from hf_spectral.problem import ProblemBuilder
 from hf_spectral.result import SpectralResult
 from hf_spectral.solvers import DatasetGradientSolver
-from hf_spectral.weighting import as_weighting, weight_list
 from tests.synthetic import planted_record, random_record, three_blobs
 
 PATHWAYS = ["where", "what"]

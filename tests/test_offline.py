@@ -13,7 +13,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModel
 
 from hf_spectral.errors import SpectralError
-from hf_spectral.pipelines import offline
+from hf_spectral.pipelines.transformers import offline
 
 
 @pytest.fixture(scope="module")

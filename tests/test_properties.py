@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hf_spectral.affinities import affinity_operators
 from hf_spectral.basis import BasisAccumulator
 from hf_spectral.config import SpectralConfig
-from hf_spectral.graph import build_problem
 from hf_spectral.grid import area_pooling
+from hf_spectral.problem import build_problem
 from tests.synthetic import AFFINITIES, random_record
 
 EXAMPLES = settings(max_examples=200, deadline=None, derandomize=True)

@@ -224,7 +224,7 @@ def test_untouched_files_are_accepted_by_the_same_readers(basis_folder):
 
 def test_a_width_that_no_record_confirms_takes_no_memory():
     basis = fitted(dataset(EQUAL[:2]), max_width=20).solve(2)
-    basis.project(dataset(EQUAL[:1])[0], diffusion=0)  # What the first use allocates once is not of interest.
+    basis.project(dataset(EQUAL[:1])[0], walk=0)  # What the first use allocates once is not of interest.
     huge = basis.layers[0].__class__("huge", 7, None, 1 << 17, (1 << 17) - 1)
     object.__setattr__(basis, "layers", (*basis.layers, huge))
     projector = basis.projector(0)

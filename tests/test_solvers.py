@@ -13,11 +13,11 @@ from sklearn.metrics import adjusted_rand_score
 from hf_spectral.basis import BasisAccumulator
 from hf_spectral.config import AFFINITY_PARAMETERS, SpectralConfig
 from hf_spectral.errors import NotConvergedError, SpectralError
-from hf_spectral.graph import JointProblem, ProblemBuilder, build_problem
 from hf_spectral.grid import TokenGrid, area_pooling
 from hf_spectral.krylov import leading_eigenpairs, random_block
 from hf_spectral.metrics import what_score
 from hf_spectral.operators import DenseOperator, IdentityOperator
+from hf_spectral.problem import JointProblem, ProblemBuilder, build_problem
 from hf_spectral.result import SolveStatus, SpectralResult
 from hf_spectral.segmentation import instances, segment, semantic_segmentation
 from hf_spectral.solvers import DatasetGradientSolver, EigenSolver, GradientSolver, solve

@@ -29,8 +29,8 @@ from hf_spectral.basis.sums import Totals
 from hf_spectral.config import SpectralConfig, require_positive_int, require_same, require_seed
 from hf_spectral.errors import SpectralError
 from hf_spectral.grid import TokenGrid, finest
+from hf_spectral.layer_weights import Weighting, as_weighting, of_known, weight_list
 from hf_spectral.records import AttentionRecord, LayerChoice, counted
-from hf_spectral.weighting import Weighting, as_weighting, of_known, weight_list
 
 Add = Callable[[AttentionRecord], None]
 
@@ -38,7 +38,7 @@ Add = Callable[[AttentionRecord], None]
 class BasisAccumulator:
     """Adds up what a dataset-level problem needs; memory does not grow with the number of images.
 
-    Over all tokens of all images, layer l has the affinity W_l = F_l J_l F_l^T (`graph.cosine_gram`), the degrees
+    Over all tokens of all images, layer l has the affinity W_l = F_l J_l F_l^T (`affinities.cosine_gram`), the degrees
     d_l = F_l J_l (sum F_l), which the first pass makes possible, and S_l = G_l J_l G_l^T with G_l = D_l^-1/2 F_l.
     The joint problem A = sum_l w_l P_l^T S_l P_l against B = sum_l w_l P_l^T P_l has the rank of H = [P_l^T G_l]_l at
     most, and its eigenvectors follow from C = H^T B^-1 H, the Gram matrix that the second pass adds up (`eigen`):

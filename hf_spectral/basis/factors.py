@@ -1,7 +1,8 @@
 """What one layer gives to a dataset-level problem: a thin factor F of its affinity, W = F J F^T, and its degrees.
 
 With the `cosine` affinity F = [v, 1] / sqrt(2) for unit values v, and twice that wide, with signs J, for queries and
-keys (`graph.cosine_gram`). Degrees over a whole dataset then need the sum of F over all tokens only, d = F J (sum F).
+keys (`affinities.cosine_gram`). Degrees over a whole dataset then need the sum of F over all tokens only:
+d = F J (sum F).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from hf_spectral.basis.eigen import Eigenpairs, Pencil, leading_eigenpairs
 from hf_spectral.basis.gram import BlockGram
 from hf_spectral.basis.sums import Totals
 from hf_spectral.errors import SpectralError
-from hf_spectral.weighting import Weighting, weight_list
+from hf_spectral.layer_weights import Weighting, weight_list
 
 # Tolerances below the mean smoothness, and as a share below the mean agreement, within which a layer still qualifies.
 _SLACK = 0.01

@@ -16,19 +16,19 @@ from torch import Tensor
 from hf_spectral.basis import files
 from hf_spectral.basis.factors import BasisLayer, factor, layer_columns, match, normalized_factor, reduced, unit_tokens
 from hf_spectral.basis.gram import coupling
-from hf_spectral.basis.walk import diffuse, require_diffusion, walk_config
+from hf_spectral.basis.walk import diffuse, require_walk, walk_config
 from hf_spectral.config import Pathway, SpectralConfig, require_same
 from hf_spectral.errors import SpectralError
 from hf_spectral.fingerprint import WEIGHTS, require_same_weights
-from hf_spectral.graph import ProblemBuilder
 from hf_spectral.grid import TokenGrid
+from hf_spectral.hub_download import located, require_source
+from hf_spectral.problem import ProblemBuilder
 from hf_spectral.records import AttentionRecord
 from hf_spectral.result import SolveStatus, SpectralResult
-from hf_spectral.snapshot import located, require_source
 
 #: Strength of the walk inside an image where none is asked for, by pathway. `where` loses its layout on a longer one,
 #: and sooner the fewer the tokens: `tests/benchmarks/ablation.py --dataset-resolution`.
-DEFAULT_DIFFUSION: dict[Pathway, float] = {"what": 0.9, "where": 0.8}
+DEFAULT_WALK: dict[Pathway, float] = {"what": 0.9, "where": 0.8}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,23 +88,23 @@ class SpectralBasis:
             (self._columns[position],) = layer_columns(self.layers[position : position + 1], self.config.seed)
         return self._columns[position]
 
-    def project(self, records: Iterable[AttentionRecord], diffusion: float | int | None = None) -> SpectralResult:
+    def project(self, records: Iterable[AttentionRecord], walk: float | int | None = None) -> SpectralResult:
         """Return the dataset's eigenvectors on one image, seen or not.
 
         Args:
             records: Its layers; those that the basis does not use are passed over.
-            diffusion: Strength of the walk inside the image (`walk.diffuse`), from 0 (off) to 0.999; None takes
-                `DEFAULT_DIFFUSION`: 0.9 for `what`, 0.8 for `where`.
+            walk: Strength of the walk inside the image (`walk.diffuse`), from 0 (off) to 0.999; None takes
+                `DEFAULT_WALK`: 0.9 for `what`, 0.8 for `where`.
 
         Returns:
             Maps on the image's common grid, scaled as over the dataset: together over all its images, without
-            diffusion, they are unit vectors. The residuals are those of the dataset; what an extension to one image is
+            walk, they are unit vectors. The residuals are those of the dataset; what an extension to one image is
             worth no residual tells, so that the status is `NOT_CHECKED`.
 
         Raises:
             SpectralError: If a layer is missing or of another width, or the records hold several images.
         """
-        projector = self.projector(diffusion)
+        projector = self.projector(walk)
         for record in records:
             projector.add(record)
         results = projector.results()
@@ -114,17 +114,17 @@ class SpectralBasis:
             )
         return results[0]
 
-    def projector(self, diffusion: float | int | None = None) -> Projector:
+    def projector(self, walk: float | int | None = None) -> Projector:
         """Return what projects a batch of images whose layers arrive one by one.
 
         Args:
-            diffusion: As for `project`.
+            walk: As for `project`.
 
         Returns:
             A fresh projector: `add` each record, then `results`.
         """
-        default = DEFAULT_DIFFUSION[self.config.pathway]
-        return Projector(self, require_diffusion(default if diffusion is None else diffusion))
+        default = DEFAULT_WALK[self.config.pathway]
+        return Projector(self, require_walk(default if walk is None else walk))
 
     def check_backbone(self, description: dict[str, Any]) -> None:
         """Refuse a backbone that is not the one the basis was fitted on.
@@ -234,12 +234,12 @@ class Projector:
 
     Args:
         basis: The basis.
-        diffusion: Strength of the walk inside each image, from 0 to 0.999.
+        walk: Strength of the walk inside each image, from 0 to 0.999.
     """
 
-    def __init__(self, basis: SpectralBasis, diffusion: float) -> None:
+    def __init__(self, basis: SpectralBasis, walk: float) -> None:
         self._basis = basis
-        self._diffusion = diffusion
+        self._walk = walk
         self._shapes: dict[int, tuple[int, int]] = {}
         self._rows: list[dict[tuple[int, int], Tensor]] = []
         self._graphs: list[ProblemBuilder] = []
@@ -277,7 +277,7 @@ class Projector:
             normalized = normalized_factor(factor(tokens, image), total, int(basis.num_tokens[position]))
             product = normalized @ projection.to(device)
             rows[shape] = rows[shape] + product if shape in rows else product
-            if self._diffusion:
+            if self._walk:
                 self._graphs[image].add(record.image(image), basis.weights[position])
 
     @torch.no_grad()
@@ -311,8 +311,8 @@ class Projector:
         else:
             grid = joint.common
             vectors = sum(joint.spread[shape].to(part.device) @ part for shape, part in rows.items())
-        if self._diffusion:
-            vectors = diffuse(self._graphs[image].build(), vectors, self._diffusion)
+        if self._walk:
+            vectors = diffuse(self._graphs[image].build(), vectors, self._walk)
         return SpectralResult(
             eigenvalues=basis.eigenvalues,
             eigenvectors=grid.to_map(vectors.float()).cpu(),
@@ -323,5 +323,5 @@ class Projector:
             layers=tuple(layer.name for layer in basis.layers),
             layer_weights=basis.weights,
             config=basis.config,
-            solver={"name": "SpectralBasis", "diffusion": self._diffusion, "num_images": basis.num_images},
+            solver={"name": "SpectralBasis", "walk": self._walk, "num_images": basis.num_images},
         )

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hf_spectral.config import Pathway, SpectralConfig, require_number
-from hf_spectral.graph import JointProblem
+from hf_spectral.problem import JointProblem
 
 #: Edges of a token inside its image, and the cosine at or below which there is none: see `walk_config`.
 NUM_NEIGHBORS, THRESHOLD = 20, 0.1
@@ -33,7 +33,7 @@ def walk_config(pathway: Pathway) -> SpectralConfig:
     return SpectralConfig(pathway, "knn", num_neighbors=NUM_NEIGHBORS, threshold=THRESHOLD)
 
 
-def require_diffusion(strength: object) -> float:
+def require_walk(strength: object) -> float:
     """Refuse a strength with which the walk never restarts.
 
     Args:
@@ -45,7 +45,7 @@ def require_diffusion(strength: object) -> float:
     Raises:
         SpectralError: If it is not from 0 to 0.999.
     """
-    return require_number("diffusion", strength, 0, 0.999, "Give 0 for no walk, or try diffusion=0.9")
+    return require_number("walk", strength, 0, 0.999, "Give 0 for no walk, or try walk=0.9")
 
 
 def diffuse(

@@ -24,8 +24,8 @@ from hf_spectral.capture.diffusers_projections import (
     projected_values,
 )
 from hf_spectral.capture.diffusers_tokens import DenoiserCall, arrange, only_timestep
+from hf_spectral.capture.hooks import AttentionHooks, Call, is_compiled
 from hf_spectral.capture.sdpa import AttentionTap
-from hf_spectral.capture.watch import Call, Watch, is_compiled
 from hf_spectral.errors import UnsupportedBackboneError
 from hf_spectral.families.attention_call import Attention
 from hf_spectral.families.diffusers import DenoiserFamily, family_of
@@ -95,8 +95,8 @@ def recording(model: nn.Module, recorder: Recorder) -> Iterator[None]:
         SpectralError: If this thread captures the model already.
     """
     family = family_of(type(model))
-    watch = _DenoiserWatch(model, family, _image_layers(model, family), recorder)
-    with watch.hooks(), entered(AttentionTap(watch.see_attention)):
+    hooks = _DenoiserHooks(model, family, _image_layers(model, family), recorder)
+    with hooks.installed(), entered(AttentionTap(hooks.see_attention)):
         yield
 
 
@@ -120,7 +120,7 @@ def _hidden_attention(model: nn.Module, layer: _Layer, got: str) -> UnsupportedB
     )
 
 
-class _DenoiserWatch(Watch[_Layer]):
+class _DenoiserHooks(AttentionHooks[_Layer]):
     """Reads the layers of a denoiser."""
 
     def __init__(self, model: nn.Module, family: DenoiserFamily, layers: list[_Layer], recorder: Recorder) -> None:

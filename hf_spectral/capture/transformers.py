@@ -17,9 +17,9 @@ from torch import nn
 
 from hf_spectral.capture import interface
 from hf_spectral.capture.base import Recorder
+from hf_spectral.capture.hooks import AttentionHooks, Call, is_compiled
 from hf_spectral.capture.sdpa import AttentionTap
 from hf_spectral.capture.towers import AttentionLayer, attention_layers, interface_configs, vision_tower
-from hf_spectral.capture.watch import Call, Watch, is_compiled
 from hf_spectral.errors import UnsupportedBackboneError
 from hf_spectral.families.attention_call import Attention, LayerSkipped
 from hf_spectral.families.transformers import Arranged, TowerCall, family_of
@@ -82,13 +82,13 @@ def recording(model: nn.Module, recorder: Recorder) -> Iterator[None]:
         SpectralError: If this thread captures the model already.
     """
     tower, layers = attention(model)
-    watch = _TowerWatch(tower, layers, recorder)
+    hooks = _TowerHooks(tower, layers, recorder)
     needs_tap = not all(layer.through_interface for layer in layers)
     with (
-        watch.hooks(),
-        interface.observing(interface_configs(layers), watch.see_interface),
+        hooks.installed(),
+        interface.observing(interface_configs(layers), hooks.see_interface),
         family_of(tower).whole_picture(tower),
-        entered(AttentionTap(watch.see_attention)) if needs_tap else contextlib.nullcontext(),
+        entered(AttentionTap(hooks.see_attention)) if needs_tap else contextlib.nullcontext(),
     ):
         yield
 
@@ -116,7 +116,7 @@ def arrange(call: TowerCall) -> Arranged:
     return family_of(call.tower).arrange(dataclasses.replace(call, attention=attention))
 
 
-class _TowerWatch(Watch[AttentionLayer]):
+class _TowerHooks(AttentionHooks[AttentionLayer]):
     """Reads the layers of a vision tower."""
 
     def begin(self) -> None:

@@ -53,7 +53,7 @@ def add_parsers(commands: Any) -> None:
     add_reading(rows)
     rows.add_argument("--basis", required=True, metavar="DIR", help="what fit has written, or user/name of the Hub")
     rows.add_argument("--num-segments", type=int, metavar="N", help="clusters over all pictures; default: none")
-    rows.add_argument("--diffusion", type=float, metavar="A", help="0 (off) to 0.999; default: 0.9, where: 0.8")
+    rows.add_argument("--walk", type=float, metavar="A", help="0 (off) to 0.999; default: 0.9, where: 0.8")
     rows.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="default: float16")
     add_output(rows, "rows")
 
@@ -93,10 +93,10 @@ def run_transform(options: argparse.Namespace) -> int:
     """
     require_writable(options.output, "--output")
     basis = SpectralBasis.from_pretrained(options.basis)
-    looked_at = basis.backbone  # Timesteps and prompt of a diffusion model are those of the fit.
+    looked_at = basis.backbone  # Timesteps and prompt of a walk model are those of the fit.
     told = looked_at.get("timesteps"), looked_at.get("prompt"), looked_at.get("noise_seed", 0)
     pipe = load(options.model, announced_device(options.device), *told)
-    names = ("num_segments", "diffusion", "batch_size", "on_error", "dtype")
+    names = ("num_segments", "walk", "batch_size", "on_error", "dtype")
     settings = {name: getattr(options, name) for name in names}
     report = FitReport()
     rows = transform(pipe, options.folder, basis, output_dir=options.output, report=report, **settings)

@@ -11,11 +11,11 @@ from PIL import Image
 from hf_spectral.basis import SpectralBasis
 from hf_spectral.cli.common import DONE, load
 from hf_spectral.errors import SpectralError
+from hf_spectral.hub_download import located, require_repository
 from hf_spectral.pipelines import SpectralPathwaysPipeline
 from hf_spectral.pipelines.images import read_image
 from hf_spectral.report import LayerReport
 from hf_spectral.result import SpectralResult
-from hf_spectral.snapshot import located, require_repository
 from hf_spectral.tensor_files import DAMAGE, one_line
 
 _ACCEPTED = "what fit, transform or analyze has written: the folder of a basis or of rows, or a result's file"

@@ -18,7 +18,7 @@ from hf_spectral.dataset.processes import Processes
 from hf_spectral.dataset.reading import Add, Backbone, OnError, Reader, progress_bar
 from hf_spectral.dataset.report import FitReport, Skipped, log_skipped
 from hf_spectral.dataset.source import Source, none_left, open_source
-from hf_spectral.weighting import as_weighting
+from hf_spectral.layer_weights import as_weighting
 
 _SUMS, _GRAM = "sums", "gram"
 # The description of a basis is to stay small.

@@ -37,7 +37,7 @@ def transform(
     dataset: Any,
     basis: SpectralBasis | str | os.PathLike[str],
     num_segments: int | None = None,
-    diffusion: float | None = None,
+    walk: float | None = None,
     output_dir: str | os.PathLike[str] | None = None,
     image_column: str | None = None,
     batch_size: int = 1,
@@ -75,7 +75,7 @@ def transform(
         dataset: A `datasets.Dataset`, an `IterableDataset`, or a folder of pictures, subfolders included.
         basis: The basis, or its folder.
         num_segments: Clusters over all images, at most 65,536; None writes no segmentation.
-        diffusion: See `SpectralBasis.project`.
+        walk: See `SpectralBasis.project`.
         output_dir: A new or empty folder, or one that an interrupted call has left, whose rows are then written anew.
             None takes a temporary one, which is deleted once no dataset reads from it any more.
         image_column: Column of the pictures; None finds the only image column.
@@ -99,13 +99,13 @@ def transform(
     batch_size, num_segments = _checked_settings(basis, num_segments, batch_size, dtype)
     resolution = pipe.defaults.get("resolution", basis.backbone.get("resolution"))
     basis.check_backbone(pipe.describe_backbone(basis.backbone.get("resolution")))
-    basis.projector(diffusion)  # A wrong strength is refused here.
+    basis.projector(walk)  # A wrong strength is refused here.
     reader = Reader(pipe, resolution, on_error)
     source = open_source(dataset, image_column, pipe.image_column, whole_rows=True)
     features = _features(source, dtype, num_segments)
     processes = Processes(pipe.device)
     with _shared_folder(output_dir, features, processes) as folder:
-        run = _Run(basis, diffusion, reader, source, processes, RowWriter(folder, features, processes.rank), progress)
+        run = _Run(basis, walk, reader, source, processes, RowWriter(folder, features, processes.rank), progress)
         rows, skipped = run.rows(batch_size, num_segments)
     if output_dir is None and processes.is_main:
         delete_with(rows, folder)
@@ -122,7 +122,7 @@ class _Run:
     """What one process writes, and what it does together with the others."""
 
     basis: SpectralBasis
-    diffusion: float | None
+    walk: float | None
     reader: Reader
     source: Source
     processes: Processes
@@ -165,7 +165,7 @@ class _Run:
     def _projected(self, found: dict[int, _Row], group: Sequence[Read]) -> Iterator[Add]:
         # First: a row that cannot be kept needs no forward pass.
         own = [self._kept(read) for read in group]
-        projector = self.basis.projector(self.diffusion)
+        projector = self.basis.projector(self.walk)
         yield projector.add
         for read, columns, result in zip(group, own, projector.results(), strict=True):
             position = read.item.position

@@ -13,7 +13,7 @@ from PIL import Image
 
 from hf_spectral.basis import SpectralBasis
 from hf_spectral.fingerprint import WEIGHTS
-from hf_spectral.pipelines.offline import OFFLINE_NAME
+from hf_spectral.pipelines.transformers.offline import OFFLINE_NAME
 from hf_spectral.report import LayerReport
 from hf_spectral.result import SpectralResult
 

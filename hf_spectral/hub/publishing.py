@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hf_spectral.basis import SpectralBasis
 from hf_spectral.errors import SpectralError
 from hf_spectral.hub.cards import CardDetails, basis_context, render, result_context
-from hf_spectral.hub.pictures import basis_pictures, result_pictures
+from hf_spectral.hub.figures import basis_pictures, result_pictures
 from hf_spectral.hub.repository import CARD_NAME, Repository
 from hf_spectral.hub.rows import push_rows
 from hf_spectral.result import RESULT_NAME, SpectralResult

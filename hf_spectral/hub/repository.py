@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from hf_spectral.errors import SpectralError
-from hf_spectral.refusals import said_plainly
-from hf_spectral.snapshot import require_repository, require_token
+from hf_spectral.hub_download import require_repository, require_token
+from hf_spectral.hub_errors import said_plainly
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from hf_spectral.basis import SpectralBasis, as_basis
 from hf_spectral.errors import SpectralError
 from hf_spectral.hub.cards import LIBRARY, TAGS, CardDetails, render, rows_context
-from hf_spectral.hub.pictures import rows_pictures
+from hf_spectral.hub.figures import rows_pictures
 from hf_spectral.hub.repository import CARD_NAME, Repository
+from hf_spectral.hub_errors import said_plainly
 from hf_spectral.pipelines.inputs import image_column
-from hf_spectral.refusals import said_plainly
 
 if TYPE_CHECKING:
     import datasets

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from hf_spectral.errors import SpectralError
 from hf_spectral.hub.repository import Repository
-from hf_spectral.refusals import said_plainly
-from hf_spectral.snapshot import require_repository
+from hf_spectral.hub_download import require_repository
+from hf_spectral.hub_errors import said_plainly
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo

@@ -12,11 +12,11 @@ from transformers import pipeline as host_pipeline
 
 from hf_spectral.capture import check_supported
 from hf_spectral.errors import SpectralError, shown
+from hf_spectral.hub_errors import connection_errors
 from hf_spectral.pipelines.hosts import checked_device, diffusion_pipeline, host_of
 from hf_spectral.pipelines.images import read_image
-from hf_spectral.pipelines.offline import DEFAULT_BACKBONE
 from hf_spectral.pipelines.transformers import TASK, SpectralPathwaysPipeline, register
-from hf_spectral.refusals import connection_errors
+from hf_spectral.pipelines.transformers.offline import DEFAULT_BACKBONE
 from hf_spectral.tensor_files import DAMAGE, one_line
 
 if TYPE_CHECKING:

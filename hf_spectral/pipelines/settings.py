@@ -27,7 +27,7 @@ SPECTRAL_NAMES = frozenset(field.name for field in dataclasses.fields(SpectralCo
 SEGMENT_NAMES = frozenset({"num_segments", "method", "instances"})
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 READ_NAMES = frozenset({"resolution", "timeout"})
-BASIS_NAMES = frozenset({"basis", "diffusion"})
+BASIS_NAMES = frozenset({"basis", "walk"})
 HOST_NAMES = frozenset({"batch_size", "num_workers", "image_column"})
 
 
@@ -75,7 +75,7 @@ def over_defaults(defaults: Mapping[str, Any], said: Mapping[str, Any]) -> dict[
     """Return the settings that hold in a call: what it says, None included, and else the pipeline's defaults.
 
     A basis that the call names takes the place of the default settings of an image's own problem; `basis=None` drops
-    the default basis with its `diffusion`. Pictures are read at the resolution of the basis unless one is given.
+    the default basis with its `walk`. Pictures are read at the resolution of the basis unless one is given.
 
     Args:
         defaults: Of the pipeline, by name.
@@ -89,7 +89,7 @@ def over_defaults(defaults: Mapping[str, Any], said: Mapping[str, Any]) -> dict[
     """
     replaced: frozenset[str] = frozenset()
     if "basis" in said:
-        replaced = frozenset({"diffusion"}) if said["basis"] is None else SPECTRAL_NAMES | {"solver"}
+        replaced = frozenset({"walk"}) if said["basis"] is None else SPECTRAL_NAMES | {"solver"}
     settings = {name: value for name, value in defaults.items() if name not in replaced} | dict(said)
     if settings.get("basis") is not None:
         _require_no_rival(settings)

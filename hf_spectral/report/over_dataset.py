@@ -15,7 +15,7 @@ from hf_spectral.dataset.report import log_skipped
 from hf_spectral.dataset.source import Source, none_left, open_source
 from hf_spectral.errors import SpectralError
 from hf_spectral.records import AttentionRecord
-from hf_spectral.report.layers import score_layers
+from hf_spectral.report.scores import score_layers
 from hf_spectral.report.table import LayerReport
 
 

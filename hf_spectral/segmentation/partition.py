@@ -20,9 +20,9 @@ from torch import Tensor
 
 from hf_spectral.config import require_number, require_positive_int, require_seed
 from hf_spectral.errors import SpectralError
+from hf_spectral.layer_weights import is_int
 from hf_spectral.segmentation.embedding import centroids, kmeans, spectral_embedding
 from hf_spectral.segmentation.upsampling import checked_size, upsample
-from hf_spectral.weighting import is_int
 
 SegmentationMethod = Literal["ward", "kmeans"]
 

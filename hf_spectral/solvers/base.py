@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hf_spectral.errors import NotConvergedError, SpectralError
-from hf_spectral.graph import JointProblem
+from hf_spectral.problem import JointProblem
 from hf_spectral.result import SolveStatus, SpectralResult, laplacian_eigenvalues
 
 

@@ -9,8 +9,8 @@ import scipy.linalg
 import torch
 
 from hf_spectral.config import keep_ints, keep_numbers
-from hf_spectral.graph import JointProblem
 from hf_spectral.krylov import leading_eigenpairs, random_block
+from hf_spectral.problem import JointProblem
 from hf_spectral.solvers.base import Solution, Solver
 
 # Vectors sought beyond those wanted, so that the gap that sets the pace lies beyond the last eigenvalue wanted.

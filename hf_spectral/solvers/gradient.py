@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hf_spectral.config import keep_ints, keep_numbers
-from hf_spectral.graph import JointProblem
+from hf_spectral.problem import JointProblem
 from hf_spectral.solvers.base import Solution, Solver
 
 

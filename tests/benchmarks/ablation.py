@@ -142,7 +142,7 @@ def of_dataset(pipe: SpectralPathwaysPipeline, pictures: Sequence[Labeled], opti
     maps: dict[str, list[Tensor]] = defaultdict(list)
     for records in records_over(pipe, pictures, options.dataset_resolution):
         for name, (basis, walk) in bases.items():
-            maps[name].append(basis.project(records, diffusion=walk).eigenvectors)
+            maps[name].append(basis.project(records, walk=walk).eigenvectors)
         all_of_them = largest.project(records).eigenvectors
         for count in DATASET_COUNTS:
             maps[f"{count} eigenvectors"].append(all_of_them[:count])

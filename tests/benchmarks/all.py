@@ -68,7 +68,7 @@ def run(claim: Claim, data: Path) -> bool:
 
 def keep(claim: Claim, found: dict[str, Any]) -> None:
     """Write rows and machine, without the options, which hold paths of the machine."""
-    from tests.benchmarks.pictures import draw_bars  # needs matplotlib, which reading what is kept does not
+    from tests.benchmarks.bars import draw_bars  # needs matplotlib, which reading what is kept does not
 
     result = {"machine": found["machine"], "command": claim.command, "rows": found[claim.part]}
     (HERE / "results" / f"{claim.name}.json").write_text(json.dumps(result, indent=1) + "\n")

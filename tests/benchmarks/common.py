@@ -21,7 +21,7 @@ from PIL import Image
 import hf_spectral
 from hf_spectral.pipelines import SpectralPathwaysPipeline
 from hf_spectral.pipelines.images import read_image
-from hf_spectral.pipelines.offline import offline_backbone
+from hf_spectral.pipelines.transformers.offline import offline_backbone
 
 
 @dataclasses.dataclass(frozen=True)

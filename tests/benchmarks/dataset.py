@@ -109,9 +109,7 @@ def scores(pipe: SpectralPathwaysPipeline, options: argparse.Namespace) -> Rows:
         for row in report.rows
     ]
     bases = {name: accumulated(images, name).solve(13) for name in ("where", "what")}
-    maps = {
-        name: [basis.project(one, diffusion=0).eigenvectors[1:] for one in images()] for name, basis in bases.items()
-    }
+    maps = {name: [basis.project(one, walk=0).eigenvectors[1:] for one in images()] for name, basis in bases.items()}
     print(
         {f"{name}: metrics.where_score": round(float(where_score(maps[name]).mean()), 3) for name in maps}, flush=True
     )
@@ -163,7 +161,7 @@ def quality(pipe: SpectralPathwaysPipeline, options: argparse.Namespace) -> Rows
         hidden.append(tokens.T.reshape(-1, *grid))
         for name, basis in bases.items():
             maps[name].append(basis.project(records).eigenvectors)
-        maps[f"{first}, no diffusion"].append(bases[first].project(records, diffusion=0).eigenvectors)
+        maps[f"{first}, no diffusion"].append(bases[first].project(records, walk=0).eigenvectors)
     # The read-out leaves channel 0 out, as the trivial one.
     maps["k-means, last hidden state"] = [padded(one) for one in hidden]
     maps["ncut-pytorch, last hidden state"] = [padded(one) for one in ncut_maps(hidden)]

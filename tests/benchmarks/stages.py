@@ -36,11 +36,11 @@ import hf_spectral.pipelines.transformers as host
 from hf_spectral.basis.gram import BlockGram
 from hf_spectral.basis.sums import Totals
 from hf_spectral.capture.base import Recorder
-from hf_spectral.capture.watch import Watch
-from hf_spectral.graph import ProblemBuilder
+from hf_spectral.capture.hooks import AttentionHooks
 from hf_spectral.operators import DenseOperator
 from hf_spectral.pipelines import SpectralPathwaysPipeline
 from hf_spectral.pipelines.images import read_image
+from hf_spectral.problem import ProblemBuilder
 from hf_spectral.visualization import eigenvector_sheet, segmentation_overlay
 from tests.benchmarks import dataset_cost
 from tests.benchmarks.common import default_pipe, machine, print_table
@@ -55,7 +55,7 @@ Stage = tuple[
 BACKBONE_STAGES: list[Stage] = [
     (SpectralPathwaysPipeline, "preprocess", "read and preprocess"),
     (SpectralPathwaysPipeline, "records", "forward"),
-    (Watch, "_end_layer", "capture"),
+    (AttentionHooks, "_end_layer", "capture"),
     (Recorder, "add", "capture"),
 ]
 

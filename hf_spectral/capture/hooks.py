@@ -56,7 +56,7 @@ class Call(Generic[AnyLayer]):
     projected: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
-class Watch(abc.ABC, Generic[AnyLayer]):
+class AttentionHooks(abc.ABC, Generic[AnyLayer]):
     """Follows the forward passes of one thread through a model; each host's leaf reads the layers of its models.
 
     Args:
@@ -100,7 +100,7 @@ class Watch(abc.ABC, Generic[AnyLayer]):
         """
 
     @contextlib.contextmanager
-    def hooks(self) -> Iterator[None]:
+    def installed(self) -> Iterator[None]:
         """Watch for the length of the block, the model being in evaluation mode.
 
         Yields:

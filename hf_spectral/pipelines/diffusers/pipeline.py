@@ -17,11 +17,11 @@ from hf_spectral.capture import capture_attention, check_supported
 from hf_spectral.config import Pathway, defaults_hold, require_positive_int, require_seed
 from hf_spectral.errors import SpectralError
 from hf_spectral.families.diffusers import Condition, DenoiserFamily, family_of
-from hf_spectral.graph import ProblemBuilder
 from hf_spectral.pipelines.backbone import blamed, warn_once
 from hf_spectral.pipelines.images import read_image
 from hf_spectral.pipelines.inputs import image_column
 from hf_spectral.pipelines.settings import as_solver, checked_batching, configs_of
+from hf_spectral.problem import ProblemBuilder
 from hf_spectral.records import AttentionRecord, SkippedLayer
 from hf_spectral.restoring import undoing
 from hf_spectral.solvers import Solver, solve
@@ -33,9 +33,9 @@ except ImportError as error:
         "model", expected="the extra [diffusers]", got=str(error), fix="Run: pip install 'hf-spectral[diffusers]'"
     ) from error
 
-from hf_spectral.pipelines import diffusers_conditions as conditions
-from hf_spectral.pipelines import diffusers_noise as noise_of
-from hf_spectral.pipelines.diffusers_latents import (
+from hf_spectral.pipelines.diffusers import noise as noise_of
+from hf_spectral.pipelines.diffusers import prompt as prompts
+from hf_spectral.pipelines.diffusers.latents import (
     check_components,
     check_pathways,
     check_repository,
@@ -45,13 +45,13 @@ from hf_spectral.pipelines.diffusers_latents import (
     size_for,
     to_pixels,
 )
-from hf_spectral.pipelines.diffusers_outputs import outputs_of
-from hf_spectral.pipelines.diffusers_reading import DenoiserRun, Reading, digest
+from hf_spectral.pipelines.diffusers.outputs import outputs_of
+from hf_spectral.pipelines.diffusers.reading import DenoiserRun, Reading, digest
 
 # Arguments whose defaults `at` sets, besides timesteps, prompt and seed.
 SETTINGS = frozenset(
     {"pathway", "num_noise_samples", "num_eigenvectors", "num_segments", "layers", "solver", "affinity", "resolution"}
-    | {"layer_weights", "batch_size", "image_column", "basis", "diffusion", "timeout"}
+    | {"layer_weights", "batch_size", "image_column", "basis", "walk", "timeout"}
 )
 
 
@@ -333,7 +333,7 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         Raises:
             SpectralError: If the family reads no prompt, or its text encoders are not loaded, or it is too long.
         """
-        return conditions.encode_prompt(self._family, self.components, self.denoiser, prompt, self._execution_device)
+        return prompts.encode_prompt(self._family, self.components, self.denoiser, prompt, self._execution_device)
 
     @staticmethod
     def grouped(batch: Sequence[Mapping[str, Any]]) -> list[list[int]]:

@@ -20,7 +20,7 @@ from hf_spectral.errors import SpectralError, UnsupportedBackboneError
 from hf_spectral.families.diffusers import DenoiserFamily, family_of
 from hf_spectral.families.sizes import InputGeometry
 from hf_spectral.grid import as_pair
-from hf_spectral.pipelines.diffusers_noise import is_flow
+from hf_spectral.pipelines.diffusers.noise import is_flow
 from hf_spectral.pipelines.settings import HUB_ARGUMENTS
 from hf_spectral.restoring import evaluation_mode, undoing
 

@@ -16,9 +16,9 @@ from hf_spectral.capture import attention_fingerprint, capture_attention
 from hf_spectral.errors import SpectralError
 from hf_spectral.families.diffusers import Condition, DenoiserFamily
 from hf_spectral.pipelines.backbone import public_name
-from hf_spectral.pipelines.diffusers_conditions import forward_arguments
-from hf_spectral.pipelines.diffusers_latents import half_precision_explained
-from hf_spectral.pipelines.diffusers_noise import noised, num_timesteps
+from hf_spectral.pipelines.diffusers.latents import half_precision_explained
+from hf_spectral.pipelines.diffusers.noise import noised, num_timesteps
+from hf_spectral.pipelines.diffusers.prompt import forward_arguments
 from hf_spectral.records import AttentionRecord, SkippedLayer
 
 

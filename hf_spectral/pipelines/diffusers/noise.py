@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hf_spectral.errors import SpectralError
 from hf_spectral.families.diffusers import DenoiserFamily
-from hf_spectral.weighting import is_int, is_number
+from hf_spectral.layer_weights import is_int, is_number
 
 _DEFAULT_NUM_TIMESTEPS = 1000
 # The paper draws timesteps from the low-noise quarter of the schedule: there the picture is still all in the latents.

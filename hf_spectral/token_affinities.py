@@ -12,8 +12,8 @@ from torch import Tensor
 from hf_spectral.affinities import affinity_operators
 from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
-from hf_spectral.graph import normalized
 from hf_spectral.grid import TokenGrid, area_pooling, finest
+from hf_spectral.problem import normalized
 from hf_spectral.records import AttentionRecord, SkippedLayer, taking_part
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_spectral.errors import SpectralError
-from hf_spectral.refusals import said_plainly
+from hf_spectral.hub_errors import said_plainly
 from hf_spectral.tensor_files import one_line
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)

@@ -20,7 +20,7 @@ from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_
 from safetensors.torch import save_file
 
 from hf_spectral.errors import SpectralError
-from hf_spectral.refusals import said_plainly
+from hf_spectral.hub_errors import said_plainly
 
 if TYPE_CHECKING:
     import onnx

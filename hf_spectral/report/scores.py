@@ -44,7 +44,7 @@ def score_layers(
 ) -> LayerReport:
     """Score the dataset-level eigenvectors of each layer and of all layers together.
 
-    For a diffusion model, each layer is scored separately at each timestep.
+    For a walk model, each layer is scored separately at each timestep.
 
     `images` is called four times: to compute sums, Gram matrices, a reference partition of the tokens, and the scores.
     The what-scores of all layers, heads and pathways use the same reference partition, so that they can be compared.
@@ -61,7 +61,7 @@ def score_layers(
 
     Args:
         images: Function that starts a new pass over the images. It yields the records of one forward pass after the
-            other, for a diffusion model those of all timesteps of an image together.
+            other, for a walk model those of all timesteps of an image together.
         pathways: `"where"`, `"what"` or both.
         num_eigenvectors: Number of eigenvectors, including the trivial one, which is not scored; at least 2.
         by_head: Whether to score each head separately. The scores of all together are then those of all heads.
@@ -229,7 +229,7 @@ class _Scored:
     def add(self, records: list[AttentionRecord], clusters: list[Tensor], num_clusters: int) -> None:
         """Add the eigenvectors of the images of one forward pass, except the trivial one."""
         self._shares = self._shares or VarianceShares(_BINS, num_clusters)
-        for maps, partition in zip(_projected(self._basis, records, diffusion=0), clusters, strict=True):
+        for maps, partition in zip(_projected(self._basis, records, walk=0), clusters, strict=True):
             self._shares.add(maps[1:], _at(partition, maps.shape[1], maps.shape[2]))
 
     def row(self) -> ReportRow:
@@ -250,8 +250,8 @@ class _Scored:
         )
 
 
-def _projected(basis: SpectralBasis, records: list[AttentionRecord], diffusion: int | None = None) -> list[Tensor]:
-    projector = basis.projector(diffusion)
+def _projected(basis: SpectralBasis, records: list[AttentionRecord], walk: int | None = None) -> list[Tensor]:
+    projector = basis.projector(walk)
     for record in records:
         projector.add(record)
     return [result.eigenvectors for result in projector.results()]

@@ -20,12 +20,10 @@ from hf_spectral.capture import capture_attention, check_supported, vision_tower
 from hf_spectral.config import Pathway, SpectralConfig, defaults_hold
 from hf_spectral.errors import SpectralError, UnsupportedBackboneError
 from hf_spectral.families.transformers import family_of
-from hf_spectral.graph import ProblemBuilder
 from hf_spectral.pipelines.backbone import blamed, describe_backbone, warn_once
 from hf_spectral.pipelines.hosts import checked_device
 from hf_spectral.pipelines.images import read_image
 from hf_spectral.pipelines.inputs import image_column, iterable_of_images
-from hf_spectral.pipelines.offline import DefaultBackbone
 from hf_spectral.pipelines.outputs import image_output
 from hf_spectral.pipelines.settings import (
     BASIS_NAMES,
@@ -39,6 +37,8 @@ from hf_spectral.pipelines.settings import (
     configs_of,
     over_defaults,
 )
+from hf_spectral.pipelines.transformers.offline import DefaultBackbone
+from hf_spectral.problem import ProblemBuilder
 from hf_spectral.records import AttentionRecord, SkippedLayer
 from hf_spectral.result import SpectralResult
 from hf_spectral.solvers import Solver, solve
@@ -109,7 +109,7 @@ class SpectralPathwaysPipeline(Pipeline):
                 `temperature`, `num_neighbors`, `threshold`, `seed` (see `SpectralConfig`), `resolution` (longer side in
                 pixels at which the picture is read; None takes the backbone's image size), `timeout` (seconds for
                 URLs), `basis` (a `SpectralBasis` or its folder: then the pathway and all else about the problem are
-                its own), `diffusion` (with a basis, see `SpectralBasis.project`), `batch_size`, `num_workers`.
+                its own), `walk` (with a basis, see `SpectralBasis.project`), `batch_size`, `num_workers`.
 
         Returns:
             For one picture a dict, for a list of them a list, for a dataset or generator an iterator:
@@ -243,7 +243,7 @@ class SpectralPathwaysPipeline(Pipeline):
         model_inputs: dict[str, Any],
         solver: Solver | None = None,
         basis: SpectralBasis | None = None,
-        diffusion: float | None = None,
+        walk: float | None = None,
         **settings: Any,
     ) -> dict[str, Any]:
         """Run the backbone once a group of equal sizes, and solve one problem an image and pathway, or project."""
@@ -254,12 +254,12 @@ class SpectralPathwaysPipeline(Pipeline):
         results: dict[int, list[SpectralResult]] = {}
         for positions in self.grouped(batch):
             group = [batch[position] for position in positions]
-            if basis is None and diffusion is not None:
-                raise SpectralError("diffusion", expected="a basis beside it", got=diffusion, fix="Pass basis=...")
+            if basis is None and walk is not None:
+                raise SpectralError("walk", expected="a basis beside it", got=walk, fix="Pass basis=...")
             if basis is None:
                 found = self._analyze(group, configs_of(settings), solver)
             else:
-                projector = basis.projector(diffusion)
+                projector = basis.projector(walk)
                 self.records(group, projector.add, [layer.index for layer in basis.layers])
                 found = [[result] for result in projector.results()]
             for position, own in zip(positions, found, strict=True):

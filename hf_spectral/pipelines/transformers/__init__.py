@@ -1,0 +1,5 @@
+"""The transformers pipeline, and the backbone that it takes where the Hub is out of reach."""
+
+from hf_spectral.pipelines.transformers.pipeline import TASK, SpectralPathwaysPipeline, register
+
+__all__ = ["TASK", "SpectralPathwaysPipeline", "register"]
