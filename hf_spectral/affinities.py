@@ -38,7 +38,7 @@ def affinity_operators(record: AttentionRecord, config: SpectralConfig) -> list[
     Returns:
         Symmetric operators with entries of at least 0.
     """
-    query, key, value = record.query[0], record.key[0], record.value[0]
+    query, key, value = (part[0].float() for part in (record.query, record.key, record.value))
     if config.affinity == "attention":
         heads = [slice(None)] if config.heads == "merged" else [slice(i, i + 1) for i in range(query.shape[0])]
         return [AttentionOperator(query[head], key[head], record.scale) for head in heads]

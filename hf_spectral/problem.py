@@ -36,6 +36,7 @@ from hf_spectral.operators import (
     symmetrize_,
 )
 from hf_spectral.records import AttentionRecord, LayerChoice, SkippedLayer, counted
+from hf_spectral.torch_state import plain_torch
 
 # Up to here the sum of a grid's affinities is held as one matrix (16,384 nodes in float32); above, layers stay apart
 # and their rows are formed anew at every multiplication.
@@ -112,6 +113,7 @@ class ProblemBuilder:
         self._layers: list[str] = []
         self._weights: list[float] = []
 
+    @plain_torch()
     def add(self, record: AttentionRecord, weight: float | None = None) -> None:
         """Add one layer of one image.
 
@@ -138,6 +140,7 @@ class ProblemBuilder:
         self._weights.append(self._sums[shape].add_layer(affinity_operators(record, self.config), weight))
         self._layers.append(record.name)
 
+    @plain_torch()
     def build(self) -> JointProblem:
         """Return the problem over all layers added; the builder is spent afterwards.
 
@@ -209,10 +212,12 @@ class _GridSum:
     def _add_kernel(self, affinity: KernelOperator, share: float, weight: float | None) -> float:
         """Form the kernel once, in memory kept between layers, then normalize it on its way into the sum."""
         if self._scratch is None:
-            self._scratch = torch.empty(affinity.num_nodes, affinity.num_nodes, device=affinity.device)
+            self._scratch = torch.empty(
+                affinity.num_nodes, affinity.num_nodes, dtype=torch.float32, device=affinity.device
+            )
         if self._dense is None:
             self._dense = torch.zeros_like(self._scratch)
-        degree = torch.zeros(affinity.num_nodes, device=affinity.device)
+        degree = torch.zeros(affinity.num_nodes, dtype=torch.float32, device=affinity.device)
         for block, columns, rows in affinity.sweep(self._scratch):
             degree[block] += rows.sum(1) / 2
             degree[columns] += rows.sum(0) / 2

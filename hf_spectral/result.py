@@ -20,6 +20,7 @@ from hf_spectral.errors import SpectralError
 from hf_spectral.grid import TokenGrid
 from hf_spectral.hub_download import located
 from hf_spectral.tensor_files import DAMAGE, one_line, parse_json, read_header, read_tensors
+from hf_spectral.torch_state import plain_torch
 
 #: Name of the file of a result in a repository of the Hub.
 RESULT_NAME = "result.safetensors"
@@ -159,6 +160,7 @@ class SpectralResult:
         return path
 
     @classmethod
+    @plain_torch()
     def load(
         cls,
         source: str | os.PathLike[str],

@@ -15,6 +15,7 @@ from hf_spectral.errors import SpectralError
 from hf_spectral.grid import TokenGrid, area_pooling, finest
 from hf_spectral.problem import normalized
 from hf_spectral.records import AttentionRecord, SkippedLayer, taking_part
+from hf_spectral.torch_state import plain_torch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ class TokenAffinity:
     skipped: tuple[SkippedLayer, ...] = ()
 
 
-@torch.no_grad()
+@plain_torch()
 def token_affinity(
     records: Iterable[AttentionRecord],
     position: tuple[float | int, float | int],
@@ -74,7 +75,7 @@ def token_affinity(
         )
     grid = finest([record.grid for record, _ in serving])
     token = (min(int(position[0] * grid.height), grid.height - 1), min(int(position[1] * grid.width), grid.width - 1))
-    joint = torch.zeros(grid.height, grid.width, device=serving[0][0].value.device)
+    joint = torch.zeros(grid.height, grid.width, dtype=torch.float32, device=serving[0][0].value.device)
     layers: dict[int, list[Tensor]] = {}
     total = 0.0
     for record, weight in serving:

@@ -31,6 +31,7 @@ from hf_spectral.errors import SpectralError
 from hf_spectral.grid import TokenGrid, finest
 from hf_spectral.layer_weights import Weighting, as_weighting, of_known, weight_list
 from hf_spectral.records import AttentionRecord, LayerChoice, counted
+from hf_spectral.torch_state import plain_torch
 
 Add = Callable[[AttentionRecord], None]
 
@@ -152,6 +153,7 @@ class BasisAccumulator:
         yield lambda record: self._receive(record, arrived)
         self._commit_gram(arrived)
 
+    @plain_torch()
     def finish_sums(self) -> None:
         """End the first pass; later calls do nothing.
 
@@ -160,6 +162,7 @@ class BasisAccumulator:
         """
         self._require_totals().start_gram()
 
+    @plain_torch()
     def merge(self, other: BasisAccumulator) -> None:
         """Add what another shard has seen: its sums in the first pass, its Gram matrix in the second.
 
@@ -189,6 +192,7 @@ class BasisAccumulator:
         description = {**self._settings(), "known_layers": [layer.to_dict() for layer in self.layers]}
         return {"tensors": self._totals.tensors() if self._totals else {}, "description": description}
 
+    @plain_torch()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave; what was added before is forgotten.
 
@@ -209,7 +213,7 @@ class BasisAccumulator:
         else:
             self._totals, self._columns = None, ()
 
-    @torch.no_grad()
+    @plain_torch()
     def solve(
         self,
         num_eigenvectors: int,
@@ -243,7 +247,7 @@ class BasisAccumulator:
         config = dataclasses.replace(self.config, num_eigenvectors=num_eigenvectors, layer_weights=chosen)
         return solve_totals(totals, config, weights, seed, self.max_width, dict(backbone or {}), exactly)
 
-    @torch.no_grad()
+    @plain_torch()
     def _receive(self, record: AttentionRecord, arrived: list[_Arrived], choice: LayerChoice | None = None) -> None:
         """Keep what the pathway compares of one layer, at the width that the basis keeps of it."""
         position = match(self.layers, record, self.config.pathway)
@@ -261,7 +265,7 @@ class BasisAccumulator:
             shape = record.grid.height, record.grid.width
             arrived.append(_Arrived(record.name, record.index, record.timestep, tokens, shape))
 
-    @torch.no_grad()
+    @plain_torch()
     def _commit_sums(self, arrived: list[_Arrived]) -> None:
         before = self._totals, self._columns
         try:
@@ -278,7 +282,7 @@ class BasisAccumulator:
         common = finest([TokenGrid(*one.shape) for one in arrived])
         self._require_totals().add_sums(sums, num_tokens, len(images), len(images) * common.num_nodes)
 
-    @torch.no_grad()
+    @plain_torch()
     def _commit_gram(self, arrived: list[_Arrived]) -> None:
         arrived = _in_order(arrived, self.layers)
         totals = self._require_totals()

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from hf_spectral.hub_download import located, require_source
 from hf_spectral.problem import ProblemBuilder
 from hf_spectral.records import AttentionRecord
 from hf_spectral.result import SolveStatus, SpectralResult
+from hf_spectral.torch_state import plain_torch
 
 #: Strength of the walk inside an image where none is asked for, by pathway. `where` loses its layout on a longer one,
 #: and sooner the fewer the tokens: `tests/benchmarks/ablation.py --dataset-resolution`.
@@ -176,6 +176,7 @@ class SpectralBasis:
         return files.write(Path(folder), described, tensors)
 
     @classmethod
+    @plain_torch()
     def from_pretrained(
         cls,
         source: str | os.PathLike[str],
@@ -244,7 +245,7 @@ class Projector:
         self._rows: list[dict[tuple[int, int], Tensor]] = []
         self._graphs: list[ProblemBuilder] = []
 
-    @torch.no_grad()
+    @plain_torch()
     def add(self, record: AttentionRecord) -> None:
         """Add one layer of all images of the batch.
 
@@ -280,7 +281,7 @@ class Projector:
             if self._walk:
                 self._graphs[image].add(record.image(image), basis.weights[position])
 
-    @torch.no_grad()
+    @plain_torch()
     def results(self) -> list[SpectralResult]:
         """Return the eigenvectors of each image; the projector is spent afterwards.
 

@@ -19,6 +19,7 @@ from hf_spectral.dataset.reading import Add, Backbone, OnError, Reader, progress
 from hf_spectral.dataset.report import FitReport, Skipped, log_skipped
 from hf_spectral.dataset.source import Source, none_left, open_source
 from hf_spectral.layer_weights import as_weighting
+from hf_spectral.torch_state import plain_torch
 
 _SUMS, _GRAM = "sums", "gram"
 # The description of a basis is to stay small.
@@ -26,6 +27,7 @@ _MAX_LISTED = 1000
 
 
 @defaults_hold
+@plain_torch()
 def fit(
     pipe: Backbone,
     dataset: Any,

@@ -23,6 +23,7 @@ from hf_spectral.dataset.rows import RowWriter, delete_with, embedded, encoded, 
 from hf_spectral.dataset.source import Source, none_left, open_source
 from hf_spectral.errors import SpectralError
 from hf_spectral.result import SpectralResult
+from hf_spectral.torch_state import plain_torch
 
 if TYPE_CHECKING:
     import datasets
@@ -32,6 +33,7 @@ _Row = tuple[dict[str, Any], tuple[int, int]]  # columns, and the size of the im
 
 
 @defaults_hold
+@plain_torch()
 def transform(
     pipe: Backbone,
     dataset: Any,

@@ -13,11 +13,13 @@ from torch.nn.functional import avg_pool2d
 
 from hf_spectral.config import require_positive_int, require_seed
 from hf_spectral.metrics.variance import position_cells
+from hf_spectral.torch_state import plain_torch
 
 # k-means is fitted on at most this many tokens; the others are assigned to the nearest centroid.
 _FITTED_TOKENS = 50_000
 
 
+@plain_torch()
 def surrounding_clusters(
     eigenvectors: Sequence[Float[Tensor, "eigenvectors _h _w"]],
     cells: tuple[int, int],
@@ -65,6 +67,7 @@ def surrounding_clusters(
     return [part.view(one.shape[1:]) for part, one in zip(parts, centered, strict=True)]
 
 
+@plain_torch()
 def surroundings(maps: Float[Tensor, "channels height width"]) -> Float[Tensor, "channels height width"]:
     """Return the mean over the neighbors of each token, including diagonal ones, excluding the token itself.
 

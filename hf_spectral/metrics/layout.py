@@ -7,8 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hf_spectral.config import require_positive_int
+from hf_spectral.torch_state import plain_torch
 
 
+@plain_torch()
 def layout_score(
     eigenvectors: Float[Tensor, "eigenvectors height width"], order: int = 3
 ) -> Float[Tensor, " eigenvectors"]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from hf_spectral.errors import SpectralError
 from hf_spectral.metrics.identity import surrounding_clusters
 from hf_spectral.metrics.variance import VarianceShares, require_images
+from hf_spectral.torch_state import plain_torch
 
 Maps = Float[Tensor, "images eigenvectors height width"] | Sequence[Float[Tensor, "eigenvectors _h _w"]]
 
@@ -17,6 +18,7 @@ Maps = Float[Tensor, "images eigenvectors height width"] | Sequence[Float[Tensor
 DEFAULT_BINS = 16
 
 
+@plain_torch()
 def where_score(eigenvectors: Maps, bins: int | None = None) -> Float[Tensor, " eigenvectors"]:
     """Return the share of each dataset-level eigenvector's variance that the position of a token explains.
 
@@ -49,6 +51,7 @@ def where_score(eigenvectors: Maps, bins: int | None = None) -> Float[Tensor, " 
     return _added(eigenvectors, bins).where()
 
 
+@plain_torch()
 def image_score(eigenvectors: Maps) -> Float[Tensor, " eigenvectors"]:
     """Return the share of each dataset-level eigenvector's variance that the image of a token explains.
 
@@ -74,6 +77,7 @@ def image_score(eigenvectors: Maps) -> Float[Tensor, " eigenvectors"]:
     return _added(eigenvectors, 1).image()
 
 
+@plain_torch()
 def what_score(
     eigenvectors: Maps,
     clusters: Sequence[Integer[Tensor, "_h _w"]] | None = None,

@@ -7,6 +7,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from hf_spectral.errors import SpectralError
+from hf_spectral.torch_state import plain_torch
 
 # A variance below this share of the mean square is rounding error.
 _CONSTANT = 1e-12
@@ -42,6 +43,7 @@ class VarianceShares:
         self._num_clusters = num_clusters
         self._halves: list[_Half] = []
 
+    @plain_torch()
     def add(
         self, maps: Float[Tensor, "eigenvectors height width"], clusters: Integer[Tensor, "height width"] | None = None
     ) -> None:
@@ -70,6 +72,7 @@ class VarianceShares:
         half.add(values, index, None if clusters is None else clusters.flatten().cpu().long())
         self.num_images += 1
 
+    @plain_torch()
     def where(self) -> Float[Tensor, " eigenvectors"]:
         """Return the share of the variance that position explains, Var_p(mean_i x) / Var(x).
 
@@ -82,6 +85,7 @@ class VarianceShares:
         offsets = total[:, used] / weight[used] - self._mean()[:, None]
         return self._share((offsets**2 * weight[used]).sum(1) / self.num_images)
 
+    @plain_torch()
     def image(self) -> Float[Tensor, " eigenvectors"]:
         """Return the share of the variance that the image explains, Var_i(mean_p x) / Var(x).
 
@@ -91,6 +95,7 @@ class VarianceShares:
         squares = torch.stack([half.squared_means for half in self._halves]).sum(0) / self.num_images
         return self._share(squares - self._mean() ** 2)
 
+    @plain_torch()
     def what(self) -> Float[Tensor, " eigenvectors"]:
         """Return the share of the variance that the clusters explain beyond position and image, see `what_score`.
 

@@ -44,7 +44,7 @@ class AffinityOperator(abc.ABC):
 
     def degree(self) -> Degree:
         """Return the row sums d = W 1."""
-        ones = torch.ones(self.num_nodes, 1, device=self.device)
+        ones = torch.ones(self.num_nodes, 1, dtype=torch.float32, device=self.device)
         return self.matmul(ones)[:, 0]
 
     def __add__(self, other: AffinityOperator) -> AffinityOperator:
@@ -81,7 +81,7 @@ class SumOperator(AffinityOperator):
 
     def to_dense(self) -> Matrix:
         """Add up the matrices."""
-        total = torch.zeros(self.num_nodes, self.num_nodes, device=self.device)
+        total = torch.zeros(self.num_nodes, self.num_nodes, dtype=torch.float32, device=self.device)
         for term, weight in zip(self.terms, self.weights, strict=True):
             total.add_(term.to_dense(), alpha=weight)
         return total

@@ -90,7 +90,8 @@ class KernelOperator(AffinityOperator):
         for block in self.blocks():
             columns = self.columns(block)
             if memory is None:
-                out = torch.empty(block.stop - block.start, columns.stop - columns.start, device=self.device)
+                shape = (block.stop - block.start, columns.stop - columns.start)
+                out = torch.empty(shape, dtype=torch.float32, device=self.device)
             else:
                 out = memory[block, columns]
             self.fill(block, out)
@@ -102,7 +103,7 @@ class KernelOperator(AffinityOperator):
 
     def to_dense(self) -> Matrix:
         """Form the kernel and make it symmetric."""
-        kernel = torch.zeros(self.num_nodes, self.num_nodes, device=self.device)
+        kernel = torch.zeros(self.num_nodes, self.num_nodes, dtype=torch.float32, device=self.device)
         for _ in self.sweep(kernel):
             pass
         return symmetrize_(kernel)

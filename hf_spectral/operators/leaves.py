@@ -47,7 +47,7 @@ class IdentityOperator(AffinityOperator):
 
     def to_dense(self) -> Matrix:
         """Form the identity."""
-        return torch.eye(self.num_nodes, device=self.device)
+        return torch.eye(self.num_nodes, dtype=torch.float32, device=self.device)
 
 
 @final

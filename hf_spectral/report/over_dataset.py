@@ -17,9 +17,11 @@ from hf_spectral.errors import SpectralError
 from hf_spectral.records import AttentionRecord
 from hf_spectral.report.scores import score_layers
 from hf_spectral.report.table import LayerReport
+from hf_spectral.torch_state import plain_torch
 
 
 @defaults_hold
+@plain_torch()
 def layer_report(
     pipe: Backbone,
     dataset: Any,

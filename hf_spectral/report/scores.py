@@ -20,6 +20,7 @@ from hf_spectral.metrics import VarianceShares, surroundings
 from hf_spectral.records import AttentionRecord
 from hf_spectral.report.table import LayerReport, ReportRow
 from hf_spectral.segmentation import semantic_segmentation
+from hf_spectral.torch_state import plain_torch
 
 #: A function that starts a new pass over the images: it yields the records of one forward pass after the other.
 ImageSource: TypeAlias = Callable[[], Iterable[Sequence[AttentionRecord]]]
@@ -29,6 +30,7 @@ _BINS = (16, 16)
 _LEAST_IMAGES = 4
 
 
+@plain_torch()
 def score_layers(
     images: ImageSource,
     pathways: Sequence[Pathway] = PATHWAYS,

@@ -10,10 +10,12 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 
 from hf_spectral.errors import SpectralError
+from hf_spectral.torch_state import plain_torch
 
 _KMEANS_STARTS = 4
 
 
+@plain_torch()
 def spectral_embedding(
     eigenvectors: Float[Tensor, "eigenvectors height width"], eigenvalues: Float[Tensor, " eigenvectors"]
 ) -> Float[Tensor, "nodes channels"]:

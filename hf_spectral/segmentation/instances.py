@@ -17,6 +17,7 @@ from torch import Tensor
 from hf_spectral.config import require_positive_int, require_seed
 from hf_spectral.segmentation.embedding import centroids, kmeans, spectral_embedding
 from hf_spectral.segmentation.upsampling import checked_size, upsample
+from hf_spectral.torch_state import plain_torch
 
 _BLOCK_VALUES = 4_000_000  # distances held at once: 32 MB
 
@@ -34,6 +35,7 @@ class Instance:
     score: float
 
 
+@plain_torch()
 def instances(
     eigenvectors: Float[Tensor, "eigenvectors height width"],
     eigenvalues: Float[Tensor, " eigenvectors"],

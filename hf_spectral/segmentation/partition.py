@@ -23,6 +23,7 @@ from hf_spectral.errors import SpectralError
 from hf_spectral.layer_weights import is_int
 from hf_spectral.segmentation.embedding import centroids, kmeans, spectral_embedding
 from hf_spectral.segmentation.upsampling import checked_size, upsample
+from hf_spectral.torch_state import plain_torch
 
 SegmentationMethod = Literal["ward", "kmeans"]
 
@@ -48,6 +49,7 @@ class Segmentation:
     num_segments: int
 
 
+@plain_torch()
 def segment(
     eigenvectors: Float[Tensor, "eigenvectors height width"],
     eigenvalues: Float[Tensor, " eigenvectors"],

@@ -15,8 +15,10 @@ from hf_spectral.config import require_positive_int, require_seed
 from hf_spectral.errors import SpectralError
 from hf_spectral.segmentation.merging import merged_clusters
 from hf_spectral.segmentation.upsampling import upsample
+from hf_spectral.torch_state import plain_torch
 
 
+@plain_torch()
 def semantic_segmentation(
     eigenvectors: Sequence[Float[Tensor, "eigenvectors _h _w"]],
     num_clusters: int,

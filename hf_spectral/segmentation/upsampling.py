@@ -7,10 +7,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hf_spectral.errors import SpectralError
+from hf_spectral.torch_state import plain_torch
 
 _STRIP_VALUES = 4_000_000  # interpolated distances held at once: 16 MB
 
 
+@plain_torch()
 def upsample(
     distances: Float[Tensor, "segments height width"], size: tuple[int, int]
 ) -> Int[Tensor, "pixel_rows pixel_columns"]:

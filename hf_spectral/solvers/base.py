@@ -12,6 +12,7 @@ from torch import Tensor
 from hf_spectral.errors import NotConvergedError, SpectralError
 from hf_spectral.problem import JointProblem
 from hf_spectral.result import SolveStatus, SpectralResult, laplacian_eigenvalues
+from hf_spectral.torch_state import plain_torch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Solver(abc.ABC):
         """
 
 
-@torch.no_grad()
+@plain_torch()
 def solve(problem: JointProblem, solver: Solver | None = None, *, require_convergence: bool = True) -> SpectralResult:
     """Solve a joint problem for `problem.config.num_eigenvectors` eigenvectors.
 

@@ -19,6 +19,7 @@ from hf_spectral.result import SolveStatus, SpectralResult, laplacian_eigenvalue
 from hf_spectral.solvers.base import fix_signs
 from hf_spectral.solvers.dataset_graph import GridGraph, NeighborSettings, batch_graphs
 from hf_spectral.solvers.gradient import SymmetricProduct
+from hf_spectral.torch_state import plain_torch
 
 Images = Sequence[Sequence[AttentionRecord]]
 
@@ -75,6 +76,7 @@ class DatasetGradientSolver:
         keep_ints(self, "rounds", "steps_per_batch", "batch_size", "channels", "num_inter", "block_size")
         keep_numbers(self, average=(0, 1 - 1e-6), learning_rate=(0, math.inf))
 
+    @plain_torch()
     def fit(self, images: Images, config: SpectralConfig | None = None) -> list[SpectralResult]:
         """Optimize, then read out.
 
@@ -112,8 +114,7 @@ class DatasetGradientSolver:
                         loss = _objective([tables.softmax(image) for image in members], graphs)
                         tables.update(loss, members)
                         bar.update()
-        with torch.no_grad():
-            return self._read_out(tables, batches, config, chosen[0])
+        return self._read_out(tables, batches, config, chosen[0])
 
     def _read_out(
         self, tables: _Tables, batches: _Batches, config: SpectralConfig, records: Sequence[AttentionRecord]
@@ -201,7 +202,7 @@ class _Tables:
         self._tables: list[Tensor] = []
         for records in images:
             grid = finest([record.grid for record in records])
-            start = torch.randn(settings.channels, grid.height, grid.width, generator=generator)
+            start = torch.randn(settings.channels, grid.height, grid.width, dtype=torch.float32, generator=generator)
             self.grids.append(grid)
             self._tables.append(start.to(records[0].value.device).requires_grad_())
         self._optimizer = torch.optim.AdamW(self._tables, lr=settings.learning_rate)
@@ -259,7 +260,7 @@ class _Batches:
 
 
 def _objective(maps: list[Float[Tensor, "channels _h _w"]], graphs: list[GridGraph]) -> Float[Tensor, ""]:
-    total = torch.zeros((), device=maps[0].device)
+    total = torch.zeros((), dtype=torch.float32, device=maps[0].device)
     for graph in graphs:
         vectors = nn.functional.normalize(_pooled(maps, graph), dim=0)
         quotients = (vectors * SymmetricProduct.apply(vectors, graph.affinity)).sum(dim=0)

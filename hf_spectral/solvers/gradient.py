@@ -63,7 +63,7 @@ class GradientSolver(Solver):
             the result is `NOT_CHECKED`.
         """
         device = problem.affinity.device
-        network = _seeded_network(self.hidden_channels, num_eigenvectors, problem.grid.height, problem.grid.width, seed)
+        network = _SpanNetwork(self.hidden_channels, num_eigenvectors, problem.grid.height, problem.grid.width, seed)
         network = network.to(device)
         optimizer = torch.optim.Adam(network.parameters(), lr=self.learning_rate)
         with torch.enable_grad(), tqdm(total=self.max_steps, disable=not self.progress, desc="GradientSolver") as bar:
@@ -100,30 +100,28 @@ class SymmetricProduct(torch.autograd.Function):
 
 
 class _SpanNetwork(nn.Module):
-    """Three convolutions on a free input map, softmax over channels."""
+    """Three convolutions on a free input map, softmax over channels.
 
-    def __init__(self, hidden_channels: int, num_eigenvectors: int, height: int, width: int) -> None:
+    Parameters are float32 and drawn from the seed as torch initializes convolutions, without torch's own generators:
+    these belong to the program, whose other threads may use them.
+    """
+
+    def __init__(self, hidden_channels: int, num_eigenvectors: int, height: int, width: int, seed: int) -> None:
         super().__init__()
-        self.seed_map = nn.Parameter(torch.randn(1, hidden_channels, height, width))
-        self.layers = nn.Sequential(
-            nn.Conv2d(hidden_channels, hidden_channels, 3, padding=1),
-            nn.BatchNorm2d(hidden_channels),
-            nn.ReLU(),
-            nn.Conv2d(hidden_channels, hidden_channels, 3, padding=1),
-            nn.BatchNorm2d(hidden_channels),
-            nn.ReLU(),
-            nn.Conv2d(hidden_channels, num_eigenvectors, 3, padding=1),
-        )
+        generator = torch.Generator().manual_seed(seed)
+        shape = (1, hidden_channels, height, width)
+        self.seed_map = nn.Parameter(torch.randn(shape, dtype=torch.float32, generator=generator))
+        layers: list[nn.Module] = []
+        for channels in (hidden_channels, hidden_channels, num_eigenvectors):
+            convolution = nn.utils.skip_init(nn.Conv2d, hidden_channels, channels, 3, padding=1, dtype=torch.float32)
+            for parameter in (convolution.weight, convolution.bias):
+                bound = (9 * hidden_channels) ** -0.5
+                nn.init.uniform_(parameter, -bound, bound, generator=generator)
+            layers += [convolution, nn.BatchNorm2d(channels, dtype=torch.float32), nn.ReLU()]
+        self.layers = nn.Sequential(*layers[:-2])
 
     def forward(self) -> Float[Tensor, "nodes eigenvectors"]:
         return self.layers(self.seed_map).softmax(dim=1)[0].flatten(1).T
-
-
-def _seeded_network(hidden_channels: int, num_eigenvectors: int, height: int, width: int, seed: int) -> _SpanNetwork:
-    """Initialize from a seed without touching the caller's random state."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return _SpanNetwork(hidden_channels, num_eigenvectors, height, width)
 
 
 def _unit_columns(vectors: Tensor, problem: JointProblem) -> Tensor:

@@ -10,6 +10,7 @@ from scipy.stats import norm, rankdata
 from torch import Tensor
 
 from hf_spectral.errors import SpectralError
+from hf_spectral.torch_state import plain_torch
 from hf_spectral.visualization.palette import bytes_from_oklab, diverging_table
 
 
@@ -105,6 +106,7 @@ def _spread_over_image(values: np.ndarray) -> np.ndarray:
     return (stretched + (rankdata(values, axis=1) - 0.5) / values.shape[1]) / 2 - 0.5
 
 
+@plain_torch()
 def resized_maps(maps: Float[Tensor, "channels _h _w"], size: tuple[int, int] | None) -> np.ndarray:
     """Interpolate maps bicubically to the size of an image.
 

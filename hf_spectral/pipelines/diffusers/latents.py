@@ -285,7 +285,7 @@ def _scaled(vae: Any, latents: Tensor) -> Tensor:
     config = vae.config
     if config.get("latents_mean") is not None and config.get("latents_std") is not None:
         mean, deviation = (
-            torch.tensor(config[name], device=latents.device).view(1, -1, 1, 1)
+            torch.tensor(config[name], dtype=latents.dtype, device=latents.device).view(1, -1, 1, 1)
             for name in ("latents_mean", "latents_std")
         )
         return (latents - mean) * config.scaling_factor / deviation

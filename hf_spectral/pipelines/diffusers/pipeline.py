@@ -25,6 +25,7 @@ from hf_spectral.problem import ProblemBuilder
 from hf_spectral.records import AttentionRecord, SkippedLayer
 from hf_spectral.restoring import undoing
 from hf_spectral.solvers import Solver, solve
+from hf_spectral.torch_state import plain_torch
 
 try:
     from diffusers import DiffusionPipeline
@@ -174,7 +175,7 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         return self.unet if self.unet is not None else self.transformer
 
     @defaults_hold
-    @torch.no_grad()
+    @plain_torch()
     def __call__(
         self,
         image: Any,
@@ -241,6 +242,7 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
                 outputs.append(outputs_of(results, prepared, reading.timesteps, num_segments, return_dict))
         return outputs if is_many else outputs[0]
 
+    @plain_torch()
     def at(
         self,
         timesteps: Sequence[float] | float | None = None,
@@ -292,6 +294,7 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
     read_image = staticmethod(read_image)
 
     @defaults_hold
+    @plain_torch()
     def preprocess(self, image: Any, resolution: int | None = None, timeout: float | None = None) -> dict[str, Any]:
         """Read one picture and encode it.
 
@@ -321,6 +324,7 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         notes = geometry_of(self._family, self.denoiser, self.vae).notes_for(*size, resolution)
         return {"latents": latents, "read_size": read_size, "size": size, "digest": digest(pixels), "notes": notes}
 
+    @plain_torch()
     def encode_prompt(self, prompt: str = "") -> Condition:
         """Encode a prompt.
 
@@ -350,6 +354,7 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
             groups.setdefault((prepared["latents"].shape, prepared["read_size"]), []).append(position)
         return list(groups.values())
 
+    @plain_torch()
     def records(
         self,
         group: Sequence[Mapping[str, Any]],

@@ -42,6 +42,7 @@ from hf_spectral.problem import ProblemBuilder
 from hf_spectral.records import AttentionRecord, SkippedLayer
 from hf_spectral.result import SpectralResult
 from hf_spectral.solvers import Solver, solve
+from hf_spectral.torch_state import plain_torch
 
 TASK = "spectral-pathways"
 _NAMES = SPECTRAL_NAMES | SEGMENT_NAMES | READ_NAMES | BASIS_NAMES | {"solver"}
@@ -96,6 +97,7 @@ class SpectralPathwaysPipeline(Pipeline):
         self.defaults = given | host
 
     @defaults_hold
+    @plain_torch()
     def __call__(self, inputs: Any, image_column: str | None = None, **kwargs: Any) -> Any:
         """Analyze one picture, or many.
 
@@ -135,6 +137,12 @@ class SpectralPathwaysPipeline(Pipeline):
                 return []
         return super().__call__(iterable_of_images(inputs, image_column), **kwargs)
 
+    def get_iterator(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the host's iterator over many pictures; it draws no number from the program's random generator."""
+        outputs = super().get_iterator(*args, **kwargs)
+        outputs.loader.loader.generator = torch.Generator()
+        return _Stream(outputs)
+
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         unknown = sorted(set(kwargs) - _NAMES)
         if unknown:
@@ -160,6 +168,7 @@ class SpectralPathwaysPipeline(Pipeline):
     read_image = staticmethod(read_image)
 
     @defaults_hold
+    @plain_torch()
     def preprocess(self, image: Any, resolution: int | None = None, timeout: float | None = None) -> dict[str, Any]:
         """Read one picture and bring it to the size and the numbers that the backbone takes."""
         image = read_image(image, timeout)
@@ -214,6 +223,7 @@ class SpectralPathwaysPipeline(Pipeline):
             groups[tuple((name, tensor.shape) for name, tensor in prepared["inputs"].items())].append(position)
         return list(groups.values())
 
+    @plain_torch()
     def records(
         self,
         group: Sequence[Mapping[str, Any]],
@@ -238,6 +248,7 @@ class SpectralPathwaysPipeline(Pipeline):
         with blamed(self.model, group[0]["read_size"], lambda *black: self._run(self._read(*black))):
             return self._run(tensors, on_record, layers)
 
+    @plain_torch()
     def _forward(
         self,
         model_inputs: dict[str, Any],
@@ -267,6 +278,7 @@ class SpectralPathwaysPipeline(Pipeline):
                 results[position] = [dataclasses.replace(result, notes=notes) for result in own]
         return {"results": [results[position] for position in range(len(batch))], "size": model_inputs["size"]}
 
+    @plain_torch()
     def postprocess(
         self,
         model_outputs: dict[str, Any],
@@ -346,6 +358,23 @@ class _Backbones(AutoModel):
             except UnsupportedBackboneError:
                 return skeleton
         return AutoModel.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stream:
+    """The outputs of many pictures, begun under torch's own state even where the caller begins much later."""
+
+    outputs: Any
+
+    def __len__(self) -> int:
+        return len(self.outputs)
+
+    def __iter__(self) -> Iterator[Any]:
+        with plain_torch():  # The host's loader makes a tensor when it begins.
+            iterator = iter(self.outputs)
+        end = object()
+        while (output := next(iterator, end)) is not end:
+            yield output
 
 
 def register() -> None:
