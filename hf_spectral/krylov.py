@@ -152,8 +152,14 @@ class _Basis:
         for _ in range(2):  # Twice is enough for orthogonality to working precision.
             block = block - self.combine(self._pairs[-1, :, : self.size].T @ block[0])
             block = block @ _orthonormalizing(block[0].T @ block[-1])
+            if not block.shape[-1]:
+                return False
+            if self._mass is not None:  # What is left of x may be small: B x is made anew, or its rounding would grow.
+                block = self.paired(block[0])
         surplus = max(self.size + block.shape[-1] - self.capacity, 0)
         block = block[..., surplus:]  # The last columns hold most that is new.
+        if not block.shape[-1]:
+            return False
         old, new = slice(0, self.size), slice(self.size, self.size + block.shape[-1])
         self._last, self.size = new, new.stop
         self._pairs[..., new] = block
@@ -161,7 +167,7 @@ class _Basis:
         column = (self._pairs[0, :, : self.size].T @ self._products[:, new]).double().cpu()
         self._projected[: self.size, new] = column
         self._projected[new, old] = column[old].T
-        return block.shape[-1] > 0
+        return True
 
     def last_products(self) -> Tensor:
         """Return A times the block appended last."""

@@ -113,6 +113,17 @@ def test_layers_of_three_resolutions(solver):
     assert result.grid.num_nodes == 12 * 16
 
 
+@pytest.mark.parametrize("layer_weights", ["equal", "auto", [1, 1e-3], [1e-3, 1]])
+@pytest.mark.parametrize(("pathway", "affinity"), AFFINITIES)
+def test_both_ways_agree_on_two_resolutions_whatever_the_rank_and_the_weights(pathway, affinity, layer_weights):
+    records = [random_record(10, 12, seed=1, index=0), random_record(5, 6, seed=2, index=1)]
+    config = SpectralConfig(pathway, affinity, num_eigenvectors=4, layer_weights=layer_weights)
+    problem = build_problem(records, config)
+    dense, krylov = (solve(problem, solver) for solver in (EigenSolver(), KRYLOV))
+    torch.testing.assert_close(krylov.eigenvalues, dense.eigenvalues, atol=2e-5, rtol=0)
+    assert max(dense.residuals.max(), krylov.residuals.max()) <= KRYLOV.tolerance
+
+
 @pytest.mark.parametrize("pathway", ["where", "what"])
 @pytest.mark.parametrize("solver", [EigenSolver(), KRYLOV], ids=["dense", "krylov"])
 def test_a_planted_partition_is_found(pathway, solver):
