@@ -129,7 +129,7 @@ def test_mathematics(state):
             for solver in (EigenSolver(), EigenSolver(dense_below=0)):
                 result = solve(problem, solver)
                 assert result.status is SolveStatus.CONVERGED
-                answers += [result.eigenvalues, problem.affinity.to_dense(), problem.affinity.degree()]
+                answers += [result.eigenvalues, result.layer_weights]
             answers.append(token_affinity(records, (0.3, 0.7), SpectralConfig(*kind)).joint)
         quick = GradientSolver(max_steps=6, accumulation_steps=1, hidden_channels=8)
         answers.append(solve(build_problem(records, SpectralConfig(num_eigenvectors=3)), quick).eigenvalues)
@@ -219,7 +219,8 @@ def test_settings_of_the_program_stay_as_they_are():
 
 def test_no_number_is_drawn_from_the_generators_of_the_program(pipe, table):
     def states():
-        return torch.get_rng_state().numpy().tolist(), np.random.get_state()[1].tolist(), random.getstate()
+        # That of `random` is left out: beartype, which checks types in tests, draws from it.
+        return torch.get_rng_state().numpy().tolist(), np.random.get_state()[1].tolist()
 
     def run():
         output = pipe([photo()], num_segments=3, method="kmeans", instances=True)[0]
