@@ -63,6 +63,9 @@ class SpectralPathwaysPipeline(Pipeline):
     of the result say so. Arguments of a call may be given to the constructor as `defaults`, which hold in
     `hf_spectral.fit`, `transform` and `layer_report` too, as far as these have an argument of that name. With a
     `basis`, the eigenvectors are those of the dataset that it was fitted on, extended to the picture.
+
+    The backbone runs as it was loaded: autocast and other settings of torch in the program around change no result.
+    For half precision load it so, with `dtype=torch.bfloat16`.
     """
 
     _load_processor = False
