@@ -219,7 +219,8 @@ def test_a_damaged_model_is_refused_in_one_line(transformers_folder, tmp_path, n
     (folder / name).unlink(missing_ok=True)
     if text is not None:
         (folder / name).write_text(text)
-    assert refusal_of(lambda: hf_spectral.pipeline(folder, device="cpu")).startswith("`model`: expected ")
+    said = refusal_of(lambda: hf_spectral.pipeline(folder, device="cpu"))
+    assert said.startswith("`image_processor`: " if name.startswith("preprocessor") else "`model`: expected ")
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "x", "", -5, 99, 1.5, [], {}, "meta", float("nan"), 10**30, object()])
