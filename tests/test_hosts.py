@@ -248,7 +248,8 @@ def test_arguments_of_the_call_are_defaults_of_a_diffusers_pipeline(diffusers_fo
 
 def test_without_diffusers_the_pip_line_is_named(diffusers_folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    monkeypatch.delitem(sys.modules, "hf_spectral.pipelines.diffusers")
+    for name in [name for name in sys.modules if name.startswith("hf_spectral.pipelines.diffusers")]:
+        monkeypatch.delitem(sys.modules, name)
     with pytest.raises(SpectralError, match=r"pip install 'hf-spectral\[diffusers\]'"):
         hf_spectral.pipeline(diffusers_folder)
 

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 from hf_spectral.capture import capture_attention, check_supported
@@ -18,22 +19,6 @@ from hf_spectral.config import Pathway, defaults_hold, require_positive_int, req
 from hf_spectral.errors import SpectralError
 from hf_spectral.families.diffusers import Condition, DenoiserFamily, family_of
 from hf_spectral.pipelines.backbone import blamed, warn_once
-from hf_spectral.pipelines.images import read_image
-from hf_spectral.pipelines.inputs import image_column
-from hf_spectral.pipelines.settings import as_solver, checked_batching, configs_of
-from hf_spectral.problem import ProblemBuilder
-from hf_spectral.records import AttentionRecord, SkippedLayer
-from hf_spectral.restoring import undoing
-from hf_spectral.solvers import Solver, solve
-from hf_spectral.torch_state import plain_torch
-
-try:
-    from diffusers import DiffusionPipeline
-except ImportError as error:
-    raise SpectralError(
-        "model", expected="the extra [diffusers]", got=str(error), fix="Run: pip install 'hf-spectral[diffusers]'"
-    ) from error
-
 from hf_spectral.pipelines.diffusers import noise as noise_of
 from hf_spectral.pipelines.diffusers import prompt as prompts
 from hf_spectral.pipelines.diffusers.latents import (
@@ -48,6 +33,14 @@ from hf_spectral.pipelines.diffusers.latents import (
 )
 from hf_spectral.pipelines.diffusers.outputs import outputs_of
 from hf_spectral.pipelines.diffusers.reading import DenoiserRun, Reading, digest
+from hf_spectral.pipelines.images import read_image
+from hf_spectral.pipelines.inputs import image_column
+from hf_spectral.pipelines.settings import as_solver, checked_batching, configs_of
+from hf_spectral.problem import ProblemBuilder
+from hf_spectral.records import AttentionRecord, SkippedLayer
+from hf_spectral.restoring import undoing
+from hf_spectral.solvers import Solver, solve
+from hf_spectral.torch_state import plain_torch
 
 # Arguments whose defaults `at` sets, besides timesteps, prompt and seed.
 SETTINGS = frozenset(
