@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 import datasets
@@ -383,6 +384,52 @@ def test_a_transform_that_gives_no_picture_or_fails_at_one_is_named(pipe, table,
     report = FitReport()
     fit(pipe, broken, on_error="skip", progress=False, report=report)
     assert [one.position for one in report.skipped] == [2]
+
+
+def test_columns_of_arrays_bytes_names_and_urls_are_read_alike(pipe, images, tmp_path, monkeypatch):
+    images = images[::2]
+    expected = fit(pipe, datasets.Dataset.from_dict({"image": images}), num_eigenvectors=3, progress=False)
+    for number, image in enumerate(images):
+        image.save(tmp_path / f"{number}.png")
+    encoded, timeouts = {f"https://a.b/{number}.png": png(image) for number, image in enumerate(images)}, []
+    monkeypatch.setattr(
+        "hf_spectral.pipelines.images._downloaded", lambda url, timeout: timeouts.append(timeout) or encoded[url]
+    )
+    patient = transformers.pipeline("spectral-pathways", model=pipe.model, image_processor=PROCESSOR, timeout=7.0)
+    pixels = datasets.Array3D((60, 90, 3), "uint8")
+    columns = {
+        "arrays": ([np.asarray(image) for image in images], pixels),
+        "bytes": (list(map(png, images)), datasets.Value("binary")),
+        "names": ([str(tmp_path / f"{number}.png") for number in range(len(images))], datasets.Value("string")),
+        "urls": (list(encoded), datasets.Value("string")),
+    }
+    for values, feature in columns.values():
+        table = datasets.Dataset.from_dict({"image": values}, features=datasets.Features({"image": feature}))
+        for view in (table, table.to_iterable_dataset()):
+            found = fit(patient, view, num_eigenvectors=3, image_column="image", progress=False)
+            same(found, expected, 1e-6)
+        found = transform(patient, table, expected, image_column="image", progress=False)
+        assert found.features["image"] == feature
+        assert found["image"][:] == table["image"][:]
+    assert set(timeouts) == {7.0}
+    encoded["https://a.b/2.png"], table = encoded["https://a.b/1.png"], table.select([0, 1, 2])
+    fit(patient, table, num_eigenvectors=3, image_column="image", checkpoint_dir=tmp_path / "state", progress=False)
+    encoded["https://a.b/2.png"] = encoded["https://a.b/0.png"]
+    with pytest.raises(SpectralError, match=r"`checkpoint_dir`: .* got others: image 2 \(2.png\)"):
+        fit(patient, table, num_eigenvectors=3, image_column="image", checkpoint_dir=tmp_path / "state", progress=False)
+
+
+def test_a_stream_out_of_an_archive_is_read(pipe, folder, tmp_path):
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for path in sorted(folder.rglob("*.png")):
+            archive.write(path, path.relative_to(folder))
+    stream = datasets.load_dataset(
+        "imagefolder", data_files=str(tmp_path / "photos.zip"), streaming=True, split="train"
+    )
+    found = fit(pipe, stream, num_eigenvectors=5, progress=False)
+    same(found, fit(pipe, folder, num_eigenvectors=5, progress=False), 1e-6)
+    kept = transform(pipe, stream, found, progress=False).cast_column("image", datasets.Image(decode=False))[0]["image"]
+    assert (kept["path"], kept["bytes"]) == ("2.png", (folder / "2.png").read_bytes())
 
 
 def shaken(images):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from hf_spectral.dataset.folder import list_pictures
@@ -221,17 +222,19 @@ def _item(position: int, name: str | None, value: Any, row: Mapping[str, Any], c
         The image; its row holds the encoded picture, unless the column is one of names.
     """
     path = value.get("path") if isinstance(value, Mapping) else value if isinstance(value, str) else None
+    path = printable(Path(shown(path).split("::")[0]).name) if path else None
     if name is None:
-        name = f"image {position}" + (f" ({printable(Path(shown(path)).name)})" if path else "")
+        name = f"image {position}" + (f" ({path})" if path else "")
     try:
         with _explained():
+            value = np.asarray(value) if isinstance(value, list) else value
             content = _content(value)
     except SpectralError as error:
         return Item(position, name, None, row, error=error)
     if content is None:
         return Item(position, name, value, row, mode=mode)
-    image = {"bytes": content, "path": printable(Path(path).name) if path else None}
-    if not isinstance(row.get(column), str):
+    image = {"bytes": content, "path": path}
+    if column not in row or isinstance(row[column], Mapping):
         row = {**row, column: image}
     return Item(position, name, {**image, "path": name}, row, content, mode)
 

@@ -284,7 +284,10 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         """Settings that `at` has set, which stand in for what a call leaves out."""
         return {**self._told, "seed": self._seed}
 
-    read_image = staticmethod(read_image)
+    @defaults_hold
+    def read_image(self, source: Any, timeout: float | None = None) -> Image.Image:
+        """Read one picture as RGB, as `preprocess` does."""
+        return read_image(source, timeout)
 
     @defaults_hold
     @plain_torch()

@@ -168,7 +168,10 @@ class SpectralPathwaysPipeline(Pipeline):
         )
         return read, forward, segment
 
-    read_image = staticmethod(read_image)
+    @defaults_hold
+    def read_image(self, source: Any, timeout: float | None = None) -> Image.Image:
+        """Read one picture as RGB, as `preprocess` does."""
+        return read_image(source, timeout)
 
     @defaults_hold
     @plain_torch()
