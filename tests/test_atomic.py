@@ -48,7 +48,7 @@ def made():
     return [
         basis.save_pretrained,
         result.save,
-        FitReport().save,
+        FitReport(1, (), 1, 0.5).to_json,
         report.to_csv,
         lambda path: save_picture(photo(), path),
     ]

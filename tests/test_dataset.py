@@ -1,8 +1,10 @@
 """A whole dataset: every kind of it, every mistake, and rows that hold what they promise."""
 
 import copy
+import dataclasses
 import errno
 import gc
+import inspect
 import io
 import json
 import os
@@ -22,7 +24,6 @@ from PIL import Image
 import hf_spectral
 from hf_spectral import (
     BasisAccumulator,
-    FitReport,
     SpectralBasis,
     SpectralConfig,
     SpectralError,
@@ -236,8 +237,8 @@ def test_a_backbone_of_windows_is_to_blame_for_where_and_no_image_is(table, on_e
 def test_a_corrupt_image_is_named_or_skipped_in_both_passes(pipe, damaged, basis, tmp_path):
     with pytest.raises(SpectralError, match="3b.png: .*Mend or remove it, or pass on_error='skip'"):
         fit(pipe, damaged, progress=False)
-    report = FitReport()
-    found = fit(pipe, damaged, num_eigenvectors=5, batch_size=4, on_error="skip", progress=False, report=report)
+    settings = {"batch_size": 4, "on_error": "skip", "progress": False, "return_report": True}
+    found, report = fit(pipe, damaged, num_eigenvectors=5, **settings)
     same(found, basis)
     assert [(one.position, one.name) for one in report.skipped] == [(4, "3b.png"), (7, "5b.jpg")]
     assert "not a picture" in report.skipped[1].reason
@@ -248,6 +249,22 @@ def test_a_corrupt_image_is_named_or_skipped_in_both_passes(pipe, damaged, basis
     assert report.num_images == NUM_IMAGES
 
 
+def test_settings_are_given_by_name_and_a_report_is_frozen(pipe, table, basis):
+    for run in (
+        lambda: fit(pipe, table, "what"),
+        lambda: transform(pipe, table, basis, 3),
+        lambda: layer_report(pipe, table, ["what"]),
+    ):
+        with pytest.raises(TypeError, match="too many positional arguments"):
+            run()
+    assert "report" not in {*inspect.signature(fit).parameters, *inspect.signature(transform).parameters}
+    rows, report = transform(pipe, table, basis, progress=False, return_report=True)
+    assert (report.num_images, report.skipped, report.num_processes) == (len(rows), (), 1)
+    assert report.seconds > 0
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        report.num_images = 0
+
+
 def test_corrupt_rows_of_a_table_are_named_by_position(pipe, table, basis):
     encoded = table.cast_column("picture", datasets.Image(decode=False))
     broken = encoded.map(lambda row, index: {"picture": {"bytes": b"no", "path": "a.jpg"}} if index == 2 else row,
@@ -255,8 +272,7 @@ def test_corrupt_rows_of_a_table_are_named_by_position(pipe, table, basis):
     broken = broken.cast_column("picture", datasets.Image())
     with pytest.raises(SpectralError, match=r"image 2 \(a.jpg\)"):
         fit(pipe, broken, progress=False)
-    report = FitReport()
-    found = transform(pipe, broken, basis, on_error="skip", progress=False, report=report)
+    found, report = transform(pipe, broken, basis, on_error="skip", progress=False, return_report=True)
     assert found["image_id"][:] == [0, 1, 3, 4, 5, 6]
     assert [one.position for one in report.skipped] == [2]
     with pytest.raises(SpectralError, match="at least one image that can be analyzed, got none of 1: image 0"):
@@ -273,8 +289,8 @@ def test_a_group_with_one_bad_member_loses_only_that_one(pipe, table, basis, mon
         original(group, on_record, layers)
 
     monkeypatch.setattr(pipe, "records", records)
-    report = FitReport()
-    found = fit(pipe, table, num_eigenvectors=5, batch_size=7, on_error="skip", progress=False, report=report)
+    settings = {"batch_size": 7, "on_error": "skip", "progress": False, "return_report": True}
+    found, report = fit(pipe, table, num_eigenvectors=5, **settings)
     monkeypatch.undo()
     assert [one.position for one in report.skipped] == [1]
     rest = table.select([0, 2, 3, 4, 5, 6])
@@ -381,8 +397,7 @@ def test_a_transform_that_gives_no_picture_or_fails_at_one_is_named(pipe, table,
     broken = broken.cast_column("picture", datasets.Image()).with_transform(in_batches(changed))
     with pytest.raises(SpectralError, match="`dataset`: expected images that can be analyzed, got image 2: "):
         fit(pipe, broken, progress=False)
-    report = FitReport()
-    fit(pipe, broken, on_error="skip", progress=False, report=report)
+    _, report = fit(pipe, broken, on_error="skip", progress=False, return_report=True)
     assert [one.position for one in report.skipped] == [2]
 
 
@@ -693,8 +708,7 @@ def test_a_name_that_is_not_utf_8_is_written_as_escapes(pipe, images, basis, tmp
     with open(path, "wb") as file:
         file.write(png(images[0]))
     (tmp_path / "1.png").write_text("no picture")
-    report = FitReport()
-    found = transform(pipe, tmp_path, basis, on_error="skip", progress=False, report=report)
+    found, report = transform(pipe, tmp_path, basis, on_error="skip", progress=False, return_report=True)
     assert found["file_name"][:] == ["caf\\xe9.png"]
     assert np.array_equal(np.asarray(found[0]["image"]), np.asarray(images[0]))
     (tmp_path / "1.png").unlink()

@@ -21,7 +21,7 @@ import transformers
 from PIL import Image
 
 import hf_spectral
-from hf_spectral import FitReport, SpectralBasis, SpectralError, fit, transform
+from hf_spectral import SpectralBasis, SpectralError, fit, transform
 from hf_spectral.dataset.checkpoint import Checkpoint
 from hf_spectral.dataset.processes import Processes
 from tests.test_pipeline import PROCESSOR, photo, saved_backbone
@@ -91,8 +91,8 @@ def test_killed_at_random_moments_and_run_again_the_basis_is_the_same(folder, un
         killed.append(process.exitcode)
     assert killed == [-signal.SIGKILL] * 3
     assert _saved(tmp_path)
-    report = FitReport()
-    resumed = fit(make_pipe(), folder, **SETTINGS, checkpoint_dir=tmp_path, checkpoint_every=3, report=report)
+    settings = {**SETTINGS, "checkpoint_every": 3, "return_report": True}
+    resumed, report = fit(make_pipe(), folder, **settings, checkpoint_dir=tmp_path)
     assert digest(resumed) == digest(undisturbed)
     assert [one.name for one in report.skipped] == ["07b.png"]
     assert not list(tmp_path.glob(".*.partial"))
@@ -304,7 +304,7 @@ SCRIPT = """
     from pathlib import Path
     import datasets
     from hf_spectral.cli import main
-    from hf_spectral import FitReport, SpectralError, fit, transform
+    from hf_spectral import SpectralError, fit, transform
     from hf_spectral.dataset.processes import Processes
     from tests.test_dataset_processes import SETTINGS, make_pipe
 
@@ -313,14 +313,14 @@ SCRIPT = """
     words = ["--model", str(backbone), "--device", "cpu", "--on-error", "skip"]
     assert main(["fit", str(folder), *words, "--num-eigenvectors", "5", "--output", str(out / "by-command")]) == 1
     pipe = make_pipe()
-    report = FitReport()
-    basis = fit(pipe, folder, **SETTINGS, report=report, checkpoint_dir=out / "checkpoint")
+    basis, report = fit(pipe, folder, **SETTINGS, return_report=True, checkpoint_dir=out / "checkpoint")
     again = fit(pipe, folder, **SETTINGS, checkpoint_dir=out / "checkpoint")
     assert again.eigenvalues.equal(basis.eigenvalues)
-    transform(pipe, folder, basis, 3, output_dir=out / "rows", on_error="skip", dtype="float32", progress=False)
+    settings = {"num_segments": 3, "dtype": "float32", "progress": False}
+    transform(pipe, folder, basis, output_dir=out / "rows", on_error="skip", **settings)
     table = datasets.load_from_disk(out / "rows").remove_columns(["eigenvectors", "shape", "segmentation"])
     stream = table.to_iterable_dataset()
-    streamed = transform(pipe, stream, basis, 3, output_dir=out / "stream", dtype="float32", progress=False)
+    streamed = transform(pipe, stream, basis, output_dir=out / "stream", **settings)
     try:
         fit(pipe, folder, **{**SETTINGS, "on_error": "raise"})
     except SpectralError as error:
@@ -331,7 +331,7 @@ SCRIPT = """
     told = processes.gathered(told)
     if processes.is_main:
         basis.save_pretrained(out / "basis")
-        report.save(out / "basis")
+        report.to_json(out / "basis" / "fit.json")
         (out / "told.json").write_text(json.dumps({"count": processes.count, "told": told}))
     """
 
@@ -375,7 +375,7 @@ def _same_basis(found, expected):
 
 
 def _same_rows(found, folder, basis):
-    expected = transform(make_pipe(), folder, basis, 3, on_error="skip", dtype="float32", progress=False)
+    expected = transform(make_pipe(), folder, basis, num_segments=3, on_error="skip", dtype="float32", progress=False)
     assert found["file_name"][:] == expected["file_name"][:]
     assert found["image_id"][:] == expected["image_id"][:]
     for one, other in zip(found, expected, strict=True):

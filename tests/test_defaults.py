@@ -35,7 +35,7 @@ def bases(table):
     """One basis for each pathway, fitted at two resolutions."""
     settings = {"image_column": "image", "num_eigenvectors": 3, "progress": False}
     return {
-        pathway: fit(pipe_with(), table, pathway, resolution=resolution, **settings)
+        pathway: fit(pipe_with(), table, pathway=pathway, resolution=resolution, **settings)
         for pathway, resolution in (("what", 96), ("where", 128))
     }
 
@@ -102,7 +102,15 @@ def test_reports_and_listings_read_at_the_default(table):
     report = layer_report(
         pipe_with(pathway="what", resolution=96, num_eigenvectors=3, image_column="image"), table, progress=False
     )
-    expected = layer_report(pipe_with(), table, ["what"], 3, "image", resolution=96, progress=False)
+    expected = layer_report(
+        pipe_with(),
+        table,
+        pathways=["what"],
+        num_eigenvectors=3,
+        image_column="image",
+        resolution=96,
+        progress=False,
+    )
     assert report == expected
     both = pipe_with(pathway="both", image_column="image", num_eigenvectors=3)
     assert {row.pathway for row in layer_report(both, table, progress=False).rows} == {"where", "what"}
@@ -228,10 +236,8 @@ def test_at_of_a_diffusion_pipeline_sets_the_same_defaults(table):
     pipe.set_progress_bar_config(disable=True)
     told = pipe.at([50], seed=4, image_column="image", pathway="where")
     found = fit(told, table, progress=False)
-    expected = fit(
-        hf_spectral.pipeline(host_pipeline("dit")).at([50], seed=4), table, "where", 3, "image",
-        resolution=RESOLUTION, seed=4, progress=False,
-    )  # fmt: skip
+    settings = {"pathway": "where", "num_eigenvectors": 3, "image_column": "image", "resolution": RESOLUTION, "seed": 4}
+    expected = fit(hf_spectral.pipeline(host_pipeline("dit")).at([50], seed=4), table, **settings, progress=False)
     assert found.config == expected.config
     assert found.backbone == expected.backbone
     torch.testing.assert_close(found.eigenvalues, expected.eigenvalues)

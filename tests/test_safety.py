@@ -19,7 +19,6 @@ import transformers
 from PIL import Image
 
 from hf_spectral import (
-    FitReport,
     SpectralBasis,
     SpectralConfig,
     SpectralError,
@@ -308,10 +307,8 @@ def test_a_row_whose_other_picture_is_none_is_skipped_and_the_others_are_kept(tm
     features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
     table = datasets.Dataset.from_dict({"image": [photo(seed=i) for i in range(3)], "mask": masks}, features=features)
     basis = fit(pipe, table, image_column="image", num_eigenvectors=2, progress=False)
-    report = FitReport()
-    rows = transform(
-        pipe, table, basis, image_column="image", batch_size=3, on_error="skip", progress=False, report=report
-    )
+    settings = {"image_column": "image", "batch_size": 3, "on_error": "skip", "progress": False}
+    rows, report = transform(pipe, table, basis, **settings, return_report=True)
     assert rows["image_id"][:] == [0, 2]
     assert rows[0]["mask"] is None
     assert np.array_equal(np.asarray(rows[1]["mask"]), np.asarray(photo(seed=9)))

@@ -17,7 +17,7 @@ from hf_spectral.cli.common import (
     load,
 )
 from hf_spectral.config import PATHWAYS
-from hf_spectral.dataset import FitReport, fit, transform
+from hf_spectral.dataset import fit, transform
 from hf_spectral.dataset.processes import Processes, announced_device
 
 
@@ -72,12 +72,11 @@ def run_fit(options: argparse.Namespace) -> int:
     pipe = load(options.model, device, options.timesteps, options.prompt, options.seed)
     names = ("pathway", "num_eigenvectors", "resolution", "layers", "max_width", "checkpoint_dir", "checkpoint_every")
     settings = {name: getattr(options, name) for name in (*names, "batch_size", "on_error", "seed")}
-    report = FitReport()
     weights = _layer_weights(options.layer_weights)
-    basis = fit(pipe, options.folder, **settings, layer_weights=weights, report=report)
+    basis, report = fit(pipe, options.folder, **settings, layer_weights=weights, return_report=True)
     if Processes(pipe.device).is_main:
         basis.save_pretrained(options.output)
-        report.save(options.output)
+        report.to_json(options.output / "fit.json")
         print(f"{len(basis.eigenvalues)} eigenvectors of {basis.num_images} images written to {options.output}")
     return SOME_FAILED if report.skipped else DONE
 
@@ -98,8 +97,7 @@ def run_transform(options: argparse.Namespace) -> int:
     pipe = load(options.model, announced_device(options.device), *told)
     names = ("num_segments", "walk", "batch_size", "on_error", "dtype")
     settings = {name: getattr(options, name) for name in names}
-    report = FitReport()
-    rows = transform(pipe, options.folder, basis, output_dir=options.output, report=report, **settings)
+    rows, report = transform(pipe, options.folder, basis, output_dir=options.output, return_report=True, **settings)
     if Processes(pipe.device).is_main:
         print(f"{len(rows)} rows written to {options.output}; read them by datasets.load_from_disk")
     return SOME_FAILED if report.skipped else DONE

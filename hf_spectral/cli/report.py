@@ -47,7 +47,7 @@ def run_report(options: argparse.Namespace) -> int:
     names = ("num_eigenvectors", "batch_size", "resolution", "by_head", "max_images", "max_width", "on_error", "seed")
     settings = {name: getattr(options, name) for name in names}
     pathways = PATHWAYS if options.pathway == "both" else (options.pathway,)
-    report = layer_report(pipe, options.folder, pathways, **settings)
+    report = layer_report(pipe, options.folder, pathways=pathways, **settings)
     report.to_csv(options.output / "layers.csv")
     save_picture(report.chart(), options.output / "layers.png")
     print(_as_text(report))

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hf_spectral.config import require_same
-from hf_spectral.dataset.report import Skipped
+from hf_spectral.dataset.summary import Skipped
 from hf_spectral.errors import SpectralError
 from hf_spectral.fingerprint import WEIGHTS, require_same_weights
 

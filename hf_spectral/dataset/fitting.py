@@ -9,15 +9,15 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 from hf_spectral.basis import BasisAccumulator, SpectralBasis
 from hf_spectral.config import Pathway, SpectralConfig, defaults_hold, require_positive_int
 from hf_spectral.dataset.checkpoint import Checkpoint, Progress
 from hf_spectral.dataset.processes import Processes
 from hf_spectral.dataset.reading import Add, Backbone, OnError, Reader, progress_bar
-from hf_spectral.dataset.report import FitReport, Skipped, log_skipped
 from hf_spectral.dataset.source import Source, none_left, open_source
+from hf_spectral.dataset.summary import FitReport, Skipped, log_skipped
 from hf_spectral.layer_weights import as_weighting
 from hf_spectral.torch_state import plain_torch
 
@@ -26,11 +26,44 @@ _SUMS, _GRAM = "sums", "gram"
 _MAX_LISTED = 1000
 
 
-@defaults_hold
+@overload
+def fit(
+    pipe: Backbone,
+    dataset: Any,
+    *,
+    pathway: Pathway = ...,
+    num_eigenvectors: int = ...,
+    image_column: str | None = ...,
+    batch_size: int = ...,
+    layers: Sequence[int] | None = ...,
+    resolution: int | None = ...,
+    max_width: int | None = ...,
+    layer_weights: str | Mapping[int, float] | Sequence[float] = ...,
+    checkpoint_dir: str | os.PathLike[str] | None = ...,
+    checkpoint_every: int = ...,
+    on_error: OnError = ...,
+    seed: int = ...,
+    progress: bool = ...,
+    return_report: Literal[False] = False,
+) -> SpectralBasis: ...
+
+
+@overload
+def fit(
+    pipe: Backbone,
+    dataset: Any,
+    *,
+    return_report: Literal[True],
+    **settings: Any,
+) -> tuple[SpectralBasis, FitReport]: ...
+
+
+@defaults_hold  # type: ignore[misc]  # The second overload takes any setting.
 @plain_torch()
 def fit(
     pipe: Backbone,
     dataset: Any,
+    *,
     pathway: Pathway = "what",
     num_eigenvectors: int = 32,
     image_column: str | None = None,
@@ -44,8 +77,8 @@ def fit(
     on_error: OnError = "raise",
     seed: int = 0,
     progress: bool = True,
-    report: FitReport | None = None,
-) -> SpectralBasis:
+    return_report: bool = False,
+) -> SpectralBasis | tuple[SpectralBasis, FitReport]:
     """Find the leading eigenvectors of one spectral problem over all tokens of all images.
 
     The backbone runs over the data twice, once for the sums that give every token's degree and once for the Gram
@@ -89,10 +122,11 @@ def fit(
             `basis.skipped`.
         seed: Seed of the bounded width and of the solver's start.
         progress: True shows bars with images per second.
-        report: Filled with what was skipped and with the figures of the run.
+        return_report: True returns a `FitReport` too: what was skipped, and the figures of the run.
 
     Returns:
-        The basis; it knows the backbone it belongs to, and what was skipped.
+        The basis; it knows the backbone it belongs to, and what was skipped. With `return_report=True` a pair of basis
+        and report.
 
     Raises:
         SpectralError: If an argument is out of range, the dataset is empty or has no column of pictures, an image
@@ -141,10 +175,8 @@ def fit(
     basis = dataclasses.replace(basis, skipped=_listed(skipped))
     if processes.is_main:
         log_skipped(skipped)
-    if report is not None:
-        report.num_images, report.skipped = basis.num_images, skipped
-        report.num_processes, report.seconds = processes.count, time.perf_counter() - begun
-    return basis
+    report = FitReport(basis.num_images, skipped, processes.count, time.perf_counter() - begun)
+    return (basis, report) if return_report else basis
 
 
 def _listed(skipped: Sequence[Skipped]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from hf_spectral.dataset.folder import list_pictures
 from hf_spectral.dataset.processes import Processes
-from hf_spectral.dataset.report import Skipped
+from hf_spectral.dataset.summary import Skipped
 from hf_spectral.errors import SpectralError, shown
 
 _ACCEPTED = "a datasets.Dataset, an IterableDataset or a folder of pictures"

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
@@ -18,9 +18,9 @@ from hf_spectral.config import defaults_hold, require_positive_int
 from hf_spectral.dataset.clusters import find_centroids, label_images
 from hf_spectral.dataset.processes import Processes
 from hf_spectral.dataset.reading import Add, Backbone, OnError, Read, Reader, progress_bar
-from hf_spectral.dataset.report import FitReport, Skipped, log_skipped
 from hf_spectral.dataset.rows import RowWriter, delete_with, embedded, encoded, list_parts, output_folder, read_parts
 from hf_spectral.dataset.source import Source, none_left, open_source
+from hf_spectral.dataset.summary import FitReport, Skipped, log_skipped
 from hf_spectral.errors import SpectralError
 from hf_spectral.result import SpectralResult
 from hf_spectral.torch_state import plain_torch
@@ -32,12 +32,42 @@ if TYPE_CHECKING:
 _Row = tuple[dict[str, Any], tuple[int, int]]  # columns, and the size of the image
 
 
-@defaults_hold
+@overload
+def transform(
+    pipe: Backbone,
+    dataset: Any,
+    basis: SpectralBasis | str | os.PathLike[str],
+    *,
+    num_segments: int | None = ...,
+    walk: float | None = ...,
+    output_dir: str | os.PathLike[str] | None = ...,
+    image_column: str | None = ...,
+    batch_size: int = ...,
+    on_error: OnError = ...,
+    dtype: Literal["float16", "float32"] = ...,
+    progress: bool = ...,
+    return_report: Literal[False] = False,
+) -> datasets.Dataset: ...
+
+
+@overload
+def transform(
+    pipe: Backbone,
+    dataset: Any,
+    basis: SpectralBasis | str | os.PathLike[str],
+    *,
+    return_report: Literal[True],
+    **settings: Any,
+) -> tuple[datasets.Dataset, FitReport]: ...
+
+
+@defaults_hold  # type: ignore[misc]  # The second overload takes any setting.
 @plain_torch()
 def transform(
     pipe: Backbone,
     dataset: Any,
     basis: SpectralBasis | str | os.PathLike[str],
+    *,
     num_segments: int | None = None,
     walk: float | None = None,
     output_dir: str | os.PathLike[str] | None = None,
@@ -46,8 +76,8 @@ def transform(
     on_error: OnError = "raise",
     dtype: Literal["float16", "float32"] = "float16",
     progress: bool = True,
-    report: FitReport | None = None,
-) -> datasets.Dataset:
+    return_report: bool = False,
+) -> datasets.Dataset | tuple[datasets.Dataset, FitReport]:
     """Add the dataset-level eigenvectors of every image as columns; the backbone runs once over the data.
 
     Rows are written as they are made, so that memory does not grow with the dataset, and what was written can be read
@@ -82,13 +112,13 @@ def transform(
             None takes a temporary one, which is deleted once no dataset reads from it any more.
         image_column: Column of the pictures; None finds the only image column.
         batch_size: Images that are read together.
-        on_error: "raise" names the image that fails; "skip" writes no row for it and lists it in `report`.
+        on_error: "raise" names the image that fails; "skip" writes no row for it and lists it in the report.
         dtype: Of the eigenvectors' numbers.
         progress: True shows bars with images per second.
-        report: Filled with what was skipped and with the figures of the run.
+        return_report: True returns a `FitReport` too: what was skipped, and the figures of the run.
 
     Returns:
-        The rows, in the order of the dataset.
+        The rows, in the order of the dataset. With `return_report=True` a pair of rows and report.
 
     Raises:
         SpectralError: If an argument is out of range, the basis belongs to another backbone, `datasets` is not
@@ -113,10 +143,8 @@ def transform(
         delete_with(rows, folder)
     if processes.is_main:
         log_skipped(skipped)
-    if report is not None:
-        report.num_images, report.skipped = len(rows), skipped
-        report.num_processes, report.seconds = processes.count, time.perf_counter() - begun
-    return rows
+    report = FitReport(len(rows), skipped, processes.count, time.perf_counter() - begun)
+    return (rows, report) if return_report else rows
 
 
 @dataclasses.dataclass

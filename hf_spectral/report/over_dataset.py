@@ -11,8 +11,8 @@ from typing import Any
 from hf_spectral.config import PATHWAYS, Pathway, defaults_hold, require_positive_int
 from hf_spectral.dataset.processes import Processes
 from hf_spectral.dataset.reading import Add, Backbone, OnError, Read, Reader
-from hf_spectral.dataset.report import log_skipped
 from hf_spectral.dataset.source import Source, none_left, open_source
+from hf_spectral.dataset.summary import log_skipped
 from hf_spectral.errors import SpectralError
 from hf_spectral.records import AttentionRecord
 from hf_spectral.report.scores import score_layers
@@ -25,6 +25,7 @@ from hf_spectral.torch_state import plain_torch
 def layer_report(
     pipe: Backbone,
     dataset: Any,
+    *,
     pathways: Sequence[Pathway] = PATHWAYS,
     num_eigenvectors: int = 13,
     image_column: str | None = None,

@@ -12,8 +12,6 @@ from typing import Any
 
 from hf_spectral.atomic import replacing
 
-REPORT_NAME = "fit.json"
-
 _logger = logging.getLogger(__name__)
 
 
@@ -32,36 +30,40 @@ class Skipped:
     reason: str
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class FitReport:
-    """What `fit` and `transform` tell besides what they return: hand one in, and it is filled.
+    """What `fit` and `transform` return besides their product, with `return_report=True`.
+
+    Example:
+        >>> basis, report = hf_spectral.fit(pipe, "photos/", on_error="skip", return_report=True)
+        >>> [one.name for one in report.skipped]
 
     Args:
         num_images: Images that took part, on all processes.
         skipped: Images that were left out, in the order of the dataset.
-        num_processes: Processes that worked.
-        seconds: Wall time.
+        num_processes: Number of processes, at least 1.
+        seconds: Wall time in seconds.
     """
 
-    num_images: int = 0
-    skipped: tuple[Skipped, ...] = ()
-    num_processes: int = 1
-    seconds: float = 0.0
+    num_images: int
+    skipped: tuple[Skipped, ...]
+    num_processes: int
+    seconds: float
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""
         return dataclasses.asdict(self) | {"skipped": [dataclasses.asdict(one) for one in self.skipped]}
 
-    def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write `fit.json`, beside the files of a basis, say; it appears whole or not at all.
+    def to_json(self, path: str | os.PathLike[str]) -> Path:
+        """Write the fields to a JSON file. An interrupted call leaves no partial file.
 
         Args:
-            folder: Where to write; made if need be.
+            path: Path of the file. Missing parent folders are created.
 
         Returns:
-            The path written.
+            The path of the file.
         """
-        path = Path(folder) / REPORT_NAME
+        path = Path(path)
         with replacing(path) as partial:
             partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
         return path
