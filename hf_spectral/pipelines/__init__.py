@@ -7,10 +7,9 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoImageProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import pipeline as host_pipeline
 
-from hf_spectral.capture import check_supported
 from hf_spectral.errors import SpectralError, shown
 from hf_spectral.hub_errors import connection_errors
 from hf_spectral.pipelines.hosts import checked_device, diffusion_pipeline, host_of
@@ -58,8 +57,13 @@ def pipeline(model: Any = None, **kwargs: Any) -> SpectralPathwaysPipeline | Spe
     try:
         if host_of(model, *(kwargs.get(name) for name in ("revision", "token", "cache_dir"))) == "diffusers":
             return diffusion_pipeline(model, **kwargs)
-        if not isinstance(model, (str, os.PathLike, NoneType)) and kwargs.get("image_processor") is None:
-            kwargs["image_processor"] = _processor_of(model)
+        if not isinstance(model, (str, os.PathLike, NoneType, PreTrainedModel)):
+            raise SpectralError(
+                "model",
+                expected="a repository, a folder, a transformers model or a diffusers pipeline",
+                got=f"a {type(model).__name__}",
+                fix="Give one of these",
+            )
         return host_pipeline(TASK, model=model, **kwargs)
     except SpectralError:
         raise
@@ -70,26 +74,6 @@ def pipeline(model: Any = None, **kwargs: Any) -> SpectralPathwaysPipeline | Spe
             got=f"{_name_of(model)} ({one_line(error)})",
             fix="Check its name or its files; without the Hub, give a folder or install hf-spectral[offline]",
         ) from error
-
-
-def _processor_of(model: Any) -> Any:
-    """Return the image processor from where a model object was loaded."""
-    if not isinstance(model, PreTrainedModel):
-        raise SpectralError(
-            "model",
-            expected="a repository, a folder, a transformers model or a diffusers pipeline",
-            got=f"a {type(model).__name__}",
-            fix="Give one of these",
-        )
-    check_supported(model)
-    if not model.config.name_or_path:
-        raise SpectralError(
-            "image_processor",
-            expected="the image processor that belongs to a model object",
-            got="none, and the object names no place it was loaded from",
-            fix="Pass image_processor=AutoImageProcessor.from_pretrained(...)",
-        )
-    return AutoImageProcessor.from_pretrained(model.config.name_or_path)
 
 
 def _name_of(model: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel, Pipeline
+from transformers import MODEL_MAPPING, AutoConfig, AutoImageProcessor, AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_spectral.basis import SpectralBasis, as_basis
@@ -42,6 +42,7 @@ from hf_spectral.problem import ProblemBuilder
 from hf_spectral.records import AttentionRecord, SkippedLayer
 from hf_spectral.result import SpectralResult
 from hf_spectral.solvers import Solver, solve
+from hf_spectral.tensor_files import DAMAGE, one_line
 from hf_spectral.torch_state import plain_torch
 
 TASK = "spectral-pathways"
@@ -84,12 +85,7 @@ class SpectralPathwaysPipeline(Pipeline):
         self.defaults: dict[str, Any] = {}
         super().__init__(model, *args, **kwargs)
         if self.image_processor is None:
-            raise SpectralError(
-                "image_processor",
-                expected="the image processor that belongs to the backbone",
-                got=None,
-                fix="Pass image_processor=AutoImageProcessor.from_pretrained(...)",
-            )
+            self.image_processor: Any = _processor_of(model)
         self._tower = vision_tower(model)
         self._family = family_of(self._tower)
         self._geometry = self._family.geometry(self._tower)
@@ -343,6 +339,22 @@ class SpectralPathwaysPipeline(Pipeline):
         # At which resolution pictures are read is the caller's choice, here as in the fit.
         loaded.check_backbone(self.describe_backbone(loaded.backbone.get("resolution")))
         return loaded
+
+
+def _processor_of(model: Any) -> Any:
+    """Return the image processor from where a model was loaded."""
+    got, cause = "none, and the object names no place it was loaded from", None
+    if model.config.name_or_path:
+        try:
+            return AutoImageProcessor.from_pretrained(model.config.name_or_path)
+        except (*DAMAGE, RuntimeError, ImportError) as error:  # What the host raises for what it cannot load.
+            got, cause = one_line(error), error
+    raise SpectralError(
+        "image_processor",
+        expected="the image processor that belongs to the backbone",
+        got=got,
+        fix="Pass image_processor=AutoImageProcessor.from_pretrained(...)",
+    ) from cause
 
 
 class _Backbones(AutoModel):
