@@ -21,6 +21,7 @@ from hf_spectral.families.diffusers import FAMILIES
 from hf_spectral.grid import area_pooling
 from hf_spectral.pipelines.diffusers import SpectralDiffusionPipeline
 from hf_spectral.pipelines.diffusers.latents import encode_image, to_pixels
+from hf_spectral.pipelines.diffusers.noise import noised
 from hf_spectral.pipelines.diffusers.outputs import SpectralDiffusionOutput
 from hf_spectral.problem import ProblemBuilder
 from tests.test_capture_diffusers import state
@@ -175,13 +176,13 @@ def test_noise_follows_the_formulas():
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
     euler = diffusers.EulerDiscreteScheduler()
-    found = noise.noised(latents, 250, FAMILIES["UNet2DConditionModel"], euler, [torch.Generator().manual_seed(2)])
+    found = noised(latents, 250, FAMILIES["UNet2DConditionModel"], euler, [torch.Generator().manual_seed(2)])
     kept = diffusers.DDPMScheduler.from_config(euler.config).alphas_cumprod[250]
     torch.testing.assert_close(found, kept.sqrt() * latents + (1 - kept).sqrt() * noise)
 
     flow = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     for family, scheduler in (("SD3Transformer2DModel", flow), ("DiTTransformer2DModel", flow)):
-        found = noise.noised(latents, 250, FAMILIES[family], scheduler, [torch.Generator().manual_seed(2)])
+        found = noised(latents, 250, FAMILIES[family], scheduler, [torch.Generator().manual_seed(2)])
         torch.testing.assert_close(found, 0.75 * latents + 0.25 * noise)
 
 
@@ -381,7 +382,7 @@ def test_the_community_pipeline_reads_a_repository(family, tmp_path, monkeypatch
 
 def test_without_diffusers_the_pip_line_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    path = Path(hf_spectral.__file__).parent / "pipelines" / "diffusers.py"
+    path = Path(hf_spectral.__file__).parent / "pipelines" / "diffusers" / "__init__.py"
     spec = importlib.util.spec_from_file_location("hf_spectral.pipelines.without_diffusers", path)
     with pytest.raises(SpectralError, match=r"pip install 'hf-spectral\[diffusers\]'"):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))

@@ -1,0 +1,44 @@
+"""The registry of families: complete, and the only place that names one."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import hf_spectral
+from hf_spectral.errors import UnsupportedBackboneError
+from hf_spectral.families import diffusers, transformers
+from tests.tiny_backbones import BACKBONES
+from tests.tiny_denoisers import DENOISERS
+
+ROOT = Path(hf_spectral.__file__).parent.parent
+NAMES = {*transformers.FAMILIES, *diffusers.FAMILIES}
+
+
+def test_no_file_outside_the_families_names_one():
+    named = []
+    for path in [*ROOT.glob("hf_spectral/**/*.py"), *ROOT.glob("spaces_app/**/*.py")]:
+        if "families" in path.relative_to(ROOT).parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and node.value in NAMES:
+                named.append(f"{path.relative_to(ROOT)}:{node.lineno}: {node.value}")
+    assert named == []
+
+
+def test_every_tiny_model_is_of_a_registered_family():
+    for name, tiny in BACKBONES.items():
+        tower = tiny.build()
+        assert tower.config.model_type in transformers.FAMILIES, name
+        assert tower.config.model_type in transformers.family_of(tower).model_types
+    for name, tiny in DENOISERS.items():
+        assert diffusers.family_of(type(tiny.build())) in diffusers.FAMILIES.values(), name
+
+
+def test_a_derived_class_is_of_its_parents_family():
+    class Mine(type(DENOISERS["flux"].build())):
+        pass
+
+    assert diffusers.family_of(Mine) is diffusers.FAMILIES["FluxTransformer2DModel"]
+    with pytest.raises(UnsupportedBackboneError, match="expected a denoiser, one of .*, got dict"):
+        diffusers.family_of(dict)
