@@ -296,11 +296,11 @@ def test_what_score_is_the_share_that_was_planted():
     assert what_score(maps).item() == pytest.approx(0.33, abs=0.07)
 
 
-@pytest.mark.parametrize("num_clusters", [2, 20, 80])
-def test_what_score_of_noise_does_not_grow_with_the_clusters(num_clusters):
+@pytest.mark.parametrize("num_segments", [2, 20, 80])
+def test_what_score_of_noise_does_not_grow_with_the_clusters(num_segments):
     noise = normal(12, 6, 10, 10)
-    assert what_score(noise, num_clusters=num_clusters).mean() < 0.02
-    random = list(torch.randint(num_clusters, (12, 10, 10), generator=torch.Generator().manual_seed(1)))
+    assert what_score(noise, num_segments=num_segments).mean() < 0.02
+    random = list(torch.randint(num_segments, (12, 10, 10), generator=torch.Generator().manual_seed(1)))
     assert what_score(noise, random).mean() < 0.02
 
 

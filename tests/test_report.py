@@ -22,7 +22,7 @@ from tests.synthetic import random_record
 from tests.test_pipeline import PROCESSOR, photo
 from tests.tiny_backbones import BACKBONES
 
-SETTINGS = {"num_eigenvectors": 4, "num_clusters": 16, "num_reference": 7}
+SETTINGS = {"num_eigenvectors": 4, "num_segments": 16, "num_reference": 7}
 SIZE = 12
 
 

@@ -6,10 +6,12 @@ from sklearn.cluster import AgglomerativeClustering
 from sklearn.feature_extraction.image import grid_to_graph
 from sklearn.metrics import adjusted_rand_score
 
+from hf_spectral import SpectralConfig, build_problem, solve
 from hf_spectral.errors import SpectralError
 from hf_spectral.segmentation import instances, segment, spectral_embedding, upsample
 from hf_spectral.segmentation.instances import _mask_silhouettes
 from hf_spectral.segmentation.partition import _ward_labels
+from tests.synthetic import planted_record, three_blobs
 
 
 def planted(labels, channels=4, noise=0.05, seed=0):
@@ -135,7 +137,7 @@ def test_crumbs_are_absorbed_when_the_number_is_automatic():
 @pytest.mark.parametrize("number", [5, "auto"])
 def test_deterministic(method, number):
     maps, values = planted(quarters(), noise=0.5)
-    first, second = (segment(maps, values, number, method, size=(50, 70)) for _ in range(2))
+    first, second = (segment(maps, values, num_segments=number, method=method, size=(50, 70)) for _ in range(2))
     assert torch.equal(first.labels, second.labels)
     assert torch.equal(first.scores, second.scores)
     one, two = (instances(maps, values, size=(50, 70)) for _ in range(2))
@@ -148,7 +150,8 @@ def test_deterministic(method, number):
 def test_signs_of_eigenvectors_do_not_matter(method, number):
     maps, values = planted(quarters(), noise=0.5)
     signs = torch.tensor([-1.0, 1, -1, 1, -1])[:, None, None]
-    first, second = segment(maps, values, number, method), segment(maps * signs, values, number, method)
+    settings = {"num_segments": number, "method": method}
+    first, second = segment(maps, values, **settings), segment(maps * signs, values, **settings)
     assert torch.equal(first.labels, second.labels)
 
 
@@ -255,6 +258,27 @@ def test_instances_fall_back_to_three_borders():
     corner[7:10, 6:9] = 2  # touches none: the corner is background now
     (found,) = instances(*planted(corner, noise=0.0))
     assert np.array_equal(found.mask.numpy(), corner == 2)
+
+
+@pytest.mark.parametrize("seed", [None, 5])
+def test_a_result_is_cut_by_its_own_eigenvalues_and_seed(seed):
+    records = [planted_record(three_blobs(12, 14), noise=1.5)]
+    result = solve(build_problem(records, SpectralConfig("what", num_eigenvectors=4, seed=7)))
+    parts = (result.eigenvectors, result.eigenvalues)
+    for method in ("ward", "kmeans"):
+        settings = {"num_segments": 5, "method": method, "size": (60, 70)}
+        found, expected = segment(result, seed=seed, **settings), segment(*parts, seed=seed or 7, **settings)
+        assert torch.equal(found.labels, expected.labels)
+        assert torch.equal(found.scores, expected.scores)
+    found, expected = instances(result, seed=seed), instances(*parts, seed=seed or 7)
+    assert [one.score for one in found] == [one.score for one in expected]
+    for call in (segment, instances):
+        with pytest.raises(SpectralError, match="`eigenvalues`: expected none beside a result"):
+            call(result, result.eigenvalues)
+        with pytest.raises(SpectralError, match="`eigenvalues`: expected one for each of the eigenvectors, got none"):
+            call(result.eigenvectors)
+    with pytest.raises(TypeError, match="positional argument"):
+        segment(result, None, 5)
 
 
 def test_messages():

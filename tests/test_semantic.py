@@ -54,9 +54,9 @@ def test_deterministic():
 
 def test_messages():
     maps, _ = planted()
-    with pytest.raises(SpectralError, match="`num_clusters`: expected at most the 189 tokens that differ, got 200"):
+    with pytest.raises(SpectralError, match="`num_segments`: expected at most the 189 tokens that differ, got 200"):
         semantic_segmentation(maps, 200)
-    with pytest.raises(SpectralError, match="`num_clusters`: expected at most the 1 tokens that differ, got 2"):
+    with pytest.raises(SpectralError, match="`num_segments`: expected at most the 1 tokens that differ, got 2"):
         semantic_segmentation([torch.ones(3, 4, 4)] * 2, 2)
     with pytest.raises(SpectralError, match="at least one image"):
         semantic_segmentation([], 2)

@@ -409,9 +409,9 @@ def test_every_seed_of_the_range_serves_every_generator(seed):
     records = [planted_record(three_blobs(12, 14), noise=1.0)]
     result = solve(build_problem(records, SpectralConfig(num_eigenvectors=3, seed=seed)), KRYLOV)
     for method in ("ward", "kmeans"):
-        found = segment(result.eigenvectors, result.eigenvalues, 3, method=method, seed=seed)
+        found = segment(result, num_segments=3, method=method)
         assert found.num_segments == 3
-    assert instances(result.eigenvectors, result.eigenvalues, seed=seed) is not None
+    assert instances(result) is not None
     room = BasisAccumulator(SpectralConfig("what", "cosine", seed=seed), max_width=14)
     room.add_sums(records)
     room.add_gram(records)
@@ -421,11 +421,14 @@ def test_every_seed_of_the_range_serves_every_generator(seed):
 @pytest.mark.parametrize("seed", [-1, 2**40, 2**64, 1.0, None])
 def test_a_seed_that_some_generator_refuses_is_refused_by_name(seed):
     maps, values = torch.rand(3, 4, 5), torch.tensor([0.0, 0.1, 0.2])
-    for call in (
-        lambda: segment(maps, values, 2, seed=seed),
-        lambda: segment(maps, values, 2, method="kmeans", seed=seed),
+    of_image = (
+        lambda: segment(maps, values, num_segments=2, seed=seed),
+        lambda: segment(maps, values, num_segments=2, method="kmeans", seed=seed),
         lambda: instances(maps, values, seed=seed),
-        lambda: semantic_segmentation([maps], 2, seed=seed),
+    )
+    for call in (
+        *(of_image if seed is not None else ()),  # None takes the default.
+        lambda: semantic_segmentation([maps], num_segments=2, seed=seed),
         lambda: what_score([maps] * 4, seed=seed),
     ):
         with pytest.raises((SpectralError, TypeCheckError), match=r"seed"):

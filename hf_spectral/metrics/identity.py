@@ -23,7 +23,7 @@ _FITTED_TOKENS = 50_000
 def surrounding_clusters(
     eigenvectors: Sequence[Float[Tensor, "eigenvectors _h _w"]],
     cells: tuple[int, int],
-    num_clusters: int = 20,
+    num_segments: int = 20,
     seed: int = 0,
 ) -> list[Int[Tensor, "_h _w"]]:
     """Cluster the tokens of all images by the values of their neighbors, without using the token's own value.
@@ -35,7 +35,7 @@ def surrounding_clusters(
     Args:
         eigenvectors: Eigenvectors of each image, of shape (eigenvectors, height, width).
         cells: Number of rows and columns of cells into which positions are binned.
-        num_clusters: Maximum number of clusters.
+        num_segments: Maximum number of clusters.
         seed: Random seed of k-means.
 
     Returns:
@@ -44,11 +44,11 @@ def surrounding_clusters(
     Example:
         >>> import torch
         >>> from hf_spectral.metrics import surrounding_clusters
-        >>> clusters = surrounding_clusters([torch.rand(3, 8, 8), torch.rand(3, 6, 9)], cells=(4, 4), num_clusters=5)
+        >>> clusters = surrounding_clusters([torch.rand(3, 8, 8), torch.rand(3, 6, 9)], cells=(4, 4), num_segments=5)
         >>> [tuple(one.shape) for one in clusters]
         [(8, 8), (6, 9)]
     """
-    num_clusters, seed = require_positive_int("num_clusters", num_clusters), require_seed(seed)
+    num_segments, seed = require_positive_int("num_segments", num_segments), require_seed(seed)
     centered = [one.detach().to("cpu", torch.float64) for one in eigenvectors]
     centered = [one - one.mean((1, 2), keepdim=True) for one in centered]
     indices = [position_cells(one.shape[1], one.shape[2], cells) for one in centered]
@@ -62,7 +62,7 @@ def surrounding_clusters(
         surroundings(one - position[:, index].view_as(one)).flatten(1).T
         for one, index in zip(centered, indices, strict=True)
     ]
-    labels = _clustered(torch.cat(rows).float().numpy(), num_clusters, seed)
+    labels = _clustered(torch.cat(rows).float().numpy(), num_segments, seed)
     parts = torch.from_numpy(labels).long().split([len(row) for row in rows])
     return [part.view(one.shape[1:]) for part, one in zip(parts, centered, strict=True)]
 
@@ -88,8 +88,8 @@ def surroundings(maps: Float[Tensor, "channels height width"]) -> Float[Tensor, 
     return sums / count.clamp_min(1)
 
 
-def _clustered(rows: np.ndarray, num_clusters: int, seed: int) -> np.ndarray:
+def _clustered(rows: np.ndarray, num_segments: int, seed: int) -> np.ndarray:
     sample = np.random.default_rng(seed).permutation(len(rows))[:_FITTED_TOKENS]
     # Constant maps have fewer distinct rows than clusters were requested.
-    count = min(num_clusters, len(np.unique(rows[sample], axis=0)))
+    count = min(num_segments, len(np.unique(rows[sample], axis=0)))
     return KMeans(count, n_init=2, random_state=seed).fit(rows[sample]).predict(rows)

@@ -81,7 +81,7 @@ def image_score(eigenvectors: Maps) -> Float[Tensor, " eigenvectors"]:
 def what_score(
     eigenvectors: Maps,
     clusters: Sequence[Integer[Tensor, "_h _w"]] | None = None,
-    num_clusters: int = 20,
+    num_segments: int = 20,
     bins: int | None = None,
     seed: int = 0,
 ) -> Float[Tensor, " eigenvectors"]:
@@ -108,7 +108,7 @@ def what_score(
     Args:
         eigenvectors: Eigenvectors of at least four images, as one tensor, or as a sequence with one entry per image.
         clusters: One map per image with the cluster of each token, non-negative integers. None infers the clusters.
-        num_clusters: Number of clusters to infer.
+        num_segments: Number of clusters to infer.
         bins: Number of cells along each side. None takes the token grid if all images share one, otherwise 16.
         seed: Random seed of k-means.
 
@@ -133,7 +133,7 @@ def what_score(
     """
     maps = _checked(eigenvectors, 4)
     if clusters is None:
-        clusters = surrounding_clusters(maps, _cells(maps, bins), num_clusters, seed)
+        clusters = surrounding_clusters(maps, _cells(maps, bins), num_segments, seed)
     grids = [tuple(one.shape[1:]) for one in maps]
     if [tuple(one.shape) for one in clusters] != grids or min(int(one.min()) for one in clusters) < 0:
         raise SpectralError(

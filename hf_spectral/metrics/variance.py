@@ -24,7 +24,7 @@ class VarianceShares:
 
     Args:
         cells: Number of rows and columns of equal cells into which positions are binned.
-        num_clusters: Number of clusters of tokens; 0 if no clusters are given.
+        num_segments: Number of clusters of tokens; 0 if no clusters are given.
 
     Example:
         >>> import torch
@@ -37,10 +37,10 @@ class VarianceShares:
         1.0
     """
 
-    def __init__(self, cells: tuple[int, int], num_clusters: int = 0) -> None:
+    def __init__(self, cells: tuple[int, int], num_segments: int = 0) -> None:
         self.num_images = 0
         self._cells = cells
-        self._num_clusters = num_clusters
+        self._num_segments = num_segments
         self._halves: list[_Half] = []
 
     @plain_torch()
@@ -51,14 +51,14 @@ class VarianceShares:
 
         Args:
             maps: Eigenvectors of the image.
-            clusters: Cluster of each token, non-negative integers below `num_clusters`. Required for `what`.
+            clusters: Cluster of each token, non-negative integers below `num_segments`. Required for `what`.
 
         Raises:
             SpectralError: If the number of eigenvectors differs from that of previous images.
         """
         if not self._halves:
             count = self._cells[0] * self._cells[1]
-            self._halves = [_Half(len(maps), count, self._num_clusters) for _ in range(_HALVES)]
+            self._halves = [_Half(len(maps), count, self._num_segments) for _ in range(_HALVES)]
         half = self._halves[self.num_images % _HALVES]
         if len(maps) != len(half.mean):
             raise SpectralError(
@@ -125,7 +125,7 @@ class VarianceShares:
 class _Half:
     """Sums over one half of the images. In an image with n tokens, each token has weight 1 / n."""
 
-    def __init__(self, num_eigenvectors: int, num_cells: int, num_clusters: int) -> None:
+    def __init__(self, num_eigenvectors: int, num_cells: int, num_segments: int) -> None:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64)
 
@@ -134,7 +134,7 @@ class _Half:
         self.weight, self.total = zeros(num_cells), zeros(num_eigenvectors, num_cells)
         # Sums of the values minus the mean of their image, per cell and per cluster; weight of each (cluster, cell).
         self.centered = zeros(num_eigenvectors, num_cells)
-        self.by_cluster, self.table = zeros(num_eigenvectors, num_clusters), zeros(num_clusters, num_cells)
+        self.by_cluster, self.table = zeros(num_eigenvectors, num_segments), zeros(num_segments, num_cells)
 
     def add(
         self,

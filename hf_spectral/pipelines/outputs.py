@@ -39,13 +39,12 @@ def image_output(
         "layers": result.layers,
         "result": result,
     }
-    pair, seed = (result.eigenvectors, result.eigenvalues), result.config.seed
     if num_segments is not None:
-        segmentation = segment(*pair, num_segments, method=method, size=size, seed=seed)
+        segmentation = segment(result, num_segments=num_segments, method=method, size=size)
         output["segmentation"] = _label_image(segmentation.labels)
         output["segments"] = _segments(segmentation)
     if with_instances:
-        output["instances"] = [_instance(found) for found in instances(*pair, size=size, seed=seed)]
+        output["instances"] = [_instance(found) for found in instances(result, size=size)]
     return output
 
 

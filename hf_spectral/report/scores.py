@@ -39,7 +39,7 @@ def score_layers(
     by_head: bool = False,
     max_images: int | None = None,
     max_width: int | None = None,
-    num_clusters: int = 50,
+    num_segments: int = 50,
     num_reference: int = 40,
     seed: int = 0,
     progress: bool = False,
@@ -69,7 +69,7 @@ def score_layers(
         by_head: Whether to score each head separately. The scores of all together are then those of all heads.
         max_images: Maximum number of images, rounded up to a whole batch, at least 4; None takes all.
         max_width: Bound on the width of the Gram matrix, see `BasisAccumulator`.
-        num_clusters: Number of clusters of the reference partition.
+        num_segments: Number of clusters of the reference partition.
         num_reference: Number of eigenvectors that the reference partition is computed from, including the trivial one,
             reduced if there are not as many.
         seed: Random seed of start vectors, of the reduction to `max_width`, and of the clusters.
@@ -91,14 +91,14 @@ def score_layers(
         ...     for _ in range(4):
         ...         query, key, value = torch.randn(3, 1, 2, 48, 8, generator=generator)
         ...         yield [AttentionRecord("layer.0", 0, query, key, value, 8**-0.5, TokenGrid(6, 8))]
-        >>> report = score_layers(images, ["what"], num_eigenvectors=4, num_clusters=5)
+        >>> report = score_layers(images, ["what"], num_eigenvectors=4, num_segments=5)
         >>> [(row.layer, row.num_images) for row in report.rows]
         [(0, 4), (None, 4)]
     """
     _check(pathways, num_eigenvectors)
     if max_images is not None:
         require_positive_int("max_images", max_images)
-    require_positive_int("num_clusters", num_clusters)
+    require_positive_int("num_segments", num_segments)
     require_positive_int("num_reference", num_reference)
     passes = _Passes(images, by_head, max_images, progress)
     configs = [SpectralConfig(name, "cosine", seed=seed, layer_weights="auto") for name in PATHWAYS if name in pathways]
@@ -112,11 +112,11 @@ def score_layers(
     scored = [part for one in accumulations for part in one.solve(num_eigenvectors, seed, passes.parts)]
     reference = accumulations[-1].together(num_reference, seed, exactly=False)
     maps = [_around(one) for records in passes.run("3/4 identity") for one in _projected(reference, records)]
-    clusters = iter(semantic_segmentation(maps, num_clusters, seed=seed))
+    clusters = iter(semantic_segmentation(maps, num_segments, seed=seed))
     for records in passes.run("4/4 scores"):
         here = list(itertools.islice(clusters, records[0].num_images))
         for part in scored:
-            part.add(records, here, num_clusters)
+            part.add(records, here, num_segments)
     return LayerReport(tuple(one.row() for one in scored))
 
 
@@ -228,9 +228,9 @@ class _Scored:
         self._part, self._basis, self._weight = part, basis, weight
         self._shares: VarianceShares | None = None
 
-    def add(self, records: list[AttentionRecord], clusters: list[Tensor], num_clusters: int) -> None:
+    def add(self, records: list[AttentionRecord], clusters: list[Tensor], num_segments: int) -> None:
         """Add the eigenvectors of the images of one forward pass, except the trivial one."""
-        self._shares = self._shares or VarianceShares(_BINS, num_clusters)
+        self._shares = self._shares or VarianceShares(_BINS, num_segments)
         for maps, partition in zip(_projected(self._basis, records, walk=0), clusters, strict=True):
             self._shares.add(maps[1:], _at(partition, maps.shape[1], maps.shape[2]))
 

@@ -9,10 +9,44 @@ from scipy.sparse import csr_matrix
 from sklearn.cluster import KMeans
 from torch import Tensor
 
+from hf_spectral.config import require_seed
 from hf_spectral.errors import SpectralError
+from hf_spectral.result import SpectralResult
 from hf_spectral.torch_state import plain_torch
 
 _KMEANS_STARTS = 4
+
+
+def parts_of(
+    result: SpectralResult | Float[Tensor, "eigenvectors height width"],
+    eigenvalues: Float[Tensor, " eigenvectors"] | None,
+    seed: int | None,
+) -> tuple[Float[Tensor, "eigenvectors height width"], Float[Tensor, " eigenvectors"], int]:
+    """Return eigenvectors, eigenvalues and seed, which a result holds all together.
+
+    Args:
+        result: A result, or its eigenvectors.
+        eigenvalues: One per eigenvector; None beside a result.
+        seed: An integer from 0 to 2**32 - 1; None takes that of the result, or 0.
+
+    Returns:
+        The three.
+
+    Raises:
+        SpectralError: If eigenvalues are missing beside eigenvectors or given beside a result, or the seed is invalid.
+    """
+    if isinstance(result, SpectralResult) and eigenvalues is None:
+        return result.eigenvectors, result.eigenvalues, require_seed(result.config.seed if seed is None else seed)
+    if not isinstance(result, SpectralResult) and eigenvalues is not None:
+        return result, eigenvalues, require_seed(0 if seed is None else seed)
+    raise SpectralError(
+        "eigenvalues",
+        expected="one for each of the eigenvectors"
+        if eigenvalues is None
+        else "none beside a result, which holds them",
+        got="none" if eigenvalues is None else f"{len(eigenvalues)}",
+        fix="Call segment(result), or segment(eigenvectors, eigenvalues)",
+    )
 
 
 @plain_torch()

@@ -14,8 +14,9 @@ from sklearn.cluster import linkage_tree
 from sklearn.feature_extraction.image import grid_to_graph
 from torch import Tensor
 
-from hf_spectral.config import require_positive_int, require_seed
-from hf_spectral.segmentation.embedding import centroids, kmeans, spectral_embedding
+from hf_spectral.config import require_positive_int
+from hf_spectral.result import SpectralResult
+from hf_spectral.segmentation.embedding import centroids, kmeans, parts_of, spectral_embedding
 from hf_spectral.segmentation.upsampling import checked_size, upsample
 from hf_spectral.torch_state import plain_torch
 
@@ -37,10 +38,11 @@ class Instance:
 
 @plain_torch()
 def instances(
-    eigenvectors: Float[Tensor, "eigenvectors height width"],
-    eigenvalues: Float[Tensor, " eigenvectors"],
+    result: SpectralResult | Float[Tensor, "eigenvectors height width"],
+    eigenvalues: Float[Tensor, " eigenvectors"] | None = None,
+    *,
     size: tuple[int, int] | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     max_instances: int = 20,
 ) -> list[Instance]:
     """Propose objects by the paper's hierarchical grouping.
@@ -49,11 +51,16 @@ def instances(
     of 1 to 90 % of the area is a candidate. Those that touch two or more borders of the picture are dropped as
     background (three or more, if none is left), the rest is ranked by silhouette and thinned out at an IoU of 0.7.
 
+    Example:
+        >>> best = hf_spectral.instances(pipe("photo.jpg")["result"], size=(480, 640))[0]
+        >>> best.mask, best.score
+
     Args:
-        eigenvectors: Maps of one image, the trivial one at index 0.
-        eigenvalues: Of the normalized Laplacian, ascending.
+        result: What a solver or a pipeline returns for one image; or its eigenvectors alone, of shape (eigenvectors,
+            height, width), the trivial one at index 0.
+        eigenvalues: Beside eigenvectors alone, those of the normalized Laplacian, ascending, from 0 to 2.
         size: Height and width of the masks in pixels; `None` keeps the token grid.
-        seed: Seed of k-means.
+        seed: Seed of k-means, 0 to 2**32 - 1; None takes that of the result, or 0.
         max_instances: At most so many are returned.
 
     Returns:
@@ -65,7 +72,8 @@ def instances(
     Reference:
         Zhang, Yunis, Maire, Deciphering What and Where Visual Pathways, CVPR 2024, instance segmentation.
     """
-    max_instances, seed = require_positive_int("max_instances", max_instances), require_seed(seed)
+    max_instances = require_positive_int("max_instances", max_instances)
+    eigenvectors, eigenvalues, seed = parts_of(result, eigenvalues, seed)
     grid = (eigenvectors.shape[1], eigenvectors.shape[2])
     embedding = spectral_embedding(eigenvectors, eigenvalues).detach().to("cpu", torch.float64).numpy()
     size = checked_size(size, grid)

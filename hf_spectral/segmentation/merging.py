@@ -14,7 +14,7 @@ _STARTS = 2
 
 
 def merged_clusters(
-    rows: Float[np.ndarray, "nodes channels"], num_clusters: int, num_distinct: int, seed: int
+    rows: Float[np.ndarray, "nodes channels"], num_segments: int, num_distinct: int, seed: int
 ) -> tuple[Float[np.ndarray, "centers channels"], Int[np.ndarray, " centers"], Int[np.ndarray, " nodes"]]:
     """Cluster unit vectors.
 
@@ -23,23 +23,23 @@ def merged_clusters(
 
     Args:
         rows: One unit vector a token.
-        num_clusters: Clusters, at most `num_distinct`.
+        num_segments: Clusters, at most `num_distinct`.
         num_distinct: Rows that differ.
         seed: Seed of k-means.
 
     Returns:
         The centers, the cluster of each, and the cluster of each row; the largest cluster is 0.
     """
-    count = min(_CENTERS_PER_CLUSTER * num_clusters, num_distinct)
+    count = min(_CENTERS_PER_CLUSTER * num_segments, num_distinct)
     fitted = KMeans(count, n_init=_STARTS, random_state=seed).fit(rows)
     centers = fitted.cluster_centers_
     cluster = np.arange(count)
-    if count > num_clusters:
+    if count > num_segments:
         lengths = np.linalg.norm(centers, axis=1, keepdims=True)
         directions = centers / np.maximum(lengths, np.finfo(centers.dtype).tiny)
-        merging = AgglomerativeClustering(num_clusters, metric="precomputed", linkage="average")
+        merging = AgglomerativeClustering(num_segments, metric="precomputed", linkage="average")
         cluster = merging.fit_predict(np.clip(1 - directions @ directions.T, 0, 2))
-    sizes = np.bincount(cluster[fitted.labels_], minlength=num_clusters)
+    sizes = np.bincount(cluster[fitted.labels_], minlength=num_segments)
     rank = np.argsort(np.argsort(-sizes, kind="stable"), kind="stable")
     cluster = rank[cluster].astype(np.int64)
     return centers, cluster, cluster[fitted.labels_]

@@ -18,10 +18,11 @@ from sklearn.feature_extraction.image import grid_to_graph
 from sklearn.metrics import silhouette_score
 from torch import Tensor
 
-from hf_spectral.config import require_number, require_positive_int, require_seed
+from hf_spectral.config import require_number, require_positive_int
 from hf_spectral.errors import SpectralError
 from hf_spectral.layer_weights import is_int
-from hf_spectral.segmentation.embedding import centroids, kmeans, spectral_embedding
+from hf_spectral.result import SpectralResult
+from hf_spectral.segmentation.embedding import centroids, kmeans, parts_of, spectral_embedding
 from hf_spectral.segmentation.upsampling import checked_size, upsample
 from hf_spectral.torch_state import plain_torch
 
@@ -51,12 +52,13 @@ class Segmentation:
 
 @plain_torch()
 def segment(
-    eigenvectors: Float[Tensor, "eigenvectors height width"],
-    eigenvalues: Float[Tensor, " eigenvectors"],
+    result: SpectralResult | Float[Tensor, "eigenvectors height width"],
+    eigenvalues: Float[Tensor, " eigenvectors"] | None = None,
+    *,
     num_segments: int | Literal["auto"] = "auto",
     method: SegmentationMethod = "ward",
     size: tuple[int, int] | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     ward_threshold: float = 0.25,
     max_auto_segments: int = 20,
 ) -> Segmentation:
@@ -65,14 +67,19 @@ def segment(
     `ward` merges neighboring tokens so that the variance inside segments grows least (Ward 1963), hence its segments
     are connected on the token grid. `kmeans` groups tokens by value alone, as the paper does.
 
+    Example:
+        >>> found = hf_spectral.segment(pipe("photo.jpg")["result"], num_segments=8, size=(480, 640))
+        >>> found.labels
+
     Args:
-        eigenvectors: Maps of one image, the trivial one at index 0.
-        eigenvalues: Of the normalized Laplacian, ascending.
+        result: What a solver or a pipeline returns for one image; or its eigenvectors alone, of shape (eigenvectors,
+            height, width), the trivial one at index 0.
+        eigenvalues: Beside eigenvectors alone, those of the normalized Laplacian, ascending, from 0 to 2.
         num_segments: How many, 1 to the number of tokens. `"auto"`: with `ward`, merging stops where the next merge
             costs more than `ward_threshold`; with `kmeans`, 2 to 10, whichever has the highest silhouette.
         method: `"ward"` or `"kmeans"`.
         size: Height and width of the labels in pixels; `None` keeps the token grid.
-        seed: Seed of k-means.
+        seed: Seed of k-means, 0 to 2**32 - 1; None takes that of the result, or 0.
         ward_threshold: Cost of a merge that is not made, as a Ward distance in units of the embedding's Frobenius norm.
         max_auto_segments: Upper bound of the automatic number for `ward`.
 
@@ -82,11 +89,12 @@ def segment(
     Raises:
         SpectralError: If an argument is out of range.
     """
+    eigenvectors, eigenvalues, seed = parts_of(result, eigenvalues, seed)
     grid = (eigenvectors.shape[1], eigenvectors.shape[2])
     embedding = spectral_embedding(eigenvectors, eigenvalues).detach().to("cpu", torch.float64).numpy()
     _check_settings(num_segments, method, len(embedding))
     max_auto_segments = require_positive_int("max_auto_segments", max_auto_segments)
-    ward_threshold, seed = require_number("ward_threshold", ward_threshold, 0, math.inf), require_seed(seed)
+    ward_threshold = require_number("ward_threshold", ward_threshold, 0, math.inf)
     size = checked_size(size, grid)
     if method == "ward":
         limit = min(max_auto_segments, len(embedding))

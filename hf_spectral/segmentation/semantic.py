@@ -21,7 +21,7 @@ from hf_spectral.torch_state import plain_torch
 @plain_torch()
 def semantic_segmentation(
     eigenvectors: Sequence[Float[Tensor, "eigenvectors _h _w"]],
-    num_clusters: int,
+    num_segments: int,
     sizes: Sequence[tuple[int, int]] | None = None,
     seed: int = 0,
 ) -> list[Int[Tensor, "_rows _columns"]]:
@@ -33,7 +33,7 @@ def semantic_segmentation(
 
     Args:
         eigenvectors: Maps of each image from one basis, the trivial one at index 0, at least two.
-        num_clusters: Clusters, at most the number of tokens that differ.
+        num_segments: Clusters, at most the number of tokens that differ.
         sizes: Height and width in pixels of each image's labels, which are interpolated softly (`upsample`); None keeps
             the token grids.
         seed: Seed of k-means.
@@ -45,20 +45,20 @@ def semantic_segmentation(
         SpectralError: If there are no images, only the trivial eigenvector, values that are not finite, numbers that
             do not fit each other, or fewer differing tokens than clusters.
     """
-    num_clusters, seed = require_positive_int("num_clusters", num_clusters), require_seed(seed)
+    num_segments, seed = require_positive_int("num_segments", num_segments), require_seed(seed)
     maps = list(eigenvectors)
     _check(maps, sizes)
     rows = [normalize(one[1:].detach().cpu().double().flatten(1).T, dim=1).numpy() for one in maps]
     embedding = np.concatenate(rows)
     distinct = len(np.unique(embedding, axis=0))
-    if distinct < num_clusters:
+    if distinct < num_segments:
         raise SpectralError(
-            "num_clusters",
+            "num_segments",
             expected=f"at most the {distinct} tokens that differ",
-            got=num_clusters,
+            got=num_segments,
             fix="Ask for fewer clusters or give more images",
         )
-    centers, cluster, labels = merged_clusters(embedding, num_clusters, distinct, seed)
+    centers, cluster, labels = merged_clusters(embedding, num_segments, distinct, seed)
     parts = np.split(labels, np.cumsum([len(row) for row in rows])[:-1])
     if sizes is None:
         return [torch.from_numpy(part).view(one.shape[1:]) for part, one in zip(parts, maps, strict=True)]

@@ -98,7 +98,7 @@ def of_images(pipe: SpectralPathwaysPipeline, options: argparse.Namespace) -> Ro
                 found = solve(build_problem(records, SpectralConfig(pathway, layer_weights=weights)))
                 values: list[float] = []
                 for count in (labeled.num_segments, "auto"):
-                    labels = segment(found.eigenvectors, found.eigenvalues, count, size=size).labels
+                    labels = segment(found, num_segments=count, size=size).labels
                     values += [covering(labels, labeled.truths), adjusted_rand_index(labels, labeled.truths)]
                 scores[pathway, name].append(values)
     columns = ("covering", "ARI", "covering, number found", "ARI, number found")

@@ -132,7 +132,7 @@ def methods(
             key: settings.pop(key) for key in ("num_segments", "method") if key in settings
         }
         result = solve(build_problem(layers, SpectralConfig(num_eigenvectors=NUM_EIGENVECTORS, **settings)))
-        labels = segment(result.eigenvectors, result.eigenvalues, size=size, **given).labels
+        labels = segment(result, size=size, **given).labels
         return labels, float((1 - result.eigenvalues).mean())
 
     def peer(label_tokens: Callable[[], np.ndarray]) -> tuple[Tensor, float]:
@@ -176,7 +176,7 @@ def gradient(pipe: SpectralPathwaysPipeline, options: argparse.Namespace) -> lis
                 repeats.append(time.perf_counter() - start)
             elapsed = statistics.median(repeats)
             exact = exact or elapsed
-            labels = segment(result.eigenvectors, result.eigenvalues, labeled.num_segments, "kmeans", size).labels
+            labels = segment(result, num_segments=labeled.num_segments, method="kmeans", size=size).labels
             rows.append(
                 {
                     "image": labeled.name,
