@@ -47,12 +47,15 @@ def precision(name):
     )
 
 
+def default_dtype(dtype):
+    return setting(lambda: torch.set_default_dtype(dtype), lambda: torch.set_default_dtype(torch.float32))
+
+
 STATES = {
     "autocast to bfloat16": lambda: torch.autocast("cpu", torch.bfloat16),
     "autocast to float16": lambda: torch.autocast("cpu", torch.float16),
-    "float64 by default": lambda: setting(
-        lambda: torch.set_default_dtype(torch.float64), lambda: torch.set_default_dtype(torch.float32)
-    ),
+    "float64 by default": lambda: default_dtype(torch.float64),
+    "bfloat16 by default": lambda: default_dtype(torch.bfloat16),
     "meta by default": lambda: setting(
         lambda: torch.set_default_device("meta"), lambda: torch.set_default_device(None)
     ),
@@ -163,7 +166,7 @@ def test_datasets(pipe, table, state, tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(BACKBONES))
-@pytest.mark.parametrize("state_name", ["autocast to bfloat16", "float64 by default", "meta by default"])
+@pytest.mark.parametrize("state_name", ["autocast to bfloat16", "bfloat16 by default", "meta by default"])
 def test_every_backbone_is_run_as_it_was_loaded(name, state_name):
     tiny = BACKBONES[name]
     model = tiny.model()

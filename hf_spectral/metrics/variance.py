@@ -178,8 +178,8 @@ def position_cells(height: int, width: int, cells: tuple[int, int]) -> Integer[T
     Returns:
         One cell index per token, in raster order.
     """
-    row = ((torch.arange(height) + 0.5) * cells[0] / height).floor().long()
-    column = ((torch.arange(width) + 0.5) * cells[1] / width).floor().long()
+    row = ((torch.arange(height, dtype=torch.float32) + 0.5) * cells[0] / height).floor().long()
+    column = ((torch.arange(width, dtype=torch.float32) + 0.5) * cells[1] / width).floor().long()
     return (row[:, None] * cells[1] + column).flatten()
 
 

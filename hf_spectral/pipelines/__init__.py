@@ -17,6 +17,7 @@ from hf_spectral.pipelines.images import read_image
 from hf_spectral.pipelines.transformers import TASK, SpectralPathwaysPipeline, register
 from hf_spectral.pipelines.transformers.offline import DEFAULT_BACKBONE
 from hf_spectral.tensor_files import DAMAGE, one_line
+from hf_spectral.torch_state import plain_torch
 
 if TYPE_CHECKING:
     from hf_spectral.pipelines.diffusers import SpectralDiffusionPipeline
@@ -34,6 +35,7 @@ _NOT_LOADED: tuple[type[Exception], ...] = (
 )
 
 
+@plain_torch()
 def pipeline(model: Any = None, **kwargs: Any) -> SpectralPathwaysPipeline | SpectralDiffusionPipeline:
     """Return the pipeline for a backbone of either host, as its repository or folder says whose it is.
 

@@ -267,8 +267,8 @@ def _around(maps: Float[Tensor, "eigenvectors height width"]) -> Float[Tensor, "
 def _at(labels: Int[Tensor, "height width"], rows: int, columns: int) -> Int[Tensor, "rows columns"]:
     """Return the labels at the centers of the tokens of a coarser grid."""
     height, width = labels.shape
-    row = ((torch.arange(rows) + 0.5) * height / rows).long()
-    column = ((torch.arange(columns) + 0.5) * width / columns).long()
+    row = ((torch.arange(rows, dtype=torch.float32) + 0.5) * height / rows).long()
+    column = ((torch.arange(columns, dtype=torch.float32) + 0.5) * width / columns).long()
     return labels[row[:, None], column]
 
 

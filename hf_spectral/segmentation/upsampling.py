@@ -35,7 +35,8 @@ def upsample(
     count, rows, _ = distances.shape
     height, width = checked_size(size, (1, 1))
     wide = torch.nn.functional.interpolate(distances[None], (rows, width), mode="bilinear", align_corners=False)[0]
-    position = ((torch.arange(height, device=wide.device) + 0.5) * (rows / height) - 0.5).clamp(0, rows - 1)
+    centers = torch.arange(height, dtype=torch.float32, device=wide.device) + 0.5
+    position = (centers * (rows / height) - 0.5).clamp(0, rows - 1)
     above = position.floor().long()
     below = (above + 1).clamp_max(rows - 1)
     share = (position - above).to(wide.dtype)[:, None]
