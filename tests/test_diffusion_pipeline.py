@@ -334,6 +334,17 @@ def test_tuples_layers_and_no_segmentation_on_request(pixels):
     assert both["what"][0].shape == (3, 8, 8)
 
 
+def test_all_timesteps_of_a_layer_share_its_weight(pixels):
+    for weights in ([1, 3], {0: 1, 1: 3}):
+        output = pixels(photo(), timesteps=[50, 150], num_eigenvectors=3, layer_weights=weights)
+        assert output.result.layer_weights == pytest.approx((0.125, 0.375) * 2)
+        assert pixels.at(layer_weights=weights)(photo()).result.layer_weights[:2] == pytest.approx((1 / 12, 3 / 12))
+    last = pixels(photo(), timesteps=[50, 150], num_eigenvectors=3, layers=(-1,), layer_weights=[7])
+    assert last.result.layer_weights == (0.5, 0.5)
+    with pytest.raises(SpectralError, match="`layer_weights`: expected 2 numbers, one for each layer.*got 4 numbers"):
+        pixels(photo(), timesteps=[50, 150], num_eigenvectors=3, layer_weights=[1, 3, 1, 3])
+
+
 def test_the_result_can_be_saved_and_says_how_it_was_made(pixels, tmp_path):
     output = pixels(photo(), num_eigenvectors=3, seed=5, solver=EigenSolver(), affinity="cosine")
     loaded = SpectralResult.load(output.result.save(tmp_path / "result.safetensors"))

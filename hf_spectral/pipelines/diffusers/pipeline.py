@@ -184,6 +184,7 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         resolution: int | None = None,
         seed: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
+        layer_weights: Any = "equal",
         return_dict: bool = True,
     ) -> Any:
         """Analyze one picture, or many.
@@ -203,6 +204,7 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
             resolution: Longer side in pixels at which the picture is read; None takes the denoiser's own.
             seed: Of the solver's start and, with the picture's own pixels, of its noise; None takes that of `at`, or 0.
             generator: Source of the noise; in a list one a picture. One for many pictures is drawn from in turn.
+            layer_weights: See `SpectralConfig`; all timesteps and noise samples of a layer share its weight.
             return_dict: False gives tuples in the place of outputs.
 
         Returns:
@@ -215,7 +217,7 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         images = list(image) if is_many else [image]
         seed = self._seed if seed is None else seed
         settings = {"pathway": pathway, "num_eigenvectors": num_eigenvectors, "affinity": affinity, "seed": seed}
-        others = {"layers": layers, "num_segments": num_segments}
+        others = {"layers": layers, "num_segments": num_segments, "layer_weights": layer_weights}
         configs = configs_of({**settings, **others})
         check_pathways(self._family, [config.pathway for config in configs])
         solver = None if solver is None else as_solver(solver)
