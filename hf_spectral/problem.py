@@ -1,4 +1,4 @@
-"""From attention records to one joint spectral problem: an affinity a layer, normalized, summed on a common grid.
+"""From attention records to one joint spectral problem: an affinity per layer, normalized, summed on a common grid.
 
 Zhang, Yunis and Maire (CVPR 2024), with the generalized form for layers of different resolution: find x with
 
@@ -172,7 +172,7 @@ class _GridSum:
         """Add one layer, its weight times the mean of its normalized affinities.
 
         Args:
-            affinities: Of the layer, one or one a head.
+            affinities: Of the layer, one or one per head.
             weight: None weighs each affinity by itself, see `_automatic`.
 
         Returns:

@@ -105,7 +105,7 @@ class SpectralResult:
 
     Args:
         eigenvalues: Of the normalized Laplacian, ascending, the trivial one at index 0.
-        eigenvectors: One map an eigenvector, of unit norm; the entry of largest magnitude is positive.
+        eigenvectors: One map per eigenvector, of unit norm; the entry of largest magnitude is positive.
         residuals: ||A x - (1 - lambda) B x|| of each eigenvector.
         status: Whether the residuals were checked, and met the tolerance.
         steps: Steps the solver took.
@@ -218,7 +218,7 @@ def _parsed(path: Path) -> dict[str, Any]:
             raise ValueError(f"{name} that are no texts")
     weights = described["layer_weights"]
     if not isinstance(weights, list) or len(weights) != len(layers) or not all(map(_is_weight, weights)):
-        raise ValueError("layer weights that are not one a layer")
+        raise ValueError("layer weights that are not one per layer")
     if not isinstance(described["solver"], dict):
         raise ValueError("a solver that is no mapping")
     for name in ("steps", "num_prefix"):

@@ -47,7 +47,7 @@ def colors(picture: Image.Image, found: dict[str, Any], basis: SpectralBasis | N
 
 
 def masks(picture: Image.Image, found: dict[str, Any]) -> tuple[Image.Image, list[tuple[np.ndarray, str]]]:
-    """Return the photo with a mask and a name a segment, as `gradio.AnnotatedImage` takes them."""
+    """Return the photo with a mask and a name per segment, as `gradio.AnnotatedImage` takes them."""
     labels = np.asarray(found["segmentation"])
     names = list(segment_names())
     return picture, [((labels == index) * 0.62, names[index]) for index in range(int(labels.max()) + 1)]

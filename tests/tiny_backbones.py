@@ -1,4 +1,4 @@
-"""Tiny random backbones, one a family, for every test that needs one."""
+"""Tiny random backbones, one per family, for every test that needs one."""
 
 import dataclasses
 from collections.abc import Callable

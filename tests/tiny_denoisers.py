@@ -1,4 +1,4 @@
-"""Tiny random denoisers, one a family, and the inputs that their forwards take."""
+"""Tiny random denoisers, one per family, and the inputs that their forwards take."""
 
 import dataclasses
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Tiny random diffusion pipelines of the host, one a family, with the text encoders and the VAE that they come with."""
+"""Tiny random diffusion pipelines of the host, one per family, with the text encoders and VAE that they come with."""
 
 import diffusers
 import torch

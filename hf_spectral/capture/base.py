@@ -102,7 +102,7 @@ class Recorder:
         Args:
             name: Qualified module name.
             index: Position in call order.
-            attention: One row an image, patches only, in raster order.
+            attention: One row per image, patches only, in raster order.
             grid: The map of the patches.
             windowed: True if the layer compares tokens within windows only.
             timestep: Diffusion timestep, or None.

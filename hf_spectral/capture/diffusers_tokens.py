@@ -96,7 +96,7 @@ def only_timestep(timestep: Any) -> float | None:
             "timestep",
             expected="one timestep for all images of a batch",
             got=values,
-            fix="Run the denoiser once a timestep",
+            fix="Run the denoiser once per timestep",
         )
     return float(values[0]) if values else None
 

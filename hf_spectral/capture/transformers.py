@@ -131,7 +131,7 @@ class _TowerHooks(AttentionHooks[AttentionLayer]):
         return ()
 
     def read(self, call: Call[AttentionLayer]) -> dict[str, Any]:
-        """Bring a layer to one row an image, in raster order."""
+        """Bring a layer to one row per image, in raster order."""
         layer = call.layer
         attention = call.attended or self._from_projections(call)
         arranged = arrange(TowerCall(self.model, layer.path, attention, self.inputs))

@@ -26,7 +26,7 @@ def unit_rows(maps: Maps) -> Float[np.ndarray, "nodes channels"]:
         maps: Eigenvectors of one image.
 
     Returns:
-        One row a token, float32.
+        One row per token, float32.
     """
     rows = maps[1:].reshape(len(maps) - 1, -1).T.astype(np.float32)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
@@ -63,7 +63,7 @@ def find_centroids(
         seed: Seed of sample and starts.
 
     Returns:
-        One row a center, and the cluster of each, of which the largest is 0.
+        One row per center, and the cluster of each, of which the largest is 0.
 
     Raises:
         SpectralError: If there are fewer tokens than clusters.

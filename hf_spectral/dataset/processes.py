@@ -65,7 +65,7 @@ class Processes:
             value: Something that can be pickled.
 
         Returns:
-            One value a process.
+            One value per process.
         """
         return list(gather_object([value])) if self.count > 1 else [value]
 

@@ -94,7 +94,7 @@ def kmeans(embedding: np.ndarray, num_segments: int, seed: int) -> np.ndarray:
     """Cluster tokens by k-means.
 
     Args:
-        embedding: One row a token.
+        embedding: One row per token.
         num_segments: Clusters at most; empty ones are left out.
         seed: Seed of the starts.
 
@@ -109,11 +109,11 @@ def centroids(embedding: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return the mean of each segment's tokens.
 
     Args:
-        embedding: One row a token.
+        embedding: One row per token.
         labels: Segment of each token, from 0, no number missing.
 
     Returns:
-        One row a segment.
+        One row per segment.
     """
     membership = csr_matrix((np.ones(len(labels)), (labels, np.arange(len(labels)))))
     return (membership @ embedding) / np.bincount(labels)[:, None]

@@ -22,7 +22,7 @@ def merged_clusters(
     cosine of the centers merges them.
 
     Args:
-        rows: One unit vector a token.
+        rows: One unit vector per token.
         num_segments: Clusters, at most `num_distinct`.
         num_distinct: Rows that differ.
         seed: Seed of k-means.

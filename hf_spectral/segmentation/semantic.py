@@ -39,7 +39,7 @@ def semantic_segmentation(
         seed: Seed of k-means.
 
     Returns:
-        Labels from 0, the largest cluster, one map an image.
+        Labels from 0, the largest cluster, one map per image.
 
     Raises:
         SpectralError: If there are no images, only the trivial eigenvector, values that are not finite, numbers that

@@ -21,7 +21,7 @@ class Solution:
 
     Args:
         values: Rayleigh quotients 1 - lambda, descending.
-        vectors: One vector a column.
+        vectors: One vector per column.
         steps: Steps taken.
     """
 
@@ -110,7 +110,7 @@ def fix_signs(vectors: Float[Tensor, "nodes eigenvectors"]) -> Float[Tensor, "no
     """Make the entry of largest magnitude of every column positive.
 
     Args:
-        vectors: One vector a column.
+        vectors: One vector per column.
 
     Returns:
         The columns, each times +1 or -1.
@@ -127,7 +127,7 @@ def residual_norms(
     Args:
         problem: Gives A and B.
         values: Rayleigh quotients 1 - lambda.
-        vectors: One unit vector a column.
+        vectors: One unit vector per column.
 
     Returns:
         Norms of at least 0.

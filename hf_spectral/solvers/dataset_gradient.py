@@ -87,7 +87,7 @@ class DatasetGradientSolver:
                 `affinity="knn"`; None takes the paper's.
 
         Returns:
-            One result an image, on its finest grid and on the CPU. Eigenvectors are in the order of their singular
+            One result per image, on its finest grid and on the CPU. Eigenvectors are in the order of their singular
             values (`solver["singular_values"]`), orthonormal over all images together; an eigenvalue is 1 minus the
             Rayleigh quotient over the batches of one last round, so that eigenvalues ascend only roughly. The steps are
             the stopping rule: the status is `NOT_CHECKED`.
@@ -195,7 +195,7 @@ class _Chosen:
 
 
 class _Tables:
-    """One table of free numbers an image, its optimizer and its moving average."""
+    """One table of free numbers per image, its optimizer and its moving average."""
 
     def __init__(self, images: _Chosen, settings: DatasetGradientSolver, generator: torch.Generator) -> None:
         self.grids: list[TokenGrid] = []

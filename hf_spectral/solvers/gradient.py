@@ -54,7 +54,7 @@ class GradientSolver(Solver):
         """Optimize, then read the eigenvectors out of the span.
 
         Args:
-            problem: The problem; a dense or low-rank affinity is multiplied once a step.
+            problem: The problem; a dense or low-rank affinity is multiplied once per step.
             num_eigenvectors: Channels of the softmax.
             seed: Seed of the network and its input.
 

@@ -15,7 +15,7 @@ PEERS = ("last hidden state", "gradient")
 
 
 def draw_bars(rows: list[dict[str, Any]], column: str, path: Path) -> None:
-    """Draw a bar a row, those of peers in gray, and save a PNG.
+    """Draw a bar per row, those of peers in gray, and save a PNG.
 
     Args:
         rows: Of equal columns, the first of which name the row.

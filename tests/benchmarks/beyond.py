@@ -65,7 +65,7 @@ VERDICTS = """\
 6. **Not the solver, nor the network**: one all-reduce and one solution whatever the number of images, at most
    {serial:.1f} s in the case of point 1. Only the first process solves.
 7. **Not precision, as far as counted**: sums are float64, counts are 64-bit integers, and the rounding of a float32
-   product enters once an image. A billion images were not tried.
+   product enters once per image. A billion images were not tried.
 """
 
 

@@ -4,7 +4,7 @@
 
 `--msrc` holds `images/ID.*` and `labels/ID.png` (class of each pixel, 0 for void): one basis of all pictures for each
 row, 64 eigenvectors, read out as `tests.benchmarks.dataset` does, mean and range over seeds of the clusters.
-`--bsds` holds `images/ID.*` and `labels/ID*.png`, one an annotator: one problem a picture, mean covering and adjusted
+`--bsds` holds `images/ID.*` and `labels/ID*.png`, one per annotator: one problem per picture, mean covering and adjusted
 Rand index with the annotators' median number of segments, and with the number found by itself.
 """
 

@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def quality(pipe: SpectralPathwaysPipeline, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Score every method on every picture; one row a method, best of the single layers marked."""
+    """Score every method on every picture; one row per method, best of the single layers marked."""
     scores: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
     seconds: dict[str, list[float]] = defaultdict(list)
     counts: dict[str, list[int]] = defaultdict(list)

@@ -214,7 +214,7 @@ def _fit_work(
         "capture": Work(bytes=2 * layers * (3 + 2 * sides) * tokens * width * 4),
         "first pass: sums": Work(bytes=layers * tokens * width * sides * 4),
         "second pass: factors": Work(bytes=2 * layers * tokens * rank * 4),
-        # One half, the other follows by symmetry; the sum is float64, read and written once an image.
+        # One half, the other follows by symmetry; the sum is float64, read and written once per image.
         "second pass: Gram matrix": Work(tokens * total**2, 0, len(nodes) * 8 * total**2, (rank, sizes.nodes, rank)),
         "second pass: evidence for the weights": Work(
             layers * (2 * pairs * width * sides + 2 * pairs * rank + 4 * tokens / 8 * rank**2),

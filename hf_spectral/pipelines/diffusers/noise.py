@@ -85,7 +85,7 @@ def given_generators(
     """Return the source of noise that a user gives for each picture.
 
     Args:
-        generator: One, which all pictures draw from in turn, or one a picture; None gives none.
+        generator: One, which all pictures draw from in turn, or one per picture; None gives none.
         num_images: Pictures.
 
     Returns:

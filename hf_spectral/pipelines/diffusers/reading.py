@@ -120,7 +120,7 @@ class DenoiserRun:
         on_record: Callable[[AttentionRecord], object],
         layers: Sequence[int] | None,
     ) -> list[SkippedLayer]:
-        """Run the denoiser once a step, handing on one layer at a time.
+        """Run the denoiser once per step, handing on one layer at a time.
 
         Args:
             group: What `preprocess` gave, for pictures of one size.

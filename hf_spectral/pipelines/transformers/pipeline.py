@@ -50,7 +50,7 @@ _NAMES = SPECTRAL_NAMES | SEGMENT_NAMES | READ_NAMES | BASIS_NAMES | {"solver"}
 
 
 class SpectralPathwaysPipeline(Pipeline):
-    """Eigenvectors of all self-attention layers of a frozen vision backbone, one joint problem an image.
+    """Eigenvectors of all self-attention layers of a frozen vision backbone, one joint problem per image.
 
     Example:
         >>> import hf_spectral
