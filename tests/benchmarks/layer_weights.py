@@ -4,8 +4,8 @@
 
 `--msrc` holds `images/ID.*` and `labels/ID.png` (class of each pixel, 0 for void): one basis of all pictures for each
 row, 64 eigenvectors, read out as `tests.benchmarks.dataset` does, mean and range over seeds of the clusters.
-`--bsds` holds `images/ID.*` and `labels/ID*.png`, one per annotator: one problem per picture, mean covering and adjusted
-Rand index with the annotators' median number of segments, and with the number found by itself.
+`--bsds` holds `images/ID.*` and `labels/ID*.png`, one per annotator: one problem per picture, mean covering and
+adjusted Rand index with the annotators' median number of segments, and with the number found by itself.
 """
 
 from __future__ import annotations

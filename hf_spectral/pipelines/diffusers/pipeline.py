@@ -50,7 +50,7 @@ SETTINGS = frozenset(
 
 
 class SpectralDiffusionPipeline(DiffusionPipeline):
-    """Eigenvectors of all image self-attention layers of a denoiser over several timesteps, one joint problem an image.
+    """Eigenvectors of all image self-attention layers of a denoiser at several timesteps, one joint problem per image.
 
     Example:
         >>> from hf_spectral import SpectralDiffusionPipeline
@@ -203,7 +203,7 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
             affinity: See `SpectralConfig`; None takes its default. Memory grows with timesteps for `cosine` and `knn`.
             resolution: Longer side in pixels at which the picture is read; None takes the denoiser's own.
             seed: Of the solver's start and, with the picture's own pixels, of its noise; None takes that of `at`, or 0.
-            generator: Source of the noise; in a list one a picture. One for many pictures is drawn from in turn.
+            generator: Source of the noise; in a list one per picture. One for many pictures is drawn from in turn.
             layer_weights: See `SpectralConfig`; all timesteps and noise samples of a layer share its weight.
             return_dict: False gives tuples in the place of outputs.
 
@@ -359,7 +359,7 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         on_record: Callable[[AttentionRecord], object],
         layers: Iterable[int] | None = None,
     ) -> list[SkippedLayer]:
-        """Run the denoiser once a timestep (see `at`), and hand on each attention layer as it arrives.
+        """Run the denoiser once per timestep (see `at`), and hand on each attention layer as it arrives.
 
         Args:
             group: What `preprocess` gave, for pictures of one size.
@@ -441,7 +441,7 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
 
     @property
     def _defaults(self) -> Reading:
-        if self._reading is None:  # Encoded once, not once a batch.
+        if self._reading is None:  # Encoded once, not once per batch.
             self._reading = self._reading_at(None, None, 0)
         return self._reading
 
