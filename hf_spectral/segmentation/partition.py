@@ -39,9 +39,9 @@ class Segmentation:
     Args:
         labels: Segment of each pixel, 0 to `num_segments` - 1, numbered by decreasing area; no number is missing.
         scores: One value per segment, 0 to 1: the mean over its tokens of 1 - a / b, with a the distance to the
-            segment's own centroid and b that to the nearest rival's (a touching segment for `ward`, any other for `kmeans`), not
-            less than 0. 1: every token sits on its centroid; 0: tokens are as near to the rival, or (as for the
-            silhouette) the segment is a single token. A sole segment has 1.
+            segment's own centroid and b that to the nearest rival's (a touching segment for `ward`, any other for
+            `kmeans`), not less than 0. 1: every token sits on its centroid; 0: tokens are as near to the rival, or (as
+            for the silhouette) the segment is a single token. A sole segment has 1.
         num_segments: Number of segments.
     """
 
