@@ -5,6 +5,7 @@ Importing the package registers the task `spectral-pathways` with transformers: 
 
 from typing import Any
 
+from hf_spectral.affinities import Attention, Cosine, Exponential, NearestNeighbors
 from hf_spectral.basis import BasisAccumulator, SpectralBasis
 from hf_spectral.capture import capture_attention, vision_tower
 from hf_spectral.config import SpectralConfig
@@ -22,15 +23,19 @@ from hf_spectral.token_affinities import TokenAffinity, token_affinity
 from hf_spectral.version import __version__ as __version__
 
 __all__ = [
+    "Attention",
     "AttentionRecord",
     "BasisAccumulator",
     "Capture",
+    "Cosine",
     "EigenSolver",
+    "Exponential",
     "FitReport",
     "GradientSolver",
     "HFSpectralError",
     "JointProblem",
     "LayerReport",
+    "NearestNeighbors",
     "NotConvergedError",
     "SolveStatus",
     "SpectralBasis",

@@ -1,112 +1,264 @@
-"""From the queries, keys and values of one layer to affinities between its tokens."""
+"""How two tokens of a layer are compared: frozen objects with their own parameters, which make the layer's affinities.
+
+A name is the short form of an object: `"knn"` stands for `NearestNeighbors()`.
+"""
 
 from __future__ import annotations
 
-import torch
+import abc
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from hf_spectral.config import SpectralConfig
+from hf_spectral.checks import keep_ints, keep_numbers, require_fields, require_one_of
+from hf_spectral.errors import SpectralError
 from hf_spectral.operators import (
     AffinityOperator,
     AttentionOperator,
     ExponentialOperator,
-    GramOperator,
     SparseOperator,
+    cosine_gram,
+    cosine_spread,
     nearest_neighbors,
     neighbor_graph,
 )
-from hf_spectral.records import AttentionRecord
+from hf_spectral.records import PATHWAYS, AttentionRecord, Pathway
 
-# Temperature of the exponential affinity as a share of the spread of a layer's cosines, and the tokens, evenly spaced,
-# that the spread is measured on. A fixed temperature would make one layer's affinity nearly flat and another's a few
-# sharp peaks: BSDS500 covering of all layers together rose by 0.03 with it, on images it was not chosen on.
+AffinityName = Literal["attention", "exponential", "cosine", "knn"]
+Heads = Literal["merged", "separate"]
+
+# A cosine in float32 is known to about 1e-7: at a lower temperature exp(cos / tau) would be rounding noise, and at a
+# higher one than the inverse every affinity would be 1.
+_TEMPERATURES = (1e-4, 1e4)
+# Temperature of the exponential affinity as a share of the spread of a layer's cosines. A fixed temperature would make
+# one layer's affinity nearly flat and another's a few sharp peaks: BSDS500 covering of all layers together rose by 0.03
+# with a relative one, on images it was not chosen on.
 _RELATIVE_TEMPERATURE = 0.35
-_SPREAD_TOKENS = 256
 # Below it, tokens that point apart would have an affinity that float32 cannot hold.
 _LEAST_SPREAD = 0.08
 
 
-def affinity_operators(record: AttentionRecord, config: SpectralConfig) -> list[AffinityOperator]:
-    """Return the affinities W of one layer of one image: one with heads merged, one a head with heads separate.
+@dataclasses.dataclass(frozen=True)
+class Affinity(abc.ABC):
+    """How two tokens of one layer are compared; a leaf is a frozen object, its fields are its parameters.
+
+    Attributes:
+        name: Short form of the object with its default parameters.
+        pathways: Pathways that it can serve.
+    """
+
+    name: ClassVar[str]
+    pathways: ClassVar[tuple[Pathway, ...]] = PATHWAYS
+
+    @abc.abstractmethod
+    def operators(self, record: AttentionRecord, pathway: Pathway, heads: Heads) -> list[AffinityOperator]:
+        """Return the affinities W of one layer of one image.
+
+        Args:
+            record: One layer of one image.
+            pathway: `"where"` compares queries with keys, `"what"` values with values.
+            heads: `"merged"` or `"separate"`.
+
+        Returns:
+            Symmetric operators with entries of at least 0: one with heads merged, one per head with heads separate.
+        """
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the name and the parameters as JSON-ready values."""
+        return {"name": self.name, **dataclasses.asdict(self)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention(Affinity):
+    """The layer's own attention, made symmetric: W = (P + P^T) / 2 with P = softmax(scale Q K^T).
+
+    With heads merged, P is the mean over heads. It compares queries with keys, so that it serves the `where` pathway
+    only, whose default it is. Used by Zhang, Yunis and Maire (CVPR 2024, section 3).
+
+    Example:
+        >>> SpectralConfig("where", Attention()) == SpectralConfig("where")
+        True
+    """
+
+    name: ClassVar[str] = "attention"
+    pathways: ClassVar[tuple[Pathway, ...]] = ("where",)
+
+    def operators(self, record: AttentionRecord, pathway: Pathway, heads: Heads) -> list[AffinityOperator]:
+        """Return W, or one W per head: see `Affinity.operators`."""
+        query, key = record.query[0].float(), record.key[0].float()
+        groups = [slice(None)] if heads == "merged" else [slice(head, head + 1) for head in range(len(query))]
+        return [AttentionOperator(query[group], key[group], record.scale) for group in groups]
+
+
+@dataclasses.dataclass(frozen=True)
+class Exponential(Affinity):
+    """The exponential of the cosine: W_ij = exp((c_ij - 1) / temperature).
+
+    On unit vectors this is the Gaussian similarity exp(-|a_i - a_j|^2 / (2 temperature)) of von Luxburg (2007, A
+    tutorial on spectral clustering, section 2.2). On the `where` pathway c_ij is the mean of the cosine of query i with
+    key j and that of query j with key i. The default of the `what` pathway.
+
+    Args:
+        temperature: From 1e-4 to 1e4. None takes 0.35 times the standard deviation of the layer's own cosines (at least
+            0.08), so that every layer is equally selective.
+
+    Raises:
+        SpectralError: If the temperature is out of range.
+
+    Example:
+        >>> SpectralConfig("what", Exponential(temperature=0.1)).affinity
+        Exponential(temperature=0.1)
+    """
+
+    name: ClassVar[str] = "exponential"
+    temperature: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a temperature out of range."""
+        if self.temperature is not None:
+            keep_numbers(self, temperature=_TEMPERATURES)
+
+    def operators(self, record: AttentionRecord, pathway: Pathway, heads: Heads) -> list[AffinityOperator]:
+        """Return W, or one W per head: see `Affinity.operators`."""
+        return [
+            ExponentialOperator(
+                left,
+                right,
+                self.temperature or _RELATIVE_TEMPERATURE * max(cosine_spread(left, right), _LEAST_SPREAD),
+            )
+            for left, right in unit_vectors(record, pathway, heads)
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cosine(Affinity):
+    """The shifted cosine: W_ij = (1 + c_ij) / 2, with c as in `Exponential`.
+
+    Its matrix has low rank, so that it adds up over a whole dataset: the affinity of `fit`.
+
+    Example:
+        >>> SpectralConfig("what", Cosine()) == SpectralConfig("what", "cosine")
+        True
+    """
+
+    name: ClassVar[str] = "cosine"
+
+    def operators(self, record: AttentionRecord, pathway: Pathway, heads: Heads) -> list[AffinityOperator]:
+        """Return W, or one W per head: see `Affinity.operators`."""
+        return [cosine_gram(left, right) for left, right in unit_vectors(record, pathway, heads)]
+
+
+@dataclasses.dataclass(frozen=True)
+class NearestNeighbors(Affinity):
+    """The graph of nearest neighbors: W = (N + N^T) / 2, where N keeps of c (see `Exponential`) the neighbors only.
+
+    N_ij = c_ij if j is among the `num_neighbors` other tokens most similar to i, and c_ij is above `threshold`; else 0.
+    The graph of Zhang, Yunis and Maire for many images (CVPR 2024, section 3 and their public code).
+
+    Args:
+        num_neighbors: Neighbors that a token keeps at most, at least 1.
+        threshold: Cosines at or below it are cut, from 0 to 1.
+
+    Raises:
+        SpectralError: If a parameter is out of range.
+
+    Example:
+        >>> SpectralConfig("what", NearestNeighbors(num_neighbors=20)).affinity
+        NearestNeighbors(num_neighbors=20, threshold=0.1)
+    """
+
+    name: ClassVar[str] = "knn"
+    num_neighbors: int = 50
+    threshold: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse parameters out of range."""
+        keep_ints(self, "num_neighbors")
+        keep_numbers(self, threshold=(0, 1))
+
+    def operators(self, record: AttentionRecord, pathway: Pathway, heads: Heads) -> list[AffinityOperator]:
+        """Return W, or one W per head: see `Affinity.operators`."""
+        pairs = unit_vectors(record, pathway, heads)
+        graphs = [nearest_neighbors(left, right, self.num_neighbors, self.threshold) for left, right in pairs]
+        return [SparseOperator(neighbor_graph(edges, record.grid.num_nodes)) for edges in graphs]
+
+
+#: The affinities by name.
+AFFINITIES: dict[str, type[Affinity]] = {kind.name: kind for kind in (Attention, Exponential, Cosine, NearestNeighbors)}
+#: The affinity that each parameter belongs to.
+PARAMETERS = {field.name: kind for kind in AFFINITIES.values() for field in dataclasses.fields(kind)}
+
+
+def as_affinity(given: Any, pathway: Pathway) -> Affinity:
+    """Return the affinity that a caller asked for.
+
+    Args:
+        given: An affinity, its name, or None for the pathway's default.
+        pathway: The pathway that it is to serve.
+
+    Returns:
+        The affinity.
+
+    Raises:
+        SpectralError: If it is none of these, or cannot serve the pathway.
+    """
+    if given is None:
+        given = "attention" if pathway == "where" else "exponential"
+    if not isinstance(given, Affinity):
+        require_one_of("affinity", given, tuple(AFFINITIES), "an affinity object such as Cosine()")
+        given = AFFINITIES[given]()
+    if pathway not in given.pathways:
+        serving = ", ".join(repr(kind.name) for kind in AFFINITIES.values() if pathway in kind.pathways)
+        raise SpectralError(
+            "affinity",
+            expected=f"one that serves the {pathway!r} pathway: {serving}",
+            got=repr(given),
+            fix="Leave it out for the default of the pathway, or choose another",
+        )
+    return given
+
+
+def affinity_from_dict(values: Any) -> Affinity:
+    """Build an affinity from what `Affinity.to_dict` gave.
+
+    Args:
+        values: Its name and its parameters.
+
+    Returns:
+        The affinity.
+
+    Raises:
+        SpectralError: If the name is unknown, a parameter is unknown or missing, or out of range.
+    """
+    parameters = dict(values) if isinstance(values, Mapping) else {}
+    name = parameters.pop("name", None)
+    require_one_of("affinity", name, tuple(AFFINITIES))
+    require_fields("affinity", AFFINITIES[name], parameters)
+    return AFFINITIES[name](**parameters)
+
+
+def unit_vectors(record: AttentionRecord, pathway: Pathway, heads: Heads) -> list[tuple[Tensor, Tensor | None]]:
+    """Return the unit vectors whose cosines compare the tokens of one image.
 
     Args:
         record: One layer of one image.
-        config: Pathway, affinity, heads and the affinity's parameters.
+        pathway: `"what"` takes values, `"where"` queries and keys.
+        heads: `"merged"` takes the vectors over the full width of all heads.
 
     Returns:
-        Symmetric operators with entries of at least 0.
+        One pair, or one per head, of shape (nodes, dim) each; the second is None where the first is compared with
+        itself.
     """
-    query, key, value = (part[0].float() for part in (record.query, record.key, record.value))
-    if config.affinity == "attention":
-        heads = [slice(None)] if config.heads == "merged" else [slice(i, i + 1) for i in range(query.shape[0])]
-        return [AttentionOperator(query[head], key[head], record.scale) for head in heads]
-    if config.pathway == "what":
-        return [_cosine_affinity(vectors, None, config) for vectors in _unit_vectors(value, config)]
-    pairs = zip(_unit_vectors(query, config), _unit_vectors(key, config), strict=True)
-    return [_cosine_affinity(left, right, config) for left, right in pairs]
 
+    def unit(tokens: Float[Tensor, "images heads nodes dim"]) -> list[Tensor]:
+        own = tokens[0].float()
+        own = own.transpose(0, 1).flatten(1)[None] if heads == "merged" else own
+        return list(normalize(own, dim=-1).unbind(0))
 
-def _unit_vectors(tokens: Float[Tensor, "heads nodes dim"], config: SpectralConfig) -> list[Tensor]:
-    if config.heads == "merged":
-        tokens = tokens.transpose(0, 1).reshape(1, tokens.shape[1], -1)
-    return list(normalize(tokens, dim=-1).unbind(0))
-
-
-def _cosine_affinity(left: Tensor, right: Tensor | None, config: SpectralConfig) -> AffinityOperator:
-    if config.affinity == "exponential":
-        temperature = config.temperature or _RELATIVE_TEMPERATURE * max(cosine_spread(left, right), _LEAST_SPREAD)
-        return ExponentialOperator(left, right, temperature)
-    if config.affinity == "knn":
-        assert config.num_neighbors is not None
-        assert config.threshold is not None
-        edges = nearest_neighbors(left, right, config.num_neighbors, config.threshold)
-        return SparseOperator(neighbor_graph(edges, left.shape[0]))
-    return cosine_gram(left, right)
-
-
-def cosine_spread(left: Float[Tensor, "nodes dim"], right: Float[Tensor, "nodes dim"] | None) -> float:
-    """Return the standard deviation of the symmetric cosines of all pairs, of at most 256 tokens.
-
-    With c_ij = (a_i . b_j + b_i . a_j) / 2, the sum of all c_ij^2 is [tr(A^T A B^T B) + tr(B^T A B^T A)] / 2: no matrix
-    of pairs is needed.
-
-    Args:
-        left: Unit vectors a.
-        right: Unit vectors b; None where they are the same as `left`.
-
-    Returns:
-        A number of at least 0.
-    """
-    step = -(-left.shape[0] // _SPREAD_TOKENS)
-    a = left[::step]
-    b = a if right is None else right[::step]
-    mixed = b.T @ a
-    squares = (mixed * mixed.T).sum() if right is None else ((a.T @ a) * (b.T @ b) + mixed * mixed.T).sum() / 2
-    pairs = a.shape[0] ** 2
-    mean = (a.sum(0) @ b.sum(0)) / pairs
-    variance = float(squares / pairs - mean.square())
-    return max(variance, 0.0) ** 0.5
-
-
-def cosine_gram(left: Float[Tensor, "nodes dim"], right: Float[Tensor, "nodes dim"] | None) -> GramOperator:
-    """Return (1 + c) / 2 as a Gram operator, with c the cosine, or the symmetric cosine of queries and keys.
-
-    For one set of vectors F = [v, 1] / sqrt(2). For two, (q k^T + k q^T) / 2 is the difference of two Gram matrices,
-    ((q + k)(q + k)^T - (q - k)(q - k)^T) / 4, hence a signed one.
-
-    Args:
-        left: Unit vectors, values or queries.
-        right: Unit vectors, keys; None to compare `left` with itself.
-
-    Returns:
-        Operator of rank dim + 1, or 2 dim + 1.
-    """
-    ones = left.new_ones(left.shape[0], 1)
-    if right is None:
-        return GramOperator(torch.cat([left, ones], dim=1) / 2**0.5)
-    factor = torch.cat([(left + right) / 2, (left - right) / 2, ones], dim=1) / 2**0.5
-    signs = factor.new_ones(factor.shape[1])
-    signs[left.shape[1] : -1] = -1
-    return GramOperator(factor, signs)
+    if pathway == "what":
+        return [(vectors, None) for vectors in unit(record.value)]
+    return list(zip(unit(record.query), unit(record.key), strict=True))

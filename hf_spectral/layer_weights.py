@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, TypeGuard
 
 import numpy as np
 
+from hf_spectral.checks import is_int, is_number
 from hf_spectral.errors import SpectralError
 
 #: `"auto"`, `"equal"`, pairs of a layer index with its weight, ascending, or one weight per layer that takes part.
@@ -16,35 +16,6 @@ Weighting: TypeAlias = Literal["auto", "equal"] | tuple[tuple[int, float], ...] 
 
 # Beside the largest weight, a smaller one than its inverse would be lost in float32.
 _MOST_RATIO = 1e6
-
-
-def is_int(value: object) -> TypeGuard[int]:
-    """Return whether a value is an integer, be it Python's or numpy's; a truth value is none.
-
-    Args:
-        value: Anything.
-
-    Returns:
-        True or False.
-    """
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
-def is_number(value: object) -> TypeGuard[float]:
-    """Return whether a value is a finite real number, be it Python's or numpy's; a truth value is none.
-
-    Args:
-        value: Anything.
-
-    Returns:
-        True or False.
-    """
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # An integer beyond the range of floats.
-        return False
 
 
 def as_weighting(given: Any) -> Weighting:

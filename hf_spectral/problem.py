@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from hf_spectral.affinities import affinity_operators
+from hf_spectral.affinities import Affinity
 from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
 from hf_spectral.grid import TokenGrid, area_pooling, finest
+from hf_spectral.layer_choice import LayerChoice, counted
 from hf_spectral.operators import (
     AffinityOperator,
     DenseOperator,
@@ -35,7 +36,7 @@ from hf_spectral.operators import (
     symmetric_product,
     symmetrize_,
 )
-from hf_spectral.records import AttentionRecord, LayerChoice, SkippedLayer, counted
+from hf_spectral.records import AttentionRecord, SkippedLayer
 from hf_spectral.torch_state import plain_torch
 
 # Up to here the sum of a grid's affinities is held as one matrix (16,384 nodes in float32); above, layers stay apart
@@ -83,7 +84,8 @@ def build_problem(records: Iterable[AttentionRecord], config: SpectralConfig | N
 
     Args:
         records: The layers of one image, e.g. a `Capture`.
-        config: Settings, which also tell the records that take part (`records.LayerChoice`). None takes the defaults.
+        config: Settings, which also tell the records that take part (`layer_choice.LayerChoice`); None takes the
+            defaults.
 
     Returns:
         The problem over all layers that take part.
@@ -101,7 +103,7 @@ class ProblemBuilder:
     """Adds up layers as they arrive, so that memory holds one layer and one sum, whatever the number of layers.
 
     Args:
-        config: Settings, which also tell the records that take part (`records.LayerChoice`).
+        config: Settings, which also tell the records that take part (`layer_choice.LayerChoice`).
         max_dense_bytes: Largest matrix to hold; above it the layers are kept as operators.
     """
 
@@ -237,6 +239,20 @@ class _GridSum:
     def _keep(self, operator: AffinityOperator, weight: float) -> None:
         self._terms.append(operator)
         self._weights.append(weight)
+
+
+def affinity_operators(record: AttentionRecord, config: SpectralConfig) -> list[AffinityOperator]:
+    """Return the affinities W of one layer of one image.
+
+    Args:
+        record: One layer of one image.
+        config: Pathway, affinity and heads.
+
+    Returns:
+        One with heads merged, one per head with heads separate.
+    """
+    assert isinstance(config.affinity, Affinity)
+    return config.affinity.operators(record, config.pathway, config.heads)
 
 
 def normalized(affinity: AffinityOperator, share: float, weight: float | None) -> tuple[AffinityOperator, float]:

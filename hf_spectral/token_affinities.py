@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hf_spectral.affinities import affinity_operators
 from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
 from hf_spectral.grid import TokenGrid, area_pooling, finest
-from hf_spectral.problem import normalized
-from hf_spectral.records import AttentionRecord, SkippedLayer, taking_part
+from hf_spectral.layer_choice import taking_part
+from hf_spectral.problem import affinity_operators, normalized
+from hf_spectral.records import AttentionRecord, SkippedLayer
 from hf_spectral.torch_state import plain_torch
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
+from hf_spectral.affinities import NearestNeighbors
 from hf_spectral.basis import BasisAccumulator, SpectralBasis, walk
 from hf_spectral.basis import eigen as eigen_room
 from hf_spectral.config import SpectralConfig
@@ -243,7 +244,7 @@ def test_the_walk_is_the_inverse_of_the_restarted_walk(pathway, shapes, dense_be
     images = dataset(shapes[:3])
     basis = fitted(images, pathway).solve(4)
     plain = basis.project(images[1], 0.0).eigenvectors.flatten(1).T.double()
-    problem = build_problem(images[1], SpectralConfig(pathway, "knn", num_neighbors=20))
+    problem = build_problem(images[1], SpectralConfig(pathway, NearestNeighbors(20)))
     affinity, mass = problem.affinity.to_dense().double(), problem.mass.to_dense().double()
     expected = 0.1 * torch.linalg.inv(mass - 0.9 * affinity) @ mass @ plain
     found = basis.project(images[1], 0.9).eigenvectors.flatten(1).T.double()

@@ -150,7 +150,7 @@ def test_analyze_and_fit_find_the_same_pictures(backbone, tmp_path, caplog):
         (["--layers", "9"], "`layers`: expected indices from -3 to 2"),
         (["--num-eigenvectors", "0"], "`num_eigenvectors`: expected an integer of at least 1"),
         (["--resolution", "1000000"], "`resolution`: expected at most 65536 tokens"),
-        (["--affinity", "attention"], "one that serves both pathways"),
+        (["--affinity", "attention"], "one that serves the 'what' pathway"),
         (["--device", "abacus"], "`device`: expected a device of this machine"),
     ],
 )

@@ -16,7 +16,7 @@ import torch
 from diffusers.utils import dynamic_modules_utils
 
 import hf_spectral
-from hf_spectral import EigenSolver, SpectralConfig, SpectralError, SpectralResult, UnsupportedBackboneError
+from hf_spectral import Cosine, EigenSolver, SpectralConfig, SpectralError, SpectralResult, UnsupportedBackboneError
 from hf_spectral.families.diffusers import FAMILIES
 from hf_spectral.grid import area_pooling
 from hf_spectral.pipelines.diffusers import SpectralDiffusionPipeline
@@ -349,7 +349,7 @@ def test_the_result_can_be_saved_and_says_how_it_was_made(pixels, tmp_path):
     output = pixels(photo(), num_eigenvectors=3, seed=5, solver=EigenSolver(), affinity="cosine")
     loaded = SpectralResult.load(output.result.save(tmp_path / "result.safetensors"))
     assert torch.equal(loaded.eigenvectors, output.eigenvectors)
-    assert (loaded.config.seed, loaded.config.affinity, loaded.solver["name"]) == (5, "cosine", "EigenSolver")
+    assert (loaded.config.seed, loaded.config.affinity, loaded.solver["name"]) == (5, Cosine(), "EigenSolver")
 
 
 def test_the_progress_bar_counts_timesteps(pixels, capsys):

@@ -7,6 +7,7 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
+from hf_spectral.affinities import NearestNeighbors
 from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
 from hf_spectral.grid import TokenGrid
@@ -17,7 +18,7 @@ from hf_spectral.solvers.dataset_graph import NeighborSettings, batch_graphs
 from tests.synthetic import random_record
 
 QUICK = DatasetGradientSolver(rounds=12, channels=8, num_inter=6, learning_rate=0.1, average=0.9)
-CONFIG = SpectralConfig("what", "knn", num_eigenvectors=4, num_neighbors=6)
+CONFIG = SpectralConfig("what", NearestNeighbors(6), num_eigenvectors=4)
 
 
 def planted_dataset(count=5, layers=2, shape=(6, 8), noise=0.3):
@@ -40,7 +41,7 @@ def planted_layer(labels, index, noise, generator):
 
 def settings(**changes):
     return NeighborSettings(
-        **{"pathway": "what", "num_intra": 5, "num_inter": 4, "threshold": 0.1, "block_size": 7} | changes
+        **{"pathway": "what", "neighbors": NearestNeighbors(5), "num_inter": 4, "block_size": 7} | changes
     )
 
 
@@ -135,7 +136,8 @@ def test_isolated_tokens_stay_finite():
         for part in (result.eigenvectors, result.eigenvalues, result.residuals):
             assert torch.isfinite(part).all()
     # Nothing is alike at this threshold: no edges at all.
-    lonely = dataclasses.replace(QUICK, rounds=1).fit(images, dataclasses.replace(CONFIG, threshold=1.0))
+    none = dataclasses.replace(CONFIG, affinity=NearestNeighbors(6, threshold=1.0))
+    lonely = dataclasses.replace(QUICK, rounds=1).fit(images, none)
     torch.testing.assert_close(lonely[0].eigenvalues, torch.ones(4))
 
 
@@ -179,7 +181,7 @@ def test_messages():
     images = [[random_record(seed=i)] for i in range(2)]
     with pytest.raises(SpectralError, match="`images`: expected at least one image, got none"):
         QUICK.fit([], CONFIG)
-    with pytest.raises(SpectralError, match="`config`: expected affinity='knn'"):
+    with pytest.raises(SpectralError, match=r"`config`: expected affinity=NearestNeighbors.* got affinity=Cosine\(\)"):
         QUICK.fit(images, SpectralConfig("what", "cosine"))
     with pytest.raises(SpectralError, match="at most the number of channels, 8, got 9"):
         QUICK.fit(images, dataclasses.replace(CONFIG, num_eigenvectors=9))

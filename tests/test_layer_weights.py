@@ -17,14 +17,14 @@ from hf_spectral import (
     solve,
     token_affinity,
 )
-from hf_spectral.affinities import affinity_operators
+from hf_spectral.affinities import NearestNeighbors
 from hf_spectral.basis.gram import BlockGram
 from hf_spectral.basis.layer_weights import mean_agreement, own_eigenpairs, smoothness
 from hf_spectral.basis.sums import add_evidence
 from hf_spectral.errors import UnsupportedBackboneError
 from hf_spectral.layer_weights import as_weighting, weight_list
 from hf_spectral.operators import NormalizedOperator
-from hf_spectral.problem import ProblemBuilder
+from hf_spectral.problem import ProblemBuilder, affinity_operators
 from hf_spectral.result import SpectralResult
 from hf_spectral.solvers import DatasetGradientSolver
 from tests.synthetic import planted_record, random_record, three_blobs
@@ -334,7 +334,7 @@ def test_smoothness_is_the_mean_quotient_of_a_layers_own_eigenvectors(pathway, m
             for _ in range(2)
         ]
         factor = torch.randn(30, 5, generator=generator)
-        add_evidence(totals, layers, [factor, factor], 0, num_neighbors=4, threshold=0.1)
+        add_evidence(totals, layers, [factor, factor], 0, neighbors=NearestNeighbors(4))
         walk = np.zeros((30, 30))
         for parts in layers:
             left, right = parts[0][0].numpy(), parts[-1][0].numpy()

@@ -195,12 +195,35 @@ def test_a_fixed_backbone_is_fed_its_size():
         ({"num_segments": 0}, "`num_segments`"),
         ({"num_segments": 1000}, "`num_segments`"),
         ({"number_of_segments": 3}, "`number_of_segments`: expected one of the arguments"),
-        ({"pathway": "both", "affinity": "attention"}, "one that serves both pathways"),
+        ({"pathway": "both", "affinity": "attention"}, "one that serves the 'what' pathway"),
+        (
+            {"affinity": "cosine", "temperature": 0.01},
+            r"`temperature`: expected none beside affinity=Cosine\(\), got 0",
+        ),
+        (
+            {"pathway": "where", "num_neighbors": 5},
+            r"`num_neighbors`: expected none beside affinity=Attention",
+        ),
+        ({"pathway": "both", "threshold": 0.2}, r"beside affinity=Attention\(\) and Exponential.*affinity='knn'"),
+        ({"affinity": hf_spectral.NearestNeighbors(5), "temperature": 0.2}, "`temperature`: expected none"),
+        ({"temperature": 0}, "`temperature`: expected a number from 0.0001 to 10000, got 0"),
     ],
 )
 def test_mistakes_are_named(pipe, arguments, message):
     with pytest.raises(SpectralError, match=message):
         pipe(photo(), **arguments)
+
+
+def test_an_affinity_by_name_with_parameters_is_the_object(pipe):
+    short = pipe(photo(), pathway="both", temperature=0.2)
+    assert short["where"]["result"].config.affinity == hf_spectral.Attention()
+    assert short["what"]["result"].config.affinity == hf_spectral.Exponential(0.2)
+    first, second = (
+        pipe(photo(), affinity=affinity, **parameters)["result"]
+        for affinity, parameters in (("knn", {"num_neighbors": 5}), (hf_spectral.NearestNeighbors(5), {}))
+    )
+    assert first.config == second.config
+    assert torch.equal(first.eigenvectors, second.eigenvectors)
 
 
 def test_gradient_solver_by_name_and_by_object(pipe):

@@ -7,16 +7,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_spectral.affinities import affinity_operators
+from hf_spectral.affinities import Attention, Exponential, NearestNeighbors
 from hf_spectral.basis import BasisAccumulator
 from hf_spectral.config import SpectralConfig
 from hf_spectral.grid import area_pooling
-from hf_spectral.problem import build_problem
+from hf_spectral.problem import affinity_operators, build_problem
 from tests.synthetic import AFFINITIES, random_record
 
 EXAMPLES = settings(max_examples=200, deadline=None, derandomize=True)
 configs = st.builds(
-    lambda kind, heads: SpectralConfig(*kind, heads=heads, num_neighbors=5 if kind[1] == "knn" else None),
+    lambda kind, heads: SpectralConfig(kind[0], NearestNeighbors(5) if kind[1] == "knn" else kind[1], heads),
     st.sampled_from(AFFINITIES),
     st.sampled_from(["merged", "separate"]),
 )
@@ -123,22 +123,22 @@ def test_permuting_tokens_permutes_the_problem(record, config, random):
     order = list(range(record.grid.num_nodes))
     random.shuffle(order)
     tokens = {name: getattr(record, name)[:, :, order] for name in ("query", "key", "value")}
-    if config.affinity == "exponential":
-        config = dataclasses.replace(config, temperature=0.3)  # Its default is measured on a sample of the tokens.
-    if config.affinity == "knn":
-        config = dataclasses.replace(config, num_neighbors=36)  # Ties among neighbors are broken by place.
+    if config.affinity == Exponential():
+        config = dataclasses.replace(config, affinity=Exponential(0.3))  # The default is measured on a sample.
+    if config.affinity == NearestNeighbors(5):
+        config = dataclasses.replace(config, affinity=NearestNeighbors(36))  # Ties among neighbors are broken by place.
     before, _ = dense(build_problem([record], config))
     after, _ = dense(build_problem([dataclasses.replace(record, **tokens)], config))
     torch.testing.assert_close(after, before[order][:, order], atol=1e-5, rtol=1e-4)
 
 
 @EXAMPLES
-@given(records(), configs.filter(lambda config: config.affinity != "attention"), st.floats(0.01, 100))
+@given(records(), configs.filter(lambda config: config.affinity != Attention()), st.floats(0.01, 100))
 def test_cosines_do_not_feel_the_scale_of_the_features(record, config, factor):
     tokens = {name: factor * getattr(record, name) for name in ("query", "key", "value")}
     before, _ = dense(build_problem([record], config))
     after, _ = dense(build_problem([dataclasses.replace(record, **tokens)], config))
-    if config.affinity == "knn":  # A cosine at the threshold may fall to either side of it.
+    if config.affinity == NearestNeighbors(5):  # A cosine at the threshold may fall to either side of it.
         assert ((after - before).abs() > 1e-3).float().mean() < 0.2
     else:
         torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-3)

@@ -41,9 +41,7 @@ HARMLESS = {
     ("max_width",): [None, 2**62 - 1],
     ("config", "layers"): [None, [1, 2]],
     ("config", "layer_weights"): [[1, 2]],
-    ("config", "temperature"): [None, 1.5],
-    ("config", "num_neighbors"): [None],
-    ("config", "threshold"): [None],
+    ("config", "affinity", "temperature"): [None, 1.5],
     ("layers", 0, "name"): ["text"],
     ("layers", 0, "timestep"): [None, -1, -(2**63), 1.5, 2**62],
     ("backbone",): [{}, {"a": 1}],
@@ -59,6 +57,7 @@ def paths(values):
         yield (name,)
         if name == "config":
             yield from ((name, key) for key in value)
+            yield from ((name, "affinity", key) for key in value["affinity"])
         if name == "layers" and isinstance(value[0], dict):
             yield from ((name, 0, key) for key in value[0])
 
@@ -209,7 +208,7 @@ def test_hundreds_of_damaged_results_are_refused(tmp_path, record_property):
     def described(changed):
         return with_header({**header, "__metadata__": {"hf_spectral": json.dumps(changed)}}, data)
 
-    descriptions = damaged_descriptions(values, free=[(("layers",), []), (("config", "affinity"), None)])
+    descriptions = damaged_descriptions(values, free=[(("layers",), [])])
     cases = [(name, described(changed)) for name, changed in descriptions]
     cases += [("no metadata", with_header({**header, "__metadata__": {}}, data))]
     cases += damaged_tensors(content, seed=1)

@@ -1,6 +1,7 @@
 """Problems and solvers against dense float64 references and planted partitions."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from jaxtyping import TypeCheckError
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
+from hf_spectral.affinities import Attention, Cosine, Exponential, NearestNeighbors
 from hf_spectral.basis import BasisAccumulator
-from hf_spectral.config import AFFINITY_PARAMETERS, SpectralConfig
+from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import NotConvergedError, SpectralError
 from hf_spectral.grid import TokenGrid, area_pooling
 from hf_spectral.krylov import leading_eigenpairs, random_block
@@ -29,7 +31,7 @@ KRYLOV = EigenSolver(dense_below=0)  # For 60 nodes and more; below, the basis w
 def dense_normalized_affinity(record, config):
     """The normalized affinity of one layer, written out plainly in float64 with numpy."""
     query, key, value = (part[0].double().numpy() for part in (record.query, record.key, record.value))
-    if config.affinity == "attention":
+    if config.affinity == Attention():
         logits = record.scale * query @ key.transpose(0, 2, 1)
         attention = np.exp(logits - logits.max(-1, keepdims=True))
         attention /= attention.sum(-1, keepdims=True)
@@ -46,14 +48,14 @@ def dense_normalized_affinity(record, config):
 
 
 def _kernel(cosine, config):
-    if config.affinity == "exponential":
-        return np.exp((cosine - 1) / (config.temperature or 0.35 * max(cosine.std(), 0.08)))
-    if config.affinity == "cosine":
+    if isinstance(config.affinity, Exponential):
+        return np.exp((cosine - 1) / (config.affinity.temperature or 0.35 * max(cosine.std(), 0.08)))
+    if config.affinity == Cosine():
         return (1 + cosine) / 2
     graph = np.zeros_like(cosine)
     for i, row in enumerate(cosine):
-        others = np.delete(np.argsort(-row), np.flatnonzero(np.argsort(-row) == i))[: config.num_neighbors]
-        graph[i, others] = np.where(row[others] > config.threshold, row[others], 0)
+        others = np.delete(np.argsort(-row), np.flatnonzero(np.argsort(-row) == i))[: config.affinity.num_neighbors]
+        graph[i, others] = np.where(row[others] > config.affinity.threshold, row[others], 0)
     return (graph + graph.T) / 2
 
 
@@ -63,18 +65,22 @@ def _normalized(affinity):
     return root[:, None] * affinity * root
 
 
-def parameters_of(affinity):
-    """Settings of each kind of affinity that are tried."""
-    return {"exponential": [{}, {"temperature": 0.1}], "knn": [{"num_neighbors": 7}]}.get(affinity, [{}])
+# Every affinity by its short form, and those that have parameters with others than the defaults.
+WITH_PARAMETERS = [
+    *AFFINITIES,
+    *(
+        (pathway, affinity)
+        for pathway in ("where", "what")
+        for affinity in (Exponential(0.1), NearestNeighbors(7, 0.2))
+    ),
+]
 
 
 @pytest.mark.parametrize("heads", ["merged", "separate"])
-@pytest.mark.parametrize(
-    ("pathway", "affinity", "parameters"), [(*kind, one) for kind in AFFINITIES for one in parameters_of(kind[1])]
-)
+@pytest.mark.parametrize(("pathway", "affinity"), WITH_PARAMETERS)
 @pytest.mark.parametrize("max_dense_bytes", [0, 1 << 30], ids=["matrix_free", "dense"])
-def test_problem_and_solvers_agree_with_a_dense_reference(pathway, affinity, heads, max_dense_bytes, parameters):
-    config = SpectralConfig(pathway, affinity, heads, 6, **parameters)
+def test_problem_and_solvers_agree_with_a_dense_reference(pathway, affinity, heads, max_dense_bytes):
+    config = SpectralConfig(pathway, affinity, heads, 6)
     records = [random_record(9, 10, seed=seed, index=seed) for seed in range(3)]
     builder = ProblemBuilder(config, max_dense_bytes)
     for record in records:
@@ -219,7 +225,7 @@ def test_identical_tokens_give_finite_eigenvectors(pathway, affinity, solver):
 @pytest.mark.parametrize("solver", [EigenSolver(), KRYLOV], ids=["dense", "krylov"])
 def test_isolated_tokens_give_finite_eigenvectors(solver):
     record = random_record(9, 10, dim=40, heads=1)
-    config = SpectralConfig("what", "knn", num_eigenvectors=5, num_neighbors=2, threshold=0.4)
+    config = SpectralConfig("what", NearestNeighbors(2, 0.4), num_eigenvectors=5)
     problem = build_problem([record], config)
     assert (problem.affinity.degree() == 0).any()
     assert torch.isfinite(solve(problem, solver).eigenvectors).all()
@@ -339,16 +345,11 @@ def test_a_damaged_result_is_refused(tmp_path, content):
     [
         ({"pathway": "how"}, r"`pathway`: expected one of 'where', 'what', got 'how'"),
         ({"affinity": "euclidean"}, "`affinity`: expected one of 'attention'"),
-        ({"pathway": "what", "affinity": "attention"}, "Attention compares queries with keys"),
+        ({"affinity": Cosine}, r"`affinity`: expected one of 'attention', .* or an affinity object such as Cosine\(\)"),
+        ({"affinity": ["cosine"]}, "`affinity`: expected one of 'attention'"),
+        ({"affinity": "attention"}, r"`affinity`: expected one that serves the 'what' pathway: .* got Attention\(\)"),
+        ({"affinity": Attention()}, "`affinity`: expected one that serves the 'what' pathway: 'exponential', 'cosine'"),
         ({"num_eigenvectors": 0}, "`num_eigenvectors`: expected an integer of at least 1, got 0"),
-        ({"temperature": 0.0}, "`temperature`: expected a number from 0.0001 to 10000, got 0.0"),
-        ({"temperature": 1e-30}, "`temperature`: expected a number from 0.0001 to 10000, got 1e-30"),
-        ({"temperature": 1e300}, "`temperature`"),
-        ({"temperature": 10**400}, "`temperature`"),
-        ({"affinity": "knn", "threshold": -0.1}, "`threshold`: expected a number from 0 to 1, got -0.1"),
-        ({"affinity": "knn", "threshold": float("nan")}, "`threshold`: expected a number from 0 to 1, got nan"),
-        ({"affinity": "knn", "num_neighbors": 0}, "`num_neighbors`: expected an integer of at least 1, got 0"),
-        ({"affinity": "knn", "num_neighbors": np.float64(3)}, "`num_neighbors`"),
         ({"seed": -1}, r"`seed`: expected an integer from 0 to 2\*\*32 - 1, got -1"),
         ({"seed": 2**40}, "`seed`"),
         ({"seed": 2**64}, "`seed`"),
@@ -362,44 +363,81 @@ def test_settings_out_of_range_are_refused(settings, message):
         SpectralConfig(**settings)
 
 
-@pytest.mark.parametrize("affinity", ["attention", "exponential", "cosine", "knn"])
-@pytest.mark.parametrize(("name", "value"), [("temperature", 0.3), ("num_neighbors", 50), ("threshold", 0.1)])
-def test_a_parameter_of_an_affinity_that_is_not_used_is_refused(affinity, name, value):
-    owner, default = AFFINITY_PARAMETERS[name]
-    assert getattr(SpectralConfig("where", affinity), name) == (default if affinity == owner else None)
-    if affinity == owner:
-        assert getattr(SpectralConfig("where", affinity, **{name: value}), name) == value
-        return
-    with pytest.raises(SpectralError, match=f"`{name}`: expected none beside affinity='{affinity}'.*'{owner}'"):
-        SpectralConfig("where", affinity, **{name: value})
+@pytest.mark.parametrize(
+    ("affinity", "parameters", "message"),
+    [
+        (Exponential, {"temperature": 0.0}, "`temperature`: expected a number from 0.0001 to 10000, got 0.0"),
+        (Exponential, {"temperature": 1e-30}, "`temperature`: expected a number from 0.0001 to 10000, got 1e-30"),
+        (Exponential, {"temperature": 1e300}, "`temperature`"),
+        (Exponential, {"temperature": 10**400}, "`temperature`"),
+        (Exponential, {"temperature": "0.1"}, "`temperature`"),
+        (NearestNeighbors, {"threshold": -0.1}, "`threshold`: expected a number from 0 to 1, got -0.1"),
+        (NearestNeighbors, {"threshold": float("nan")}, "`threshold`: expected a number from 0 to 1, got nan"),
+        (NearestNeighbors, {"threshold": None}, "`threshold`: expected a number from 0 to 1, got None"),
+        (NearestNeighbors, {"num_neighbors": 0}, "`num_neighbors`: expected an integer of at least 1, got 0"),
+        (NearestNeighbors, {"num_neighbors": np.float64(3)}, "`num_neighbors`"),
+        (NearestNeighbors, {"num_neighbors": True}, "`num_neighbors`"),
+    ],
+)
+def test_parameters_of_an_affinity_out_of_range_are_refused(affinity, parameters, message):
+    with pytest.raises(SpectralError, match=message):
+        affinity(**parameters)
+
+
+def test_a_name_is_the_short_form_of_an_affinity():
+    objects = [Attention(), Exponential(), Cosine(), NearestNeighbors(50, 0.1)]
+    for name, made in zip(["attention", "exponential", "cosine", "knn"], objects, strict=True):
+        assert SpectralConfig("where", name).affinity == made
+        assert SpectralConfig("where", made) == SpectralConfig("where", name)
+    assert SpectralConfig("where").affinity == Attention()
+    assert SpectralConfig("what").affinity == Exponential()
+
+
+@pytest.mark.parametrize("name", ["temperature", "num_neighbors", "threshold"])
+def test_a_parameter_of_an_affinity_that_is_not_used_cannot_be_given(name):
+    owner = Exponential if name == "temperature" else NearestNeighbors
+    for affinity in {Attention, Exponential, Cosine, NearestNeighbors} - {owner}:
+        with pytest.raises(TypeError, match=name):
+            affinity(**{name: 1})
+    for affinity in ("attention", "exponential", "cosine", "knn"):
+        with pytest.raises(TypeError, match=name):
+            SpectralConfig("where", affinity, **{name: 1})
+
+
+@pytest.mark.parametrize(("pathway", "affinity"), WITH_PARAMETERS)
+def test_settings_come_back_from_json(pathway, affinity):
+    config = SpectralConfig(pathway, affinity, layers=(0, -1), layer_weights=[1, 2])
+    written = json.loads(json.dumps(config.to_dict()))
+    assert SpectralConfig.from_dict(written) == config
+    for damaged in (None, {}, [], {"name": "other"}, {"name": ["cosine"]}, written["affinity"] | {"color": 1}):
+        with pytest.raises(SpectralError, match="`affinity`: expected"):
+            SpectralConfig.from_dict(written | {"affinity": damaged})
 
 
 def test_settings_written_by_the_first_version_are_read():
-    config = SpectralConfig("what", "cosine")
-    written = config.to_dict() | {"num_neighbors": 50, "threshold": 0.1}
-    assert SpectralConfig.from_dict(written) == config
-    with pytest.raises(SpectralError, match="`num_neighbors`: expected none"):
-        SpectralConfig.from_dict(written | {"num_neighbors": 7})
+    flat = {"temperature": None, "num_neighbors": 50, "threshold": 0.1}
+    for affinity in (Cosine(), NearestNeighbors(20), Exponential(0.2)):
+        config = SpectralConfig("what", affinity)
+        written = config.to_dict() | flat | {name: one for name, one in affinity.to_dict().items() if name != "name"}
+        assert SpectralConfig.from_dict(written | {"affinity": affinity.name}) == config
+    with pytest.raises(SpectralError, match=r"`config`: expected the fields affinity, .*unknown \['color'\]"):
+        SpectralConfig.from_dict(SpectralConfig().to_dict() | flat | {"affinity": "cosine", "color": 1})
 
 
 def test_numbers_of_numpy_are_kept_as_plain_ones(tmp_path):
     given = SpectralConfig(
         "what",
-        "knn",
+        NearestNeighbors(np.uint8(5), np.float32(0.25)),
         num_eigenvectors=np.int64(3),
         layers=np.array([0, -1]),
-        num_neighbors=np.uint8(5),
-        threshold=np.float32(0.25),
         seed=np.int32(7),
         layer_weights=np.array([1, 2], dtype=np.float32),
     )
-    plain = SpectralConfig(
-        "what", "knn", "merged", 3, (0, -1), num_neighbors=5, threshold=0.25, seed=7, layer_weights=[1, 2]
-    )
+    plain = SpectralConfig("what", NearestNeighbors(5, 0.25), "merged", 3, (0, -1), seed=7, layer_weights=[1, 2])
     assert given == plain
-    for value in (*dataclasses.astuple(given), *given.layers):
+    for value in (*dataclasses.astuple(given), *given.layers, *dataclasses.astuple(given.affinity)):
         assert type(value) in (str, int, float, tuple, type(None))
-    assert type(SpectralConfig(temperature=np.float32(0.5)).temperature) is float
+    assert type(Exponential(np.float32(0.5)).temperature) is float
     result = solve(build_problem([random_record(index=index) for index in range(2)], given))
     assert SpectralResult.load(result.save(tmp_path / "result.safetensors")).config == plain
 
@@ -437,15 +475,15 @@ def test_a_seed_that_some_generator_refuses_is_refused_by_name(seed):
 
 def test_extreme_parameters_of_an_affinity_work():
     record = planted_record(three_blobs(6, 7))
-    for affinity, settings in (
-        ("exponential", {"temperature": 1e-4}),
-        ("exponential", {"temperature": 1e4}),
-        ("knn", {"num_neighbors": 10**30}),
-        ("knn", {"threshold": 0}),
-        ("knn", {"threshold": 1}),
+    for affinity in (
+        Exponential(1e-4),
+        Exponential(1e4),
+        NearestNeighbors(10**30),
+        NearestNeighbors(threshold=0),
+        NearestNeighbors(threshold=1),
     ):
         for pathway in ("where", "what"):
-            result = solve(build_problem([record], SpectralConfig(pathway, affinity, num_eigenvectors=3, **settings)))
+            result = solve(build_problem([record], SpectralConfig(pathway, affinity, num_eigenvectors=3)))
             assert torch.isfinite(result.eigenvectors).all()
             assert result.eigenvalues.min() > -1e-4
             assert result.eigenvalues.max() < 2

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from hf_spectral.affinities import Cosine
 from hf_spectral.basis.eigen import solve_totals
 from hf_spectral.basis.factors import (
     BasisLayer,
@@ -26,11 +27,13 @@ from hf_spectral.basis.gram import Shape, coupling
 from hf_spectral.basis.layer_weights import final_weights
 from hf_spectral.basis.model import SpectralBasis
 from hf_spectral.basis.sums import Totals
-from hf_spectral.config import SpectralConfig, require_positive_int, require_same, require_seed
+from hf_spectral.checks import require_positive_int, require_same, require_seed
+from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
 from hf_spectral.grid import TokenGrid, finest
+from hf_spectral.layer_choice import LayerChoice, counted
 from hf_spectral.layer_weights import Weighting, as_weighting, of_known, weight_list
-from hf_spectral.records import AttentionRecord, LayerChoice, counted
+from hf_spectral.records import AttentionRecord
 from hf_spectral.torch_state import plain_torch
 
 Add = Callable[[AttentionRecord], None]
@@ -39,7 +42,7 @@ Add = Callable[[AttentionRecord], None]
 class BasisAccumulator:
     """Adds up what a dataset-level problem needs; memory does not grow with the number of images.
 
-    Over all tokens of all images, layer l has the affinity W_l = F_l J_l F_l^T (`affinities.cosine_gram`), the degrees
+    Over all tokens of all images, layer l has the affinity W_l = F_l J_l F_l^T (`operators.cosine_gram`), the degrees
     d_l = F_l J_l (sum F_l), which the first pass makes possible, and S_l = G_l J_l G_l^T with G_l = D_l^-1/2 F_l.
     The joint problem A = sum_l w_l P_l^T S_l P_l against B = sum_l w_l P_l^T P_l has the rank of H = [P_l^T G_l]_l at
     most, and its eigenvectors follow from C = H^T B^-1 H, the Gram matrix that the second pass adds up (`eigen`):
@@ -53,7 +56,7 @@ class BasisAccumulator:
 
     Args:
         config: Pathway, layers, layer weights and seed; `affinity` has to be `cosine` and `heads` `merged`. The first
-            image shows which layers take part (`records.LayerChoice`).
+            image shows which layers take part (`layer_choice.LayerChoice`).
         max_width: Bound on the sum of the factors' columns, hence on the Gram matrix (max_width^2 / 2 numbers of 8
             bytes); None keeps everything, which is exact. For the error it makes, see `factors.reduced`.
         device: Where sums and products are made.
@@ -68,7 +71,7 @@ class BasisAccumulator:
         max_width: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        if config.affinity != "cosine" or config.heads != "merged":
+        if config.affinity != Cosine() or config.heads != "merged":
             raise SpectralError(
                 "config",
                 expected="affinity='cosine' and heads='merged', whose factors add up in a stream",

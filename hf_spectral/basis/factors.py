@@ -1,7 +1,7 @@
 """What one layer gives to a dataset-level problem: a thin factor F of its affinity, W = F J F^T, and its degrees.
 
 With the `cosine` affinity F = [v, 1] / sqrt(2) for unit values v, and twice that wide, with signs J, for queries and
-keys (`affinities.cosine_gram`). Degrees over a whole dataset then need the sum of F over all tokens only:
+keys (`operators.cosine_gram`). Degrees over a whole dataset then need the sum of F over all tokens only:
 d = F J (sum F).
 """
 
@@ -17,10 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from hf_spectral.affinities import cosine_gram
-from hf_spectral.config import Pathway
 from hf_spectral.errors import SpectralError
-from hf_spectral.records import AttentionRecord
+from hf_spectral.operators import cosine_gram
+from hf_spectral.records import AttentionRecord, Pathway
 
 UnitTokens = tuple[Float[Tensor, "images nodes kept"], ...]
 

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from hf_spectral.affinities import Cosine
 from hf_spectral.atomic import replacing
 from hf_spectral.basis.factors import BasisLayer
 from hf_spectral.config import SpectralConfig
@@ -118,7 +119,7 @@ def _parsed(text: str) -> dict[str, Any]:
 
 def _settings(values: dict[str, Any]) -> SpectralConfig:
     config = SpectralConfig.from_dict(values)
-    if config.affinity != "cosine" or config.heads != "merged":
+    if config.affinity != Cosine() or config.heads != "merged":
         raise ValueError("the config is not one of a basis")
     return config
 

@@ -16,13 +16,14 @@ from hf_spectral.basis import files
 from hf_spectral.basis.factors import BasisLayer, factor, layer_columns, match, normalized_factor, reduced, unit_tokens
 from hf_spectral.basis.gram import coupling
 from hf_spectral.basis.walk import diffuse, require_walk, walk_config
-from hf_spectral.config import Pathway, SpectralConfig, require_same
+from hf_spectral.checks import require_same
+from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
 from hf_spectral.fingerprint import WEIGHTS, require_same_weights
 from hf_spectral.grid import TokenGrid
 from hf_spectral.hub_download import located, require_source
 from hf_spectral.problem import ProblemBuilder
-from hf_spectral.records import AttentionRecord
+from hf_spectral.records import AttentionRecord, Pathway
 from hf_spectral.result import SolveStatus, SpectralResult
 from hf_spectral.torch_state import plain_torch
 

@@ -8,12 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hf_spectral.affinities import NearestNeighbors
 from hf_spectral.basis.factors import BasisLayer, UnitTokens
 from hf_spectral.basis.gram import BlockGram, Coupling, Shape
-from hf_spectral.basis.walk import NUM_NEIGHBORS, THRESHOLD
-from hf_spectral.config import Pathway
+from hf_spectral.basis.walk import NEIGHBORS
 from hf_spectral.errors import SpectralError
 from hf_spectral.operators import nearest_neighbors
+from hf_spectral.records import Pathway
 
 # Neighbors of every eighth token are sought, among all tokens of its image: enough for a mean over a dataset.
 _STRIDE = 8
@@ -109,7 +110,7 @@ class Totals:
         """
         self.start_gram()
         if self.has_evidence:
-            add_evidence(self.evidence, tokens, factors, image, NUM_NEIGHBORS, THRESHOLD)
+            add_evidence(self.evidence, tokens, factors, image, NEIGHBORS)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the live sums by name; names that begin with `gram` belong to the second pass."""
@@ -176,8 +177,7 @@ def add_evidence(
     tokens: Sequence[UnitTokens],
     factors: Sequence[Float[Tensor, "nodes _rank"]],
     image: int,
-    num_neighbors: int,
-    threshold: float,
+    neighbors: NearestNeighbors,
 ) -> None:
     """Add the sums of one image from which the smoothness of any combination of a layer's columns follows.
 
@@ -191,15 +191,15 @@ def add_evidence(
         tokens: Unit vectors of each layer, all on one grid.
         factors: G of each layer of the same image.
         image: Position in the batch.
-        num_neighbors: Neighbors per token at most.
-        threshold: Tokens with cosines at or below it are not neighbors.
+        neighbors: Which tokens are neighbors.
     """
     num_nodes = factors[0].shape[0]
     for asking in torch.arange(0, num_nodes, _STRIDE, device=factors[0].device).split(_ROWS):
         walk = factors[0].new_zeros(len(asking), num_nodes)
         for parts in tokens:
             left, right = parts[0][image], (parts[1][image] if len(parts) > 1 else None)
-            rows, columns, cosines = nearest_neighbors(left, right, num_neighbors, threshold, asking=asking)
+            edges = nearest_neighbors(left, right, neighbors.num_neighbors, neighbors.threshold, asking=asking)
+            rows, columns, cosines = edges
             sums = cosines.new_zeros(len(asking)).index_add_(0, rows, cosines)
             walk.index_put_((rows, columns), cosines / (sums[rows] * len(tokens)), accumulate=True)
         for total, factor in zip(totals, factors, strict=True):

@@ -6,11 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hf_spectral.config import Pathway, SpectralConfig, require_number
+from hf_spectral.affinities import NearestNeighbors
+from hf_spectral.checks import require_number
+from hf_spectral.config import SpectralConfig
 from hf_spectral.problem import JointProblem
+from hf_spectral.records import Pathway
 
-#: Edges of a token inside its image, and the cosine at or below which there is none: see `walk_config`.
-NUM_NEIGHBORS, THRESHOLD = 20, 0.1
+#: The graph inside an image: see `walk_config`.
+NEIGHBORS = NearestNeighbors(num_neighbors=20, threshold=0.1)
 # Up to here the walk is solved by a Cholesky factor of a dense matrix (256 MiB), above by conjugate gradients.
 _DENSE_BELOW = 8192
 _TOLERANCE = 1e-6
@@ -28,9 +31,9 @@ def walk_config(pathway: Pathway) -> SpectralConfig:
         pathway: Its own vectors make the graph.
 
     Returns:
-        Settings for `graph.ProblemBuilder`.
+        Settings for `problem.ProblemBuilder`.
     """
-    return SpectralConfig(pathway, "knn", num_neighbors=NUM_NEIGHBORS, threshold=THRESHOLD)
+    return SpectralConfig(pathway, NEIGHBORS)
 
 
 def require_walk(strength: object) -> float:

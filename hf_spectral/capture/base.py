@@ -10,10 +10,10 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from hf_spectral.config import resolve_layers
 from hf_spectral.errors import SpectralError, UnsupportedBackboneError
 from hf_spectral.families.attention_call import Attention
 from hf_spectral.grid import TokenGrid
+from hf_spectral.layer_choice import resolve_layers
 from hf_spectral.records import AttentionRecord, Capture, SkippedLayer
 
 # A host is recognized by the package of the model's classes, so that no host is imported for a model of another one.

@@ -19,14 +19,15 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 import hf_spectral
+from hf_spectral.affinities import AFFINITIES
 from hf_spectral.atomic import replacing, require_writable, save_picture
 from hf_spectral.cli.common import DONE, MISTAKE, SOME_FAILED, add_noising, add_output, complain, load
-from hf_spectral.config import AFFINITIES, PATHWAYS
 from hf_spectral.dataset.folder import list_pictures
 from hf_spectral.errors import HFSpectralError, shown
 from hf_spectral.fingerprint import WEIGHTS
 from hf_spectral.pipelines.images import read_image
 from hf_spectral.pipelines.settings import SOLVERS, configs_of
+from hf_spectral.records import PATHWAYS
 from hf_spectral.visualization import (
     eigenvector_sheet,
     eigenvectors_to_rgb,

@@ -16,9 +16,9 @@ from hf_spectral.cli.common import (
     add_reading,
     load,
 )
-from hf_spectral.config import PATHWAYS
 from hf_spectral.dataset import fit, transform
 from hf_spectral.dataset.processes import Processes, announced_device
+from hf_spectral.records import PATHWAYS
 
 
 def add_parsers(commands: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from hf_spectral.atomic import require_writable, save_picture
 from hf_spectral.cli.common import DONE, SOME_FAILED, add_noising, add_output, add_reading, load
-from hf_spectral.config import PATHWAYS
+from hf_spectral.records import PATHWAYS
 from hf_spectral.report import LayerReport, layer_report
 from hf_spectral.visualization.charts import require_matplotlib
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hf_spectral.config import require_same
+from hf_spectral.checks import require_same
 from hf_spectral.dataset.summary import Skipped
 from hf_spectral.errors import SpectralError
 from hf_spectral.fingerprint import WEIGHTS, require_same_weights

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from hf_spectral.basis import BasisAccumulator, SpectralBasis
-from hf_spectral.config import Pathway, SpectralConfig, defaults_hold, require_positive_int
+from hf_spectral.checks import require_positive_int
+from hf_spectral.config import SpectralConfig, defaults_hold
 from hf_spectral.dataset.checkpoint import Checkpoint, Progress
 from hf_spectral.dataset.processes import Processes
 from hf_spectral.dataset.reading import Add, Backbone, OnError, Reader, progress_bar
 from hf_spectral.dataset.source import Source, none_left, open_source
 from hf_spectral.dataset.summary import FitReport, Skipped, log_skipped
 from hf_spectral.layer_weights import as_weighting
+from hf_spectral.records import Pathway
 from hf_spectral.torch_state import plain_torch
 
 _SUMS, _GRAM = "sums", "gram"

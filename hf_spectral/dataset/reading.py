@@ -14,11 +14,10 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from hf_spectral.config import Pathway
 from hf_spectral.dataset.source import Item
 from hf_spectral.dataset.summary import Skipped
 from hf_spectral.errors import SpectralError, UnsupportedBackboneError
-from hf_spectral.records import AttentionRecord, SkippedLayer
+from hf_spectral.records import AttentionRecord, Pathway, SkippedLayer
 
 OnError = Literal["raise", "skip"]
 DIGEST_BYTES = 16

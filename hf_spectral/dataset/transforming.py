@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 from hf_spectral.basis import SpectralBasis, as_basis
-from hf_spectral.config import defaults_hold, require_positive_int
+from hf_spectral.checks import require_positive_int
+from hf_spectral.config import defaults_hold
 from hf_spectral.dataset.clusters import find_centroids, label_images
 from hf_spectral.dataset.processes import Processes
 from hf_spectral.dataset.reading import Add, Backbone, OnError, Read, Reader, progress_bar

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from hf_spectral.config import require_positive_int
+from hf_spectral.checks import require_positive_int
 from hf_spectral.errors import SpectralError
 
 #: Tokens of one picture, at most: a dense affinity of so many takes 17 GB. Raise it where there is memory for more.

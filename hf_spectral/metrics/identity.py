@@ -11,7 +11,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from hf_spectral.config import require_positive_int, require_seed
+from hf_spectral.checks import require_positive_int, require_seed
 from hf_spectral.metrics.variance import position_cells
 from hf_spectral.torch_state import plain_torch
 

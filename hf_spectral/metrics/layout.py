@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hf_spectral.config import require_positive_int
+from hf_spectral.checks import require_positive_int
 from hf_spectral.torch_state import plain_torch
 
 

@@ -9,10 +9,11 @@ from hf_spectral.operators.kernels import (
     AttentionOperator,
     ExponentialOperator,
     KernelOperator,
+    cosine_spread,
     symmetric_product,
     symmetrize_,
 )
-from hf_spectral.operators.leaves import DenseOperator, GramOperator, IdentityOperator, SparseOperator
+from hf_spectral.operators.leaves import DenseOperator, GramOperator, IdentityOperator, SparseOperator, cosine_gram
 from hf_spectral.operators.neighbors import nearest_neighbors, neighbor_graph
 from hf_spectral.operators.wrappers import NormalizedOperator, ResampledOperator, inverse_root_degree
 
@@ -31,6 +32,8 @@ __all__ = [
     "SparseOperator",
     "SumOperator",
     "Vectors",
+    "cosine_gram",
+    "cosine_spread",
     "inverse_root_degree",
     "nearest_neighbors",
     "neighbor_graph",

@@ -32,10 +32,10 @@ class AffinityOperator(abc.ABC):
         """Multiply the matrix with a block of vectors.
 
         Args:
-            vectors: One vector a column.
+            vectors: One vector per column.
 
         Returns:
-            The products, one a column.
+            The products, one per column.
         """
 
     @abc.abstractmethod

@@ -18,6 +18,8 @@ from hf_spectral.operators.base import AffinityOperator, Matrix, Vectors
 _CPU_ROWS = 128
 _CPU_BLOCK_BYTES = 16 << 20
 _ACCELERATOR_BLOCK_BYTES = 256 << 20
+# Tokens, evenly spaced, that the spread of cosines is measured on.
+_SPREAD_TOKENS = 256
 
 
 class KernelOperator(AffinityOperator):
@@ -127,7 +129,7 @@ class AttentionOperator(KernelOperator):
         self.key_transposed = key.transpose(1, 2)
 
     def fill(self, block: slice, out: Float[Tensor, "block columns"]) -> None:
-        """Write the attention of some queries, all heads at once: threads then meet three times a block, not a head."""
+        """Write the attention of some queries, all heads at once: threads meet three times per block, not per head."""
         logits = torch.bmm(self.query[:, block], self.key_transposed)
         torch.mean(torch.softmax(logits, dim=-1, out=logits), dim=0, out=out)
 
@@ -202,3 +204,27 @@ def symmetrize_(matrix: Matrix, block: int = 256) -> Matrix:
             upper.copy_(mean)
             lower.copy_(mean.T)
     return matrix
+
+
+def cosine_spread(left: Float[Tensor, "nodes dim"], right: Float[Tensor, "nodes dim"] | None) -> float:
+    """Return the standard deviation of the symmetric cosines of all pairs, of at most 256 tokens.
+
+    With c_ij = (a_i . b_j + b_i . a_j) / 2, the sum of all c_ij^2 is [tr(A^T A B^T B) + tr(B^T A B^T A)] / 2: no matrix
+    of pairs is needed.
+
+    Args:
+        left: Unit vectors a.
+        right: Unit vectors b; None where they are the same as `left`.
+
+    Returns:
+        A number of at least 0.
+    """
+    step = -(-left.shape[0] // _SPREAD_TOKENS)
+    a = left[::step]
+    b = a if right is None else right[::step]
+    mixed = b.T @ a
+    squares = (mixed * mixed.T).sum() if right is None else ((a.T @ a) * (b.T @ b) + mixed * mixed.T).sum() / 2
+    pairs = a.shape[0] ** 2
+    mean = (a.sum(0) @ b.sum(0)) / pairs
+    variance = float(squares / pairs - mean.square())
+    return max(variance, 0.0) ** 0.5

@@ -76,8 +76,8 @@ class GramOperator(AffinityOperator):
     """The low-rank matrix F J F^T, with J = diag(signs).
 
     Args:
-        factor: F, one row a node.
-        signs: Diagonal of J, +1 or -1 a column; None means all +1.
+        factor: F, one row per node.
+        signs: Diagonal of J, +1 or -1 per column; None means all +1.
     """
 
     def __init__(self, factor: Float[Tensor, "nodes rank"], signs: Float[Tensor, rank] | None = None) -> None:
@@ -109,3 +109,25 @@ class GramOperator(AffinityOperator):
             The operator with the factor diag(x) F.
         """
         return GramOperator(self.factor * diagonal[:, None], self.signs)
+
+
+def cosine_gram(left: Float[Tensor, "nodes dim"], right: Float[Tensor, "nodes dim"] | None) -> GramOperator:
+    """Return (1 + c) / 2 as a Gram operator, with c the cosine, or the symmetric cosine of queries and keys.
+
+    For one set of vectors F = [v, 1] / sqrt(2). For two, (q k^T + k q^T) / 2 is the difference of two Gram matrices,
+    ((q + k)(q + k)^T - (q - k)(q - k)^T) / 4, hence a signed one.
+
+    Args:
+        left: Unit vectors, values or queries.
+        right: Unit vectors, keys; None to compare `left` with itself.
+
+    Returns:
+        Operator of rank dim + 1, or 2 dim + 1.
+    """
+    ones = left.new_ones(left.shape[0], 1)
+    if right is None:
+        return GramOperator(torch.cat([left, ones], dim=1) / 2**0.5)
+    factor = torch.cat([(left + right) / 2, (left - right) / 2, ones], dim=1) / 2**0.5
+    signs = factor.new_ones(factor.shape[1])
+    signs[left.shape[1] : -1] = -1
+    return GramOperator(factor, signs)

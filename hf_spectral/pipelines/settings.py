@@ -7,23 +7,18 @@ import threading
 from collections.abc import Mapping
 from typing import Any, get_args
 
+from hf_spectral.affinities import PARAMETERS
 from hf_spectral.basis import SpectralBasis
-from hf_spectral.config import (
-    AFFINITY_PARAMETERS,
-    DEFAULT_AFFINITY,
-    PATHWAYS,
-    Pathway,
-    SpectralConfig,
-    require_int,
-    require_number,
-    require_positive_int,
-)
+from hf_spectral.checks import require_int, require_number, require_positive_int
+from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
+from hf_spectral.records import PATHWAYS
 from hf_spectral.segmentation import SegmentationMethod
 from hf_spectral.solvers import EigenSolver, GradientSolver, Solver
 
 SOLVERS: dict[str, type[Solver]] = {"eigen": EigenSolver, "gradient": GradientSolver}
-SPECTRAL_NAMES = frozenset(field.name for field in dataclasses.fields(SpectralConfig))
+_CONFIG_NAMES = frozenset(field.name for field in dataclasses.fields(SpectralConfig))
+SPECTRAL_NAMES = _CONFIG_NAMES | PARAMETERS.keys()
 SEGMENT_NAMES = frozenset({"num_segments", "method", "instances"})
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 READ_NAMES = frozenset({"resolution", "timeout"})
@@ -50,25 +45,26 @@ def configs_of(settings: Mapping[str, Any]) -> list[SpectralConfig]:
         raise SpectralError("method", expected="'ward' or 'kmeans'", got=repr(method), fix="Choose one of these")
     if settings.get("timeout") is not None:
         require_number("timeout", settings["timeout"], 0, threading.TIMEOUT_MAX)
-    settings = {name: settings[name] for name in SPECTRAL_NAMES & set(settings)}
-    if settings.get("pathway") != "both":
-        return [SpectralConfig(**settings)]
-    if settings.get("affinity") == "attention":
-        raise SpectralError(
-            "affinity", expected="one that serves both pathways", got="'attention'", fix="Leave it out for the defaults"
-        )
-    affinities = {pathway: settings.get("affinity") or DEFAULT_AFFINITY[pathway] for pathway in PATHWAYS}
-    owners = {name: affinity for name, (affinity, _) in AFFINITY_PARAMETERS.items()}
-
-    def serves(name: str, pathway: Pathway) -> bool:
-        """A parameter goes to the pathways whose affinity has it; one that neither has is refused by both."""
-        owner = owners.get(name)
-        return owner is None or affinities[pathway] == owner or owner not in affinities.values()
-
-    return [
-        SpectralConfig(**{name: one for name, one in settings.items() if serves(name, pathway)} | {"pathway": pathway})
-        for pathway in PATHWAYS
-    ]
+    own = {name: settings[name] for name in _CONFIG_NAMES & set(settings)}
+    pathways = [{"pathway": pathway} for pathway in PATHWAYS] if own.get("pathway") == "both" else [{}]
+    configs = [SpectralConfig(**own | pathway) for pathway in pathways]
+    for name, kind in PARAMETERS.items():
+        if settings.get(name) is None:
+            continue
+        if not any(isinstance(config.affinity, kind) for config in configs):
+            raise SpectralError(
+                name,
+                expected=f"none beside affinity={' and '.join(repr(config.affinity) for config in configs)}",
+                got=repr(settings[name]),
+                fix=f"Leave it out, or choose affinity={kind.name!r}, which it belongs to",
+            )
+        configs = [
+            dataclasses.replace(one, affinity=dataclasses.replace(one.affinity, **{name: settings[name]}))
+            if isinstance(one.affinity, kind)
+            else one
+            for one in configs
+        ]
+    return configs
 
 
 def over_defaults(defaults: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hf_spectral.config import PATHWAYS, defaults_hold
+from hf_spectral.config import defaults_hold
 from hf_spectral.dataset.reading import Backbone
-from hf_spectral.records import AttentionRecord
+from hf_spectral.records import PATHWAYS, AttentionRecord
 from hf_spectral.report.csv_file import write_csv
 
 _TITLES = ("layer", "module", "grid", "heads", "width", "prefix", "text", "pathways")

@@ -8,13 +8,14 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from hf_spectral.config import PATHWAYS, Pathway, defaults_hold, require_positive_int
+from hf_spectral.checks import require_positive_int
+from hf_spectral.config import defaults_hold
 from hf_spectral.dataset.processes import Processes
 from hf_spectral.dataset.reading import Add, Backbone, OnError, Read, Reader
 from hf_spectral.dataset.source import Source, none_left, open_source
 from hf_spectral.dataset.summary import log_skipped
 from hf_spectral.errors import SpectralError
-from hf_spectral.records import AttentionRecord
+from hf_spectral.records import PATHWAYS, AttentionRecord, Pathway
 from hf_spectral.report.scores import score_layers
 from hf_spectral.report.table import LayerReport
 from hf_spectral.torch_state import plain_torch

@@ -14,10 +14,11 @@ from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
 from hf_spectral.basis import BasisAccumulator, SpectralBasis
-from hf_spectral.config import PATHWAYS, Pathway, SpectralConfig, require_positive_int
+from hf_spectral.checks import require_positive_int
+from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
 from hf_spectral.metrics import VarianceShares, surroundings
-from hf_spectral.records import AttentionRecord
+from hf_spectral.records import PATHWAYS, AttentionRecord, Pathway
 from hf_spectral.report.table import LayerReport, ReportRow
 from hf_spectral.segmentation import semantic_segmentation
 from hf_spectral.torch_state import plain_torch

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from hf_spectral.config import PATHWAYS, Pathway
 from hf_spectral.dataset.summary import Skipped
 from hf_spectral.errors import SpectralError
+from hf_spectral.records import PATHWAYS, Pathway
 from hf_spectral.report.csv_file import read_csv, write_csv
 from hf_spectral.visualization import heat_maps, layer_chart
 

@@ -9,7 +9,7 @@ from scipy.sparse import csr_matrix
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from hf_spectral.config import require_seed
+from hf_spectral.checks import require_seed
 from hf_spectral.errors import SpectralError
 from hf_spectral.result import SpectralResult
 from hf_spectral.torch_state import plain_torch

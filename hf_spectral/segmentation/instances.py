@@ -14,7 +14,7 @@ from sklearn.cluster import linkage_tree
 from sklearn.feature_extraction.image import grid_to_graph
 from torch import Tensor
 
-from hf_spectral.config import require_positive_int
+from hf_spectral.checks import require_positive_int
 from hf_spectral.result import SpectralResult
 from hf_spectral.segmentation.embedding import centroids, kmeans, parts_of, spectral_embedding
 from hf_spectral.segmentation.upsampling import checked_size, upsample

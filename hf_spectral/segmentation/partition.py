@@ -18,9 +18,8 @@ from sklearn.feature_extraction.image import grid_to_graph
 from sklearn.metrics import silhouette_score
 from torch import Tensor
 
-from hf_spectral.config import require_number, require_positive_int
+from hf_spectral.checks import is_int, require_number, require_positive_int
 from hf_spectral.errors import SpectralError
-from hf_spectral.layer_weights import is_int
 from hf_spectral.result import SpectralResult
 from hf_spectral.segmentation.embedding import centroids, kmeans, parts_of, spectral_embedding
 from hf_spectral.segmentation.upsampling import checked_size, upsample

@@ -11,7 +11,7 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from hf_spectral.config import require_positive_int, require_seed
+from hf_spectral.checks import require_positive_int, require_seed
 from hf_spectral.errors import SpectralError
 from hf_spectral.segmentation.merging import merged_clusters
 from hf_spectral.segmentation.upsampling import upsample

@@ -11,10 +11,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hf_spectral.config import SpectralConfig, keep_ints, keep_numbers
+from hf_spectral.affinities import NearestNeighbors
+from hf_spectral.checks import keep_ints, keep_numbers
+from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
 from hf_spectral.grid import TokenGrid, finest
-from hf_spectral.records import AttentionRecord, taking_part
+from hf_spectral.layer_choice import taking_part
+from hf_spectral.records import AttentionRecord
 from hf_spectral.result import SolveStatus, SpectralResult, laplacian_eigenvalues
 from hf_spectral.solvers.base import fix_signs
 from hf_spectral.solvers.dataset_graph import GridGraph, NeighborSettings, batch_graphs
@@ -29,11 +32,11 @@ _DEPENDENT = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class DatasetGradientSolver:
-    """Gradient descent on one free table an image, over nearest-neighbor graphs of minibatches of images.
+    """Gradient descent on one free table per image, over nearest-neighbor graphs of minibatches of images.
 
     Minimizes, with X the softmax over channels of the tables of a batch, X_l its pooling to the grid of layer l under
-    columns of unit norm over the batch, S_l the normalized graph of the batch (`num_neighbors` edges a token inside its
-    image and `num_inter` to other images of the batch) and weight_l = (side of the finest grid) / (side of layer l),
+    columns of unit norm over the batch, S_l the normalized graph of the batch (`num_neighbors` edges per token inside
+    its image and `num_inter` to others of the batch) and weight_l = (side of the finest grid) / (side of layer l),
 
         mean_l weight_l ( mean |diag(X_l^T S_l X_l) - 1| + mean offdiag(X_l^T X_l)^2 ),
 
@@ -51,7 +54,7 @@ class DatasetGradientSolver:
         steps_per_batch: Updates of the tables for each batch.
         batch_size: Images in a batch; their layers are in memory at once.
         channels: Columns of X; at least as many as eigenvectors wanted.
-        num_inter: Neighbors of a token in other images; `config.num_neighbors` counts those inside its image.
+        num_inter: Neighbors of a token in other images; `NearestNeighbors.num_neighbors` counts those inside its image.
         learning_rate: Of AdamW.
         average: Decay of the moving average, from 0 (the last tables) to 0.999999. Its start is left out of it.
         block_size: Tokens whose neighbors are sought at once: bounds the memory, changes nothing else.
@@ -83,8 +86,8 @@ class DatasetGradientSolver:
         Args:
             images: Records of each image, all layers of one backbone; an item is looked at when its batch is due, so
                 that a sequence may run the backbone anew. Images may differ in size.
-            config: Pathway, layers, number of eigenvectors, `num_neighbors`, `threshold` and seed, with
-                `affinity="knn"`; None takes the paper's.
+            config: Pathway, layers, number of eigenvectors and seed, with an affinity `NearestNeighbors(...)`; None
+                takes the paper's.
 
         Returns:
             One result per image, on its finest grid and on the CPU. Eigenvectors are in the order of their singular
@@ -98,11 +101,8 @@ class DatasetGradientSolver:
         config = config or SpectralConfig("what", "knn")
         self._check(images, config)
         chosen = _Chosen(images, config)
-        assert config.num_neighbors is not None
-        assert config.threshold is not None
-        settings = NeighborSettings(
-            config.pathway, config.num_neighbors, self.num_inter, config.threshold, self.block_size
-        )
+        assert isinstance(config.affinity, NearestNeighbors)
+        settings = NeighborSettings(config.pathway, config.affinity, self.num_inter, self.block_size)
         generator = torch.Generator().manual_seed(config.seed)
         tables = _Tables(chosen, self, generator)
         batches = _Batches(chosen, settings, self.batch_size, generator)
@@ -147,10 +147,10 @@ class DatasetGradientSolver:
     def _check(self, images: Images, config: SpectralConfig) -> None:
         if not len(images):
             raise SpectralError("images", expected="at least one image", got="none", fix="Give records of images")
-        if config.affinity != "knn" or config.heads != "merged":
+        if not isinstance(config.affinity, NearestNeighbors) or config.heads != "merged":
             raise SpectralError(
                 "config",
-                expected="affinity='knn' and heads='merged'",
+                expected="affinity=NearestNeighbors(...) and heads='merged'",
                 got=f"affinity={config.affinity!r} and heads={config.heads!r}",
                 fix=f"Use SpectralConfig({config.pathway!r}, 'knn')",
             )
@@ -171,7 +171,7 @@ class DatasetGradientSolver:
 
 
 class _Chosen:
-    """Of each image the records that take part (`records.LayerChoice`), chosen when the image is looked at."""
+    """Of each image the records that take part (`layer_choice.LayerChoice`), chosen when the image is looked at."""
 
     def __init__(self, images: Images, config: SpectralConfig) -> None:
         self._images, self._config = images, config

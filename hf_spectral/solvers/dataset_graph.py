@@ -8,13 +8,12 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import normalize
 
-from hf_spectral.config import Pathway
+from hf_spectral.affinities import NearestNeighbors, unit_vectors
 from hf_spectral.errors import SpectralError
 from hf_spectral.grid import TokenGrid, area_pooling, finest
 from hf_spectral.operators import SparseOperator, inverse_root_degree, nearest_neighbors, neighbor_graph
-from hf_spectral.records import AttentionRecord
+from hf_spectral.records import AttentionRecord, Pathway
 
 Pools = tuple[Float[Tensor, "_rows _fine_rows"], Float[Tensor, "_columns _fine_columns"]]
 
@@ -25,16 +24,14 @@ class NeighborSettings:
 
     Args:
         pathway: `what` compares values, `where` queries with keys, both ways.
-        num_intra: Neighbors that a token keeps inside its image.
+        neighbors: Neighbors that a token keeps inside its image, and the cosine at or below which there are none.
         num_inter: Neighbors that it keeps among the other images of the batch.
-        threshold: Cosines at or below it are cut.
         block_size: Tokens whose neighbors are sought at once: bounds the memory, changes nothing else.
     """
 
     pathway: Pathway
-    num_intra: int
+    neighbors: NearestNeighbors
     num_inter: int
-    threshold: float
     block_size: int
 
 
@@ -43,7 +40,7 @@ class GridGraph:
     """The layers of a batch that share the grids of its images.
 
     Args:
-        affinity: Sum over these layers of the normalized graphs, one node a token of any image.
+        affinity: Sum over these layers of the normalized graphs, one node per token of any image.
         num_layers: Layers in the sum.
         weight: Of each, relative to a layer of the common grids.
         pools: Rows and columns of the pooling from the common grid of each image; None where there is nothing to pool.
@@ -108,8 +105,8 @@ def _edges(layer: Sequence[AttentionRecord], settings: NeighborSettings) -> Tens
     edges = nearest_neighbors(
         queries,
         keys,
-        settings.num_intra,
-        settings.threshold,
+        settings.neighbors.num_neighbors,
+        settings.neighbors.threshold,
         images=torch.arange(len(layer), device=queries.device).repeat_interleave(sizes),
         num_between=settings.num_inter,
         block_size=settings.block_size,
@@ -119,13 +116,8 @@ def _edges(layer: Sequence[AttentionRecord], settings: NeighborSettings) -> Tens
 
 def _unit_tokens(layer: Sequence[AttentionRecord], pathway: Pathway) -> tuple[Tensor, Tensor | None]:
     """Return what `nearest_neighbors` compares, heads merged, all images in one."""
-
-    def unit(tokens: list[Tensor]) -> Tensor:
-        return normalize(torch.cat([one[0].float().transpose(0, 1).flatten(1) for one in tokens]), dim=1)
-
-    if pathway == "what":
-        return unit([record.value for record in layer]), None
-    return unit([record.query for record in layer]), unit([record.key for record in layer])
+    left, right = zip(*(unit_vectors(record, pathway, "merged")[0] for record in layer), strict=True)
+    return torch.cat(left), None if pathway == "what" else torch.cat(right)
 
 
 def _normalized(graph: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import math
 import scipy.linalg
 import torch
 
-from hf_spectral.config import keep_ints, keep_numbers
+from hf_spectral.checks import keep_ints, keep_numbers
 from hf_spectral.krylov import leading_eigenpairs, random_block
 from hf_spectral.problem import JointProblem
 from hf_spectral.solvers.base import Solution, Solver

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hf_spectral.config import keep_ints, keep_numbers
+from hf_spectral.checks import keep_ints, keep_numbers
 from hf_spectral.problem import JointProblem
 from hf_spectral.solvers.base import Solution, Solver
 

@@ -21,11 +21,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from hf_spectral import BasisAccumulator, SpectralBasis, SpectralConfig, build_problem, solve
-from hf_spectral.config import PATHWAYS
+from hf_spectral import BasisAccumulator, Exponential, SpectralBasis, SpectralConfig, build_problem, solve
 from hf_spectral.metrics import adjusted_rand_index, covering
 from hf_spectral.pipelines import SpectralPathwaysPipeline
-from hf_spectral.records import AttentionRecord
+from hf_spectral.records import PATHWAYS, AttentionRecord
 from hf_spectral.segmentation import segment
 from tests.benchmarks.common import Labeled, default_pipe, load_labeled, machine, print_table
 from tests.benchmarks.dataset import NUM_EIGENVECTORS, agreement, records_over
@@ -39,9 +38,9 @@ IMAGE_ROWS: dict[str, dict[str, Any]] = {
     "heads separate": {"heads": "separate"},
     "affinity cosine": {"affinity": "cosine"},
     "affinity knn": {"affinity": "knn"},
-    "temperature 0.05": {"temperature": 0.05},
-    "temperature 0.1": {"temperature": 0.1},
-    "temperature 0.2": {"temperature": 0.2},
+    "temperature 0.05": {"affinity": Exponential(0.05)},
+    "temperature 0.1": {"affinity": Exponential(0.1)},
+    "temperature 0.2": {"affinity": Exponential(0.2)},
     "8 eigenvectors": {"num_eigenvectors": 8},
     "24 eigenvectors": {"num_eigenvectors": 24},
     "32 eigenvectors": {"num_eigenvectors": 32},

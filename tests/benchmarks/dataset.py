@@ -26,11 +26,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hf_spectral import BasisAccumulator, SpectralConfig
-from hf_spectral.config import PATHWAYS
 from hf_spectral.metrics import majority_miou, matched_miou, normalized_mutual_information, purity, where_score
 from hf_spectral.pipelines import SpectralPathwaysPipeline
 from hf_spectral.pipelines.images import read_image
-from hf_spectral.records import AttentionRecord
+from hf_spectral.records import PATHWAYS, AttentionRecord
 from hf_spectral.report import score_layers
 from hf_spectral.segmentation import semantic_segmentation
 from hf_spectral.solvers import DatasetGradientSolver

@@ -21,9 +21,9 @@ import torch
 from PIL import Image
 
 from hf_spectral import SpectralConfig, capture_attention, solve
-from hf_spectral.config import PATHWAYS
 from hf_spectral.pipelines.diffusers import SpectralDiffusionPipeline
 from hf_spectral.problem import ProblemBuilder
+from hf_spectral.records import PATHWAYS
 from tests.benchmarks.common import in_fresh_process, machine, paired_seconds, peak_mib, print_table, spread
 
 MODULE = "tests.benchmarks.diffusion"

@@ -22,9 +22,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hf_spectral import BasisAccumulator, SpectralConfig, build_problem, solve
-from hf_spectral.config import PATHWAYS
 from hf_spectral.metrics import adjusted_rand_index, covering
 from hf_spectral.pipelines import SpectralPathwaysPipeline
+from hf_spectral.records import PATHWAYS
 from hf_spectral.segmentation import segment
 from tests.benchmarks.common import default_pipe, load_labeled, machine, print_table
 from tests.benchmarks.dataset import NUM_EIGENVECTORS, agreement, records_over

@@ -15,13 +15,13 @@ from diffusers.configuration_utils import FrozenDict
 from PIL import Image
 from torch import Tensor
 
-from hf_spectral.config import Pathway
 from hf_spectral.errors import SpectralError, UnsupportedBackboneError
 from hf_spectral.families.diffusers import DenoiserFamily, family_of
 from hf_spectral.families.sizes import InputGeometry
 from hf_spectral.grid import as_pair
 from hf_spectral.pipelines.diffusers.noise import is_flow
 from hf_spectral.pipelines.settings import HUB_ARGUMENTS
+from hf_spectral.records import Pathway
 from hf_spectral.restoring import evaluation_mode, undoing
 
 _NUM_PIXEL_CHANNELS = 3

@@ -10,9 +10,9 @@ from diffusers import DDPMScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from hf_spectral.checks import is_int, is_number
 from hf_spectral.errors import SpectralError
 from hf_spectral.families.diffusers import DenoiserFamily
-from hf_spectral.layer_weights import is_int, is_number
 
 _DEFAULT_NUM_TIMESTEPS = 1000
 # The paper draws timesteps from the low-noise quarter of the schedule: there the picture is still all in the latents.

@@ -14,8 +14,10 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from hf_spectral.affinities import Affinity, AffinityName
 from hf_spectral.capture import capture_attention, check_supported
-from hf_spectral.config import Pathway, defaults_hold, require_positive_int, require_seed
+from hf_spectral.checks import require_positive_int, require_seed
+from hf_spectral.config import defaults_hold
 from hf_spectral.errors import SpectralError
 from hf_spectral.families.diffusers import Condition, DenoiserFamily, family_of
 from hf_spectral.pipelines.backbone import blamed, warn_once
@@ -37,7 +39,7 @@ from hf_spectral.pipelines.images import read_image
 from hf_spectral.pipelines.inputs import image_column
 from hf_spectral.pipelines.settings import as_solver, checked_batching, configs_of
 from hf_spectral.problem import ProblemBuilder
-from hf_spectral.records import AttentionRecord, SkippedLayer
+from hf_spectral.records import AttentionRecord, Pathway, SkippedLayer
 from hf_spectral.restoring import undoing
 from hf_spectral.solvers import Solver, solve
 from hf_spectral.torch_state import plain_torch
@@ -180,7 +182,7 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         num_segments: int | Literal["auto"] | None = "auto",
         layers: Sequence[int] | None = None,
         solver: str | Solver | None = None,
-        affinity: str | None = None,
+        affinity: Affinity | AffinityName | None = None,
         resolution: int | None = None,
         seed: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,

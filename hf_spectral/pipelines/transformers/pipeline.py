@@ -17,7 +17,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_spectral.basis import SpectralBasis, as_basis
 from hf_spectral.capture import capture_attention, check_supported, vision_tower
-from hf_spectral.config import Pathway, SpectralConfig, defaults_hold
+from hf_spectral.config import SpectralConfig, defaults_hold
 from hf_spectral.errors import SpectralError, UnsupportedBackboneError
 from hf_spectral.families.transformers import family_of
 from hf_spectral.pipelines.backbone import blamed, describe_backbone, warn_once
@@ -39,7 +39,7 @@ from hf_spectral.pipelines.settings import (
 )
 from hf_spectral.pipelines.transformers.offline import DefaultBackbone
 from hf_spectral.problem import ProblemBuilder
-from hf_spectral.records import AttentionRecord, SkippedLayer
+from hf_spectral.records import AttentionRecord, Pathway, SkippedLayer
 from hf_spectral.result import SpectralResult
 from hf_spectral.solvers import Solver, solve
 from hf_spectral.tensor_files import DAMAGE, one_line
@@ -106,8 +106,9 @@ class SpectralPathwaysPipeline(Pipeline):
             image_column: Column of a dataset that holds the pictures; None finds the only image column.
             **kwargs: `pathway` ("where", "what" or "both"), `num_eigenvectors` (16), `num_segments` (a number, "auto",
                 or None for no segmentation), `method` of segmentation ("ward" or "kmeans"), `instances` (False; True
-                adds instance masks), `solver` ("eigen", "gradient" or a solver object), `affinity`, `heads`, `layers`,
-                `temperature`, `num_neighbors`, `threshold`, `seed` (see `SpectralConfig`), `resolution` (longer side in
+                adds instance masks), `solver` ("eigen", "gradient" or a solver object), `affinity` (an object, as
+                `NearestNeighbors(20)`, or its name), `heads`, `layers`, `seed` (see `SpectralConfig`), `temperature`,
+                `num_neighbors`, `threshold` (short for parameters of the affinity), `resolution` (longer side in
                 pixels at which the picture is read; None takes the backbone's image size), `timeout` (seconds for
                 URLs), `basis` (a `SpectralBasis` or its folder: then the pathway and all else about the problem are
                 its own), `walk` (with a basis, see `SpectralBasis.project`), `batch_size`, `num_workers`.

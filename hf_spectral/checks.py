@@ -1,0 +1,211 @@
+"""Checks of arguments: each refuses a value by the argument's name, or returns it in plain form."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Mapping
+from typing import Any, TypeGuard
+
+from hf_spectral.errors import SpectralError
+
+# What every generator accepts: torch, numpy, and scikit-learn, whose range is the smallest.
+_MOST_SEED = 2**32 - 1
+
+
+def is_int(value: object) -> TypeGuard[int]:
+    """Return whether a value is an integer, be it Python's or numpy's; a truth value is none.
+
+    Args:
+        value: Anything.
+
+    Returns:
+        True or False.
+    """
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether a value is a finite real number, be it Python's or numpy's; a truth value is none.
+
+    Args:
+        value: Anything.
+
+    Returns:
+        True or False.
+    """
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # An integer beyond the range of floats.
+        return False
+
+
+def require_positive_int(argument: str, value: object) -> int:
+    """Refuse anything but an integer of at least 1, be it Python's or numpy's.
+
+    Args:
+        argument: Name to show in the message.
+        value: The value to check.
+
+    Returns:
+        The same number as a plain `int`.
+
+    Raises:
+        SpectralError: If `value` is not an integer of at least 1.
+    """
+    return require_int(argument, value, 1)
+
+
+def keep_ints(owner: object, *names: str, least: int = 1) -> None:
+    """Check fields of a frozen dataclass for integers, be they Python's or numpy's, and keep them as plain `int`.
+
+    Args:
+        owner: The object; its fields are overwritten.
+        names: Of the fields.
+        least: Smallest value allowed.
+
+    Raises:
+        SpectralError: If a field is not an integer of at least `least`.
+    """
+    for name in names:
+        object.__setattr__(owner, name, require_int(name, getattr(owner, name), least))
+
+
+def keep_numbers(owner: object, **ranges: tuple[float, float]) -> None:
+    """Check fields of a frozen dataclass by `require_number`, and keep them as plain `float`.
+
+    Args:
+        owner: The object; its fields are overwritten.
+        ranges: Lowest and highest value of each field, by name.
+
+    Raises:
+        SpectralError: If a field is out of range.
+    """
+    for name, (least, most) in ranges.items():
+        object.__setattr__(owner, name, require_number(name, getattr(owner, name), least, most))
+
+
+def require_seed(seed: object) -> int:
+    """Refuse a seed that some generator would not take.
+
+    Args:
+        seed: The value to check.
+
+    Returns:
+        The same number as a plain `int`.
+
+    Raises:
+        SpectralError: If `seed` is not an integer from 0 to 2**32 - 1.
+    """
+    if not is_int(seed) or not 0 <= seed <= _MOST_SEED:
+        raise SpectralError(
+            "seed", expected="an integer from 0 to 2**32 - 1", got=repr(seed), fix="Leave it out for the default"
+        )
+    return int(seed)
+
+
+def require_number(argument: str, value: object, least: float, most: float, fix: str = "Leave it out") -> float:
+    """Refuse anything but a number of a range, be it Python's or numpy's.
+
+    Args:
+        argument: Name to show in the message.
+        value: The value to check.
+        least: Lower end of the range; it belongs to it.
+        most: Upper end of the range; it belongs to it.
+        fix: The next step, for the message.
+
+    Returns:
+        The same number as a plain `float`.
+
+    Raises:
+        SpectralError: If `value` is no such number.
+    """
+    if not is_number(value) or not least <= value <= most:
+        span = f"from {least:g} to {most:g}" if math.isfinite(most) else f"of at least {least:g}"
+        raise SpectralError(argument, expected=f"a number {span}", got=repr(value), fix=fix)
+    return float(value)
+
+
+def require_fields(argument: str, kind: type, values: Mapping[str, Any]) -> None:
+    """Refuse values read from a file that are not exactly the fields of a dataclass.
+
+    Args:
+        argument: Name to show in the message.
+        kind: The dataclass.
+        values: Values by name.
+
+    Raises:
+        SpectralError: If a name is unknown or missing.
+    """
+    names = {field.name for field in dataclasses.fields(kind)}
+    if set(values) != names:
+        raise SpectralError(
+            argument,
+            expected=f"the fields {', '.join(sorted(names)) or 'of none'}",
+            got=f"unknown {sorted(set(values) - names)}, missing {sorted(names - set(values))}",
+            fix="Update hf-spectral",
+        )
+
+
+def require_same(
+    argument: str,
+    mine: Mapping[str, Any],
+    theirs: Mapping[str, Any],
+    what: str = "",
+    fix: str = "Use the settings and the backbone it was started with, or start anew",
+) -> None:
+    """Refuse settings that differ.
+
+    Args:
+        argument: Name to show in the message.
+        mine: Settings that are expected, by name.
+        theirs: Settings that were given, by name.
+        what: What was expected, before the names and values.
+        fix: What to do about it.
+
+    Raises:
+        SpectralError: If any differs; all that differ are named.
+    """
+    differing = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
+    if differing:
+        expected, got = (", ".join(f"{name}={one.get(name)!r}" for name in differing) for one in (mine, theirs))
+        raise SpectralError(argument, expected=what + expected, got=got, fix=fix)
+
+
+def require_int(argument: str, value: object, least: int) -> int:
+    """Refuse anything but an integer of at least some value, be it Python's or numpy's.
+
+    Args:
+        argument: Name to show in the message.
+        value: The value to check.
+        least: The smallest allowed.
+
+    Returns:
+        The same number as a plain `int`.
+
+    Raises:
+        SpectralError: If `value` is no such integer.
+    """
+    if not is_int(value) or value < least:
+        raise SpectralError(argument, expected=f"an integer of at least {least}", got=repr(value), fix="Give a count")
+    return int(value)
+
+
+def require_one_of(argument: str, value: object, allowed: tuple[str, ...], other: str = "") -> None:
+    """Refuse anything but one of some names.
+
+    Args:
+        argument: Name to show in the message.
+        value: The value to check.
+        allowed: The names.
+        other: What else would do, for the message.
+
+    Raises:
+        SpectralError: If `value` is none of them.
+    """
+    if value not in allowed:
+        names = ", ".join(map(repr, allowed)) + (other and f", or {other}")
+        raise SpectralError(argument, expected=f"one of {names}", got=repr(value), fix="Choose one of these names")
