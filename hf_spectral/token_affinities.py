@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hf_spectral.checks import is_number
 from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
 from hf_spectral.grid import TokenGrid, area_pooling, finest
@@ -61,9 +62,10 @@ def token_affinity(
         SpectralError: If the position lies outside the picture, a record holds several images, or no layer can serve.
     """
     config = config or SpectralConfig()
-    if not all(0 <= part <= 1 for part in position):
+    is_pair = isinstance(position, (tuple, list)) and len(position) == 2 and all(map(is_number, position))
+    if not (is_pair and all(0 <= part <= 1 for part in position)):
         raise SpectralError(
-            "position", expected="two numbers from 0 to 1", got=position, fix="Give shares of height and width"
+            "position", expected="two numbers from 0 to 1", got=repr(position), fix="Give shares of height and width"
         )
     serving, skipped = taking_part(records, config)
     if any(record.num_images != 1 for record, _ in serving):
