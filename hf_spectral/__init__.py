@@ -3,7 +3,8 @@
 Importing the package registers the task `spectral-pathways` with transformers: `pipeline("spectral-pathways")`.
 """
 
-from typing import Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 from hf_spectral.affinities import Attention, Cosine, Exponential, NearestNeighbors
 from hf_spectral.basis import BasisAccumulator, SpectralBasis
@@ -12,6 +13,7 @@ from hf_spectral.config import SpectralConfig
 from hf_spectral.dataset import FitReport, fit, transform
 from hf_spectral.errors import HFSpectralError, NotConvergedError, SpectralError, UnsupportedBackboneError
 from hf_spectral.grid import TokenGrid
+from hf_spectral.kept import Kept
 from hf_spectral.pipelines import SpectralPathwaysPipeline, pipeline, read_image, register
 from hf_spectral.problem import JointProblem, build_problem
 from hf_spectral.records import AttentionRecord, Capture
@@ -22,11 +24,16 @@ from hf_spectral.solvers import EigenSolver, GradientSolver, solve
 from hf_spectral.token_affinities import TokenAffinity, token_affinity
 from hf_spectral.version import __version__ as __version__
 
+if TYPE_CHECKING:
+    from hf_spectral.hub import CardDetails, push_space, push_to_hub
+    from hf_spectral.pipelines.diffusers import SpectralDiffusionPipeline
+
 __all__ = [
     "Attention",
     "AttentionRecord",
     "BasisAccumulator",
     "Capture",
+    "CardDetails",
     "Cosine",
     "EigenSolver",
     "Exponential",
@@ -40,6 +47,7 @@ __all__ = [
     "SolveStatus",
     "SpectralBasis",
     "SpectralConfig",
+    "SpectralDiffusionPipeline",
     "SpectralError",
     "SpectralPathwaysPipeline",
     "SpectralResult",
@@ -52,6 +60,8 @@ __all__ = [
     "instances",
     "layer_report",
     "pipeline",
+    "push_space",
+    "push_to_hub",
     "read_image",
     "segment",
     "solve",
@@ -60,7 +70,22 @@ __all__ = [
     "vision_tower",
 ]
 
+if find_spec("diffusers") is None:
+    __all__.remove("SpectralDiffusionPipeline")  # Else `from hf_spectral import *` would need the extra.
+
 register()
+
+
+def _publish(kept: Kept, repo_id: str, **settings: Any) -> Any:
+    return __getattr__("push_to_hub")(kept, repo_id, **settings)
+
+
+Kept._publish = _publish
+
+
+def __dir__() -> list[str]:
+    """Return the public names, those among them that are imported when they are asked for."""
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:

@@ -19,6 +19,7 @@ from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
 from hf_spectral.grid import TokenGrid
 from hf_spectral.hub_download import located
+from hf_spectral.kept import Kept, shown_eigenvalues
 from hf_spectral.tensor_files import DAMAGE, one_line, parse_json, read_header, read_tensors
 from hf_spectral.torch_state import plain_torch
 
@@ -99,8 +100,8 @@ def laplacian_eigenvalues(quotients: Float[Tensor, " eigenvectors"]) -> Float[Te
     return eigenvalues
 
 
-@dataclasses.dataclass(frozen=True)
-class SpectralResult:
+@dataclasses.dataclass(frozen=True, repr=False)
+class SpectralResult(Kept):
     """Eigenvectors of one joint problem.
 
     Args:
@@ -128,6 +129,16 @@ class SpectralResult:
     config: SpectralConfig
     solver: dict[str, Any]
     notes: tuple[str, ...] = ()
+
+    def _facts(self) -> dict[str, str]:
+        return {
+            "pathway": self.config.pathway,
+            "eigenvectors": f"{len(self.eigenvalues)} on a grid of {self.grid.height} x {self.grid.width} tokens",
+            "eigenvalues": shown_eigenvalues(self.eigenvalues),
+            "layers": str(len(self.layers)),
+            "status": f"{self.status.value}, largest residual {float(self.residuals.max()):.1e}",
+            **({"notes": " ".join(self.notes)} if self.notes else {}),
+        }
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the result as one safetensors file; it appears whole or not at all.

@@ -207,7 +207,7 @@ def test_the_card_of_a_basis_says_how_to_load_it_and_its_code_runs(pipe, basis, 
 
 
 def test_the_pipeline_of_transformers_takes_a_basis_of_the_hub(basis):
-    push_to_hub(basis, "alice/basis")
+    basis.push_to_hub("alice/basis")
     pipe = transformers.pipeline("spectral-pathways", model=BACKBONE, basis="alice/basis")
     assert torch.equal(pipe(photo())["eigenvalues"], basis.eigenvalues)
 
@@ -254,7 +254,7 @@ def test_names_of_files_that_were_left_out_stay_at_home(basis):
 
 def test_a_result_goes_and_comes_back_byte_by_byte(pipe, tmp_path):
     result = pipe(photo(), num_eigenvectors=5)["result"]
-    push_to_hub(result, "alice/result")
+    result.push_to_hub("alice/result")
     there = on_the_hub("model", "alice/result")
     assert there["files"]["result.safetensors"] == result.save(tmp_path / "r.safetensors").read_bytes()
     assert there["titles"][1:] == ["Push a SpectralResult by hf-spectral"]
@@ -264,7 +264,7 @@ def test_a_result_goes_and_comes_back_byte_by_byte(pipe, tmp_path):
 
 
 def test_a_space_is_the_app_with_its_settings_and_nothing_private(basis, app):
-    push_to_hub(basis, "alice/basis")
+    basis.push_to_hub("alice/basis")
     push_space("alice/space", basis="alice/basis", folder=app)
     there = on_the_hub("space", "alice/space")
     assert there["sdk"] == "gradio"
@@ -409,7 +409,7 @@ def test_names_that_are_taken_keep_what_they_hold(basis, rows, app, pipe):
     message = refusal(lambda: push_to_hub(basis, BACKBONE))
     assert f"got {BACKBONE}, which holds something else: config.json, model.safetensors" in message
     assert on_the_hub("model", BACKBONE) == before
-    push_to_hub(basis, "alice/basis")
+    basis.push_to_hub("alice/basis")
     assert "something else" in refusal(lambda: push_to_hub(pipe(photo())["result"], "alice/basis"))
     datasets.Dataset.from_dict({"text": ["a"]}).push_to_hub("alice/texts")
     assert "something else: another dataset" in refusal(lambda: push_to_hub(rows, "alice/texts", basis=basis))
@@ -536,7 +536,7 @@ def test_commands_push_what_commands_have_written(pipe, basis, app, tmp_path, mo
     assert run("fit", pictures, *model, "--num-eigenvectors", 3, "--output", fitted)[0] == 0
     report = tmp_path / "report"
     assert run("report", pictures, *model, "--num-eigenvectors", 3, "--output", report)[0] == 0
-    words = ("--example", pictures / "0.png", "--layers", report / "layers.csv", *model, "--license", "mit")
+    words = ("--example", pictures / "0.png", "--report", report / "layers.csv", *model, "--license", "mit")
     code, out, _ = run("push", fitted, "alice/cli-basis", *words)
     assert (code, out.startswith(f"{HUB}/alice/cli-basis/commit/")) == (0, True)
     files = on_the_hub("model", "alice/cli-basis")["files"]

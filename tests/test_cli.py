@@ -366,7 +366,7 @@ TABLE = {
     },
     "report": {"--max-images": NUMBER, "--num-eigenvectors": NUMBER, "--max-width": NUMBER},
     "layers": {"--resolution": NUMBER, "--output": ["", "folder"], "--device": ["x"]},
-    "push": {"--basis": PATHS, "--example": [*PATHS, "folder"], "--layers": [*PATHS, "folder"], "--message": [""]},
+    "push": {"--basis": PATHS, "--example": [*PATHS, "folder"], "--report": [*PATHS, "folder"], "--message": [""]},
     "space": {"--basis": PATHS},
     "demo": {"--port": ["-1", "0", "99999", "1" * 30, "nan", ""], "--model": [""], "--basis": [""]},
     "quickstart": {"--device": ["", "x"]},

@@ -114,6 +114,22 @@ def test_a_transformers_model_is_a_transformers_model():
     )
 
 
+@pytest.mark.parametrize(("kind", "folder"), [("transformers", 0), ("diffusers", 1)])
+def test_the_task_may_come_first_as_in_transformers(kind, folder, transformers_folder, diffusers_folder):
+    folder = (transformers_folder, diffusers_folder)[folder]
+    for make in (
+        lambda: hf_spectral.pipeline("spectral-pathways", model=folder, device="cpu"),
+        lambda: hf_spectral.pipeline("spectral-pathways", folder, device="cpu"),
+        lambda: hf_spectral.pipeline(task="spectral-pathways", model=folder, device="cpu"),
+        lambda: hf_spectral.pipeline(model=folder, device="cpu"),
+    ):
+        assert isinstance(make(), SpectralPathwaysPipeline if kind == "transformers" else SpectralDiffusionPipeline)
+    with pytest.raises(
+        SpectralError, match="`task`: expected 'spectral-pathways' beside a model, got depth-estimation"
+    ):
+        hf_spectral.pipeline("depth-estimation", model=folder)
+
+
 def test_the_hub_is_asked_one_small_question_and_not_again(hub, tmp_path):
     for _ in range(2):
         assert host_of("someone/diffusion", cache_dir=tmp_path) == "diffusers"

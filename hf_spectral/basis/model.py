@@ -22,6 +22,7 @@ from hf_spectral.errors import SpectralError
 from hf_spectral.fingerprint import WEIGHTS, require_same_weights
 from hf_spectral.grid import TokenGrid
 from hf_spectral.hub_download import located, require_source
+from hf_spectral.kept import Kept, shown_eigenvalues
 from hf_spectral.problem import ProblemBuilder
 from hf_spectral.records import AttentionRecord, Pathway
 from hf_spectral.result import SolveStatus, SpectralResult
@@ -32,8 +33,8 @@ from hf_spectral.torch_state import plain_torch
 DEFAULT_WALK: dict[Pathway, float] = {"what": 0.9, "where": 0.8}
 
 
-@dataclasses.dataclass(frozen=True)
-class SpectralBasis:
+@dataclasses.dataclass(frozen=True, repr=False)
+class SpectralBasis(Kept):
     """Eigenvectors of the joint problem of a whole dataset.
 
     For token p of any image, with the sums of the dataset fixed, x_p = sum_l (P_l^T D_l^-1/2 F_l)_p M_l (B^-1 before
@@ -71,6 +72,16 @@ class SpectralBasis:
     backbone: dict[str, Any] = dataclasses.field(default_factory=dict)
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     skipped: tuple[str, ...] = ()
+
+    def _facts(self) -> dict[str, str]:
+        backbone = self.backbone.get("id") or self.backbone.get("model_type")
+        return {
+            "pathway": self.config.pathway,
+            "eigenvectors": f"{len(self.eigenvalues)} of {len(self.layers)} layers",
+            "eigenvalues": shown_eigenvalues(self.eigenvalues),
+            "fitted on": f"{self.num_images:,} images, {self.num_nodes:,} tokens, {len(self.skipped)} skipped",
+            **({"backbone": str(backbone)} if backbone else {}),
+        }
 
     @functools.cached_property
     def _columns(self) -> dict[int, Float[Tensor, "_width _kept"] | None]:

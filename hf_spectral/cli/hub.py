@@ -33,7 +33,7 @@ def add_parsers(commands: Any) -> None:
     push.add_argument("repo_id", metavar="REPO", help="user/name")
     push.add_argument("--basis", metavar="DIR", help="of rows: the basis that made them, a folder or user/name")
     push.add_argument("--example", metavar="PHOTO", help="of a basis: a photo for its card, seen by everybody")
-    push.add_argument("--layers", metavar="CSV", help="of a basis: the table that report has written, for its card")
+    push.add_argument("--report", metavar="CSV", help="of a basis: the table that report has written, for its card")
     push.add_argument("--model", help="backbone that reads the example (default: facebook/dinov2-small)")
     push.add_argument("--dataset", metavar="ID", help="dataset on the Hub that the pictures come from")
     push.add_argument("--base-model", metavar="ID", help="backbone on the Hub; default: as the basis names it")
@@ -74,7 +74,7 @@ def run_push(options: argparse.Namespace) -> int:
             base_model=options.base_model,
             license=options.license,
             examples=examples,
-            report=None if options.layers is None else LayerReport.from_csv(options.layers),
+            report=None if options.report is None else LayerReport.from_csv(options.report),
         ),
         private=options.private,
         revision=options.revision,

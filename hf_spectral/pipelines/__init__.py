@@ -36,10 +36,17 @@ _NOT_LOADED: tuple[type[Exception], ...] = (
 
 
 @plain_torch()
-def pipeline(model: Any = None, **kwargs: Any) -> SpectralPathwaysPipeline | SpectralDiffusionPipeline:
+def pipeline(
+    task: Any = None, model: Any = None, **kwargs: Any
+) -> SpectralPathwaysPipeline | SpectralDiffusionPipeline:
     """Return the pipeline for a backbone of either host, as its repository or folder says whose it is.
 
+    Example:
+        >>> pipe = hf_spectral.pipeline("facebook/dinov2-small")
+        >>> pipe = hf_spectral.pipeline("spectral-pathways", model="facebook/dinov2-small")  # as transformers' own
+
     Args:
+        task: "spectral-pathways", as for `transformers.pipeline`; or, in its place, the model.
         model: Repository id, folder, transformers model or diffusers pipeline; None takes DINOv2-small, offline if the
             Hub is out of reach. A model object brings its image processor from where it was loaded.
         **kwargs: `device` (default: the first accelerator, else the CPU), `dtype`, `device_map`, `revision`, `token`;
@@ -54,6 +61,13 @@ def pipeline(model: Any = None, **kwargs: Any) -> SpectralPathwaysPipeline | Spe
         SpectralError: If the model is neither host's, not to be found or damaged, the device is none of this machine,
             an argument is unknown or out of range, or diffusers is needed and not installed.
     """
+    if isinstance(task, str) and task == TASK:
+        task = None
+    if task is not None and model is not None:
+        raise SpectralError(
+            "task", expected=f"{TASK!r} beside a model", got=_name_of(task), fix=f"Call pipeline({TASK!r}, model=...)"
+        )
+    model = task if model is None else model
     if kwargs.get("device") is not None:
         checked_device(kwargs["device"])  # Before anything is loaded.
     try:
