@@ -10,9 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from hf_spectral.checks import keep_ints, keep_numbers, require_fields, require_one_of
 from hf_spectral.errors import SpectralError
@@ -26,10 +24,9 @@ from hf_spectral.operators import (
     nearest_neighbors,
     neighbor_graph,
 )
-from hf_spectral.records import PATHWAYS, AttentionRecord, Pathway
+from hf_spectral.records import PATHWAYS, AttentionRecord, Heads, Pathway, unit_tokens
 
 AffinityName = Literal["attention", "exponential", "cosine", "knn"]
-Heads = Literal["merged", "separate"]
 
 # A cosine in float32 is known to about 1e-7: at a lower temperature exp(cos / tau) would be rounding noise, and at a
 # higher one than the inverse every affinity would be 1.
@@ -130,7 +127,7 @@ class Exponential(Affinity):
                 right,
                 self.temperature or _RELATIVE_TEMPERATURE * max(cosine_spread(left, right), _LEAST_SPREAD),
             )
-            for left, right in unit_vectors(record, pathway, heads)
+            for left, right in _pairs(record, pathway, heads)
         ]
 
 
@@ -149,7 +146,7 @@ class Cosine(Affinity):
 
     def operators(self, record: AttentionRecord, pathway: Pathway, heads: Heads) -> list[AffinityOperator]:
         """Return W, or one W per head: see `Affinity.operators`."""
-        return [cosine_gram(left, right) for left, right in unit_vectors(record, pathway, heads)]
+        return [cosine_gram(left, right) for left, right in _pairs(record, pathway, heads)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +179,7 @@ class NearestNeighbors(Affinity):
 
     def operators(self, record: AttentionRecord, pathway: Pathway, heads: Heads) -> list[AffinityOperator]:
         """Return W, or one W per head: see `Affinity.operators`."""
-        pairs = unit_vectors(record, pathway, heads)
+        pairs = _pairs(record, pathway, heads)
         graphs = [nearest_neighbors(left, right, self.num_neighbors, self.threshold) for left, right in pairs]
         return [SparseOperator(neighbor_graph(edges, record.grid.num_nodes)) for edges in graphs]
 
@@ -197,20 +194,25 @@ def as_affinity(given: Any, pathway: Pathway) -> Affinity:
     """Return the affinity that a caller asked for.
 
     Args:
-        given: An affinity, its name, or None for the pathway's default.
+        given: An affinity, its name, what `Affinity.to_dict` gave, or None for the pathway's default.
         pathway: The pathway that it is to serve.
 
     Returns:
         The affinity.
 
     Raises:
-        SpectralError: If it is none of these, or cannot serve the pathway.
+        SpectralError: If it is none of these, a parameter is unknown, missing or out of range, or it cannot serve the
+            pathway.
     """
     if given is None:
         given = "attention" if pathway == "where" else "exponential"
     if not isinstance(given, Affinity):
-        require_one_of("affinity", given, tuple(AFFINITIES), "an affinity object such as Cosine()")
-        given = AFFINITIES[given]()
+        parameters = dict(given) if isinstance(given, Mapping) else {}
+        name = parameters.pop("name", None) if isinstance(given, Mapping) else given
+        require_one_of("affinity", name, tuple(AFFINITIES), "an affinity object such as Cosine()")
+        if isinstance(given, Mapping):
+            require_fields("affinity", AFFINITIES[name], parameters)
+        given = AFFINITIES[name](**parameters)
     if pathway not in given.pathways:
         serving = ", ".join(repr(kind.name) for kind in AFFINITIES.values() if pathway in kind.pathways)
         raise SpectralError(
@@ -222,43 +224,7 @@ def as_affinity(given: Any, pathway: Pathway) -> Affinity:
     return given
 
 
-def affinity_from_dict(values: Any) -> Affinity:
-    """Build an affinity from what `Affinity.to_dict` gave.
-
-    Args:
-        values: Its name and its parameters.
-
-    Returns:
-        The affinity.
-
-    Raises:
-        SpectralError: If the name is unknown, a parameter is unknown or missing, or out of range.
-    """
-    parameters = dict(values) if isinstance(values, Mapping) else {}
-    name = parameters.pop("name", None)
-    require_one_of("affinity", name, tuple(AFFINITIES))
-    require_fields("affinity", AFFINITIES[name], parameters)
-    return AFFINITIES[name](**parameters)
-
-
-def unit_vectors(record: AttentionRecord, pathway: Pathway, heads: Heads) -> list[tuple[Tensor, Tensor | None]]:
-    """Return the unit vectors whose cosines compare the tokens of one image.
-
-    Args:
-        record: One layer of one image.
-        pathway: `"what"` takes values, `"where"` queries and keys.
-        heads: `"merged"` takes the vectors over the full width of all heads.
-
-    Returns:
-        One pair, or one per head, of shape (nodes, dim) each; the second is None where the first is compared with
-        itself.
-    """
-
-    def unit(tokens: Float[Tensor, "images heads nodes dim"]) -> list[Tensor]:
-        own = tokens[0].float()
-        own = own.transpose(0, 1).flatten(1)[None] if heads == "merged" else own
-        return list(normalize(own, dim=-1).unbind(0))
-
-    if pathway == "what":
-        return [(vectors, None) for vectors in unit(record.value)]
-    return list(zip(unit(record.query), unit(record.key), strict=True))
+def _pairs(record: AttentionRecord, pathway: Pathway, heads: Heads) -> list[tuple[Tensor, Tensor | None]]:
+    """Return the unit vectors to compare; the second is None where the first is compared with itself."""
+    left, *right = unit_tokens(record, pathway, heads)
+    return list(zip(left, right[0] if right else [None] * len(left), strict=True))

@@ -8,11 +8,11 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, get_args
 
-from hf_spectral.affinities import PARAMETERS, Affinity, AffinityName, Heads, affinity_from_dict, as_affinity
+from hf_spectral.affinities import PARAMETERS, Affinity, AffinityName, as_affinity
 from hf_spectral.checks import is_int, keep_ints, require_fields, require_one_of, require_seed
 from hf_spectral.errors import SpectralError
 from hf_spectral.layer_weights import Weighting, as_weighting
-from hf_spectral.records import PATHWAYS, Pathway
+from hf_spectral.records import PATHWAYS, Heads, Pathway
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -94,7 +94,7 @@ class SpectralConfig:
             own = {name: one for name, one in parameters.items() if PARAMETERS[name].name == values["affinity"]}
             values["affinity"] = {"name": values["affinity"], **own}
         require_fields("config", cls, values)
-        return cls(**values | {"affinity": affinity_from_dict(values["affinity"])})
+        return cls(**values)
 
 
 def defaults_hold(function: Callable[_P, _R]) -> Callable[_P, _R]:

@@ -8,10 +8,13 @@ from typing import Literal, get_args
 
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from hf_spectral.grid import TokenGrid
 
 Pathway = Literal["where", "what"]
+Heads = Literal["merged", "separate"]
+UnitTokens = tuple[Float[Tensor, "images nodes kept"], ...]
 PATHWAYS: tuple[Pathway, ...] = get_args(Pathway)
 
 
@@ -111,3 +114,21 @@ class Capture:
     def __iter__(self) -> Iterator[AttentionRecord]:
         """Iterate over the records in call order."""
         return iter(self.records)
+
+
+def unit_tokens(record: AttentionRecord, pathway: Pathway, heads: Heads = "merged") -> UnitTokens:
+    """Return the vectors a pathway compares, each of unit length (zero vectors stay zero).
+
+    Args:
+        record: One layer of one image or of a batch; of one image with heads separate.
+        pathway: `what` takes values, `where` queries and keys.
+        heads: `"merged"` gives one set of vectors per image, over the full width of all heads; `"separate"` one set per
+            head.
+
+    Returns:
+        The values, or the queries and the keys.
+    """
+    tokens: tuple[Tensor, ...] = (record.value,) if pathway == "what" else (record.query, record.key)
+    if heads == "separate":
+        tokens = tuple(part.transpose(0, 1) for part in tokens)
+    return tuple(normalize(part.float().transpose(1, 2).flatten(2), dim=-1) for part in tokens)

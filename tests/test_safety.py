@@ -208,7 +208,7 @@ def test_hundreds_of_damaged_results_are_refused(tmp_path, record_property):
     def described(changed):
         return with_header({**header, "__metadata__": {"hf_spectral": json.dumps(changed)}}, data)
 
-    descriptions = damaged_descriptions(values, free=[(("layers",), [])])
+    descriptions = damaged_descriptions(values, free=[(("layers",), []), (("config", "affinity"), None)])
     cases = [(name, described(changed)) for name, changed in descriptions]
     cases += [("no metadata", with_header({**header, "__metadata__": {}}, data))]
     cases += damaged_tensors(content, seed=1)

@@ -409,7 +409,7 @@ def test_settings_come_back_from_json(pathway, affinity):
     config = SpectralConfig(pathway, affinity, layers=(0, -1), layer_weights=[1, 2])
     written = json.loads(json.dumps(config.to_dict()))
     assert SpectralConfig.from_dict(written) == config
-    for damaged in (None, {}, [], {"name": "other"}, {"name": ["cosine"]}, written["affinity"] | {"color": 1}):
+    for damaged in ({}, [], {"name": "other"}, {"name": ["cosine"]}, written["affinity"] | {"color": 1}):
         with pytest.raises(SpectralError, match="`affinity`: expected"):
             SpectralConfig.from_dict(written | {"affinity": damaged})
 

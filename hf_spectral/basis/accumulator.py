@@ -14,14 +14,12 @@ from hf_spectral.affinities import Cosine
 from hf_spectral.basis.eigen import solve_totals
 from hf_spectral.basis.factors import (
     BasisLayer,
-    UnitTokens,
     factor,
     kept_dimensions,
     layer_columns,
     match,
     normalized_factor,
     reduced,
-    unit_tokens,
 )
 from hf_spectral.basis.gram import Shape, coupling
 from hf_spectral.basis.layer_weights import final_weights
@@ -33,7 +31,7 @@ from hf_spectral.errors import SpectralError
 from hf_spectral.grid import TokenGrid, finest
 from hf_spectral.layer_choice import LayerChoice, counted
 from hf_spectral.layer_weights import Weighting, as_weighting, of_known, weight_list
-from hf_spectral.records import AttentionRecord
+from hf_spectral.records import AttentionRecord, UnitTokens, unit_tokens
 from hf_spectral.torch_state import plain_torch
 
 Add = Callable[[AttentionRecord], None]

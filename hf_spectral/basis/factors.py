@@ -19,9 +19,7 @@ from torch.nn.functional import normalize
 
 from hf_spectral.errors import SpectralError
 from hf_spectral.operators import cosine_gram
-from hf_spectral.records import AttentionRecord, Pathway
-
-UnitTokens = tuple[Float[Tensor, "images nodes kept"], ...]
+from hf_spectral.records import AttentionRecord, Pathway, UnitTokens
 
 # A mean affinity to the dataset below this is rounding of unit vectors in float32: the token has no neighbors.
 _ISOLATED = 4 * torch.finfo(torch.float32).eps
@@ -80,20 +78,6 @@ class BasisLayer:
         return dataclasses.asdict(self)
 
 
-def unit_tokens(record: AttentionRecord, pathway: Pathway) -> UnitTokens:
-    """Return the vectors a pathway compares, heads merged, each of unit length (zero vectors stay zero).
-
-    Args:
-        record: One layer of one image or of a batch.
-        pathway: `what` takes values, `where` queries and keys.
-
-    Returns:
-        The values, or the queries and the keys.
-    """
-    tokens = (record.value,) if pathway == "what" else (record.query, record.key)
-    return tuple(normalize(part.float().transpose(1, 2).flatten(2), dim=-1) for part in tokens)
-
-
 def reduced(tokens: UnitTokens, columns: Float[Tensor, "kept fewer"] | None) -> tuple[Tensor, ...]:
     """Project unit vectors on a few orthonormal directions, and make them unit vectors again.
 
@@ -107,7 +91,7 @@ def reduced(tokens: UnitTokens, columns: Float[Tensor, "kept fewer"] | None) -> 
     first 4 92 / 97 / 99 / 99.6 %. Clusters agree with the labels as well as the exact ones do at all four.
 
     Args:
-        tokens: What `unit_tokens` gave.
+        tokens: What `records.unit_tokens` gave.
         columns: Orthonormal columns; None leaves the vectors as they are.
 
     Returns:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hf_spectral.basis import files
-from hf_spectral.basis.factors import BasisLayer, factor, layer_columns, match, normalized_factor, reduced, unit_tokens
+from hf_spectral.basis.factors import BasisLayer, factor, layer_columns, match, normalized_factor, reduced
 from hf_spectral.basis.gram import coupling
 from hf_spectral.basis.walk import diffuse, require_walk, walk_config
 from hf_spectral.checks import require_same
@@ -24,7 +24,7 @@ from hf_spectral.grid import TokenGrid
 from hf_spectral.hub_download import located, require_source
 from hf_spectral.kept import Kept, shown_eigenvalues
 from hf_spectral.problem import ProblemBuilder
-from hf_spectral.records import AttentionRecord, Pathway
+from hf_spectral.records import AttentionRecord, Pathway, unit_tokens
 from hf_spectral.result import SolveStatus, SpectralResult
 from hf_spectral.torch_state import plain_torch
 

@@ -9,12 +9,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hf_spectral.affinities import NearestNeighbors
-from hf_spectral.basis.factors import BasisLayer, UnitTokens
+from hf_spectral.basis.factors import BasisLayer
 from hf_spectral.basis.gram import BlockGram, Coupling, Shape
 from hf_spectral.basis.walk import NEIGHBORS
 from hf_spectral.errors import SpectralError
 from hf_spectral.operators import nearest_neighbors
-from hf_spectral.records import Pathway
+from hf_spectral.records import Pathway, UnitTokens
 
 # Neighbors of every eighth token are sought, among all tokens of its image: enough for a mean over a dataset.
 _STRIDE = 8

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hf_spectral.affinities import NearestNeighbors, unit_vectors
+from hf_spectral.affinities import NearestNeighbors
 from hf_spectral.errors import SpectralError
 from hf_spectral.grid import TokenGrid, area_pooling, finest
 from hf_spectral.operators import SparseOperator, inverse_root_degree, nearest_neighbors, neighbor_graph
-from hf_spectral.records import AttentionRecord, Pathway
+from hf_spectral.records import AttentionRecord, Pathway, unit_tokens
 
 Pools = tuple[Float[Tensor, "_rows _fine_rows"], Float[Tensor, "_columns _fine_columns"]]
 
@@ -116,8 +116,9 @@ def _edges(layer: Sequence[AttentionRecord], settings: NeighborSettings) -> Tens
 
 def _unit_tokens(layer: Sequence[AttentionRecord], pathway: Pathway) -> tuple[Tensor, Tensor | None]:
     """Return what `nearest_neighbors` compares, heads merged, all images in one."""
-    left, right = zip(*(unit_vectors(record, pathway, "merged")[0] for record in layer), strict=True)
-    return torch.cat(left), None if pathway == "what" else torch.cat(right)
+    parts = zip(*(unit_tokens(record, pathway) for record in layer), strict=True)
+    left, *right = [torch.cat([tokens[0] for tokens in part]) for part in parts]
+    return left, right[0] if right else None
 
 
 def _normalized(graph: Tensor) -> Tensor:
