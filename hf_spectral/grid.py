@@ -74,7 +74,7 @@ class TokenGrid:
         """Lay node values out on the map.
 
         Args:
-            nodes: One row a node, in raster order.
+            nodes: One row per node, in raster order.
 
         Returns:
             One map a channel, contiguous.

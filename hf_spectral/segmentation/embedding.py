@@ -63,7 +63,7 @@ def spectral_embedding(
         eigenvalues: Of the normalized Laplacian, ascending, 0 to 2; scales below 0 count as 0.
 
     Returns:
-        One row a token in raster order, one column less than there are eigenvectors.
+        One row per token in raster order, one column less than there are eigenvectors.
 
     Raises:
         SpectralError: If there is only one eigenvector, the numbers do not match, or a value is not finite.
