@@ -140,16 +140,22 @@ class SpectralResult(Kept):
             **({"notes": " ".join(self.notes)} if self.notes else {}),
         }
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the result as one safetensors file; it appears whole or not at all.
+    def save_pretrained(self, path: str | os.PathLike[str]) -> Path:
+        """Write the result as one safetensors file. An interrupted call leaves no partial file.
+
+        Example:
+            >>> result.save_pretrained("photo.safetensors")
+            >>> SpectralResult.from_pretrained("photo.safetensors")
 
         Args:
-            path: Where to write; folders on the way are made.
+            path: A folder, which then holds `result.safetensors`; or a file, whose name ends in `.safetensors`. Missing
+                folders are created.
 
         Returns:
-            The path written.
+            The path given, which `from_pretrained` reads.
         """
         path = Path(path)
+        file = path if path.suffix == ".safetensors" else path / RESULT_NAME
         tensors = {
             "eigenvalues": self.eigenvalues.contiguous(),
             "eigenvectors": self.eigenvectors.contiguous(),
@@ -166,13 +172,13 @@ class SpectralResult(Kept):
             "solver": self.solver,
             **({"notes": list(self.notes)} if self.notes else {}),
         }
-        with replacing(path) as partial:
+        with replacing(file) as partial:
             partial.write_bytes(save(tensors, metadata={"hf_spectral": json.dumps(described)}))
         return path
 
     @classmethod
     @plain_torch()
-    def load(
+    def from_pretrained(
         cls,
         source: str | os.PathLike[str],
         *,
@@ -181,10 +187,11 @@ class SpectralResult(Kept):
         token: str | bool | None = None,
         local_files_only: bool = False,
     ) -> SpectralResult:
-        """Read what `save` wrote. Nothing in it is trusted: sizes are compared before memory is taken.
+        """Read what `save_pretrained` wrote. Nothing in it is trusted: sizes are compared before memory is taken.
 
         Args:
-            source: A safetensors file, the id of a repository of the Hub, `user/name`, or a copy of one in a folder.
+            source: A safetensors file, a folder that holds `result.safetensors`, or the id of a repository of the Hub,
+                `user/name`.
             revision: Branch, tag or commit of the repository.
             cache_dir: Where downloads are kept; None takes the place that all of Hugging Face shares.
             token: For a private or gated repository; None takes the one of `hf auth login`.
@@ -194,8 +201,8 @@ class SpectralResult(Kept):
             The result, on the CPU.
 
         Raises:
-            SpectralError: If the file is not one that `save` wrote, or its parts do not fit each other, or the Hub does
-                not give it.
+            SpectralError: If the file is not one that `save_pretrained` wrote, or its parts do not fit each other, or
+                the Hub does not give it.
         """
         path = located(source, [RESULT_NAME], "source", revision, cache_dir, token, local_files_only)
         path = path if path.is_file() else path / RESULT_NAME
@@ -204,7 +211,7 @@ class SpectralResult(Kept):
         except DAMAGE as error:
             raise SpectralError(
                 "source",
-                expected="a file that SpectralResult.save wrote",
+                expected="a file that SpectralResult.save_pretrained wrote",
                 got=f"{source}: {one_line(error)}",
                 fix="Make it again by `analyze`",
             ) from error

@@ -94,7 +94,7 @@ def write_downloads(picture: Image.Image, found: dict[str, Any], pathway: str, f
         Paths of the result, the label map and the sheet of eigenvectors.
     """
     result, labels, sheet = (folder / f"{pathway}.{end}" for end in ("safetensors", "segments.png", "eigenvectors.png"))
-    found["result"].save(result)
+    found["result"].save_pretrained(result)
     found["segmentation"].save(labels)
     eigenvector_sheet(picture, found["eigenvectors"], found["eigenvalues"]).save(sheet)
     return [str(result), str(labels), str(sheet)]

@@ -256,11 +256,11 @@ def test_a_result_goes_and_comes_back_byte_by_byte(pipe, tmp_path):
     result = pipe(photo(), num_eigenvectors=5)["result"]
     result.push_to_hub("alice/result")
     there = on_the_hub("model", "alice/result")
-    assert there["files"]["result.safetensors"] == result.save(tmp_path / "r.safetensors").read_bytes()
+    assert there["files"]["result.safetensors"] == result.save_pretrained(tmp_path / "r.safetensors").read_bytes()
     assert there["titles"][1:] == ["Push a SpectralResult by hf-spectral"]
     found = run_block(there["files"]["README.md"].decode())["result"]
     assert torch.equal(found.eigenvectors, result.eigenvectors)
-    assert SpectralResult.load("alice/result").config == result.config
+    assert SpectralResult.from_pretrained("alice/result").config == result.config
 
 
 def test_a_space_is_the_app_with_its_settings_and_nothing_private(basis, app):
@@ -436,8 +436,8 @@ def test_what_is_asked_for_and_not_there(basis, app, tmp_path):
     assert "no alice/absent on the Hub" in refusal(lambda: load("alice/absent"))
     assert "none of that name in alice/gated" in refusal(lambda: load("alice/gated", revision="nowhere"))
     assert f"got {BACKBONE}: config.json does not have the keys" in refusal(lambda: load(BACKBONE))
-    assert "no alice/absent on the Hub" in refusal(lambda: SpectralResult.load("alice/absent"))
-    assert "result.safetensors: No such file" in refusal(lambda: SpectralResult.load("alice/gated"))
+    assert "no alice/absent on the Hub" in refusal(lambda: SpectralResult.from_pretrained("alice/absent"))
+    assert "result.safetensors: No such file" in refusal(lambda: SpectralResult.from_pretrained("alice/gated"))
     assert "`basis`: expected a repository that" in refusal(lambda: push_space("alice/s", basis="bob/no", folder=app))
     assert "`basis`: expected a repository that holds a basis" in refusal(
         lambda: push_space("alice/s", basis=BACKBONE, folder=app)

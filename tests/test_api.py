@@ -89,3 +89,16 @@ def test_a_result_and_a_basis_are_shown_in_a_few_lines():
     assert lines[3].endswith(f"{float(basis.eigenvalues[4]):.4f}, ...")
     assert lines[4:] == ["  fitted on: 1 images, 42 tokens, 0 skipped", "  backbone: user/backbone"]
     assert basis._repr_html_().startswith("<table><caption>SpectralBasis</caption><tr><th>pathway</th><td>what</td>")
+
+
+def test_what_is_kept_has_the_names_of_the_hosts(tmp_path):
+    kept = result()
+    for place, file in (("folder", "folder/result.safetensors"), ("photo.safetensors", "photo.safetensors")):
+        path = kept.save_pretrained(tmp_path / place)
+        assert path == tmp_path / place
+        assert (tmp_path / file).is_file()
+        for source in (path, tmp_path / file):
+            assert SpectralResult.from_pretrained(source).eigenvectors.equal(kept.eigenvectors)
+    for one in (SpectralResult, hf_spectral.SpectralBasis):
+        assert {"from_pretrained", "save_pretrained", "push_to_hub"} <= set(dir(one))
+        assert not {"save", "load"} & set(dir(one))

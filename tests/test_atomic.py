@@ -47,7 +47,7 @@ def made():
     report = LayerReport((ReportRow("what", 0, None, None, "layer", 0.1, 0.2, 0.3, 12, 100),))
     return [
         basis.save_pretrained,
-        result.save,
+        result.save_pretrained,
         FitReport(1, (), 1, 0.5).to_json,
         report.to_csv,
         lambda path: save_picture(photo(), path),
@@ -86,7 +86,7 @@ ABSENT = [Path("nowhere"), "nowhere", "/nowhere/at/all", "n" * 300, "nul\0", "fo
 @pytest.mark.parametrize("source", [*ABSENT, ""])
 def test_where_nothing_lies_there_is_nothing_to_load(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for load, argument in ((SpectralResult.load, "source"), (SpectralBasis.from_pretrained, "basis")):
+    for load, argument in ((SpectralResult.from_pretrained, "source"), (SpectralBasis.from_pretrained, "basis")):
         with pytest.raises(SpectralError, match=f"`{argument}`: expected ") as caught:
             load(source)
         assert "\n" not in str(caught.value)
@@ -98,7 +98,7 @@ def test_a_result_is_no_basis_and_a_basis_no_result(tmp_path):
     records = dataset(EQUAL[:2])
     basis = fitted(records).solve(2)
     result = basis.project(records[0])
-    path = result.save(tmp_path / "result.safetensors")
+    path = result.save_pretrained(tmp_path / "result.safetensors")
     folder = basis.save_pretrained(tmp_path / "basis")
     for wrong in (result, 1, 1.5, [], {}, b"x", None, True, SpectralBasis, photo()):
         with pytest.raises(SpectralError, match=f"`basis`: expected a path.*got a {type(wrong).__name__}"):
@@ -107,5 +107,5 @@ def test_a_result_is_no_basis_and_a_basis_no_result(tmp_path):
     assert as_basis(folder).config == basis.config
     with pytest.raises(SpectralError, match="`basis`: expected a folder that SpectralBasis.save_pretrained wrote"):
         SpectralBasis.from_pretrained(path)
-    with pytest.raises(SpectralError, match="`source`: expected a file that SpectralResult.save wrote"):
-        SpectralResult.load(folder)
+    with pytest.raises(SpectralError, match="`source`: expected a file that SpectralResult.save_pretrained wrote"):
+        SpectralResult.from_pretrained(folder)

@@ -292,7 +292,7 @@ def test_a_stretched_picture_is_said_once_and_in_every_result(family, tmp_path):
         )
     assert len(caught) == 1
     assert [[said in note for note in output["result"].notes] for output in outputs] == [[True], [True], []]
-    kept = SpectralResult.load(outputs[0]["result"].save(tmp_path / "result.safetensors"))
+    kept = SpectralResult.from_pretrained(outputs[0]["result"].save_pretrained(tmp_path / "result.safetensors"))
     assert kept.notes == outputs[0]["result"].notes
 
 

@@ -52,7 +52,7 @@ def test_analyze_writes_every_file_and_a_summary(backbone, tmp_path):
         for ending in ("safetensors", "eigenvectors.png", "segmentation.png", "labels.png"):
             expected.add(f"a.{pathway}.{ending}")
     assert {path.name for path in out.iterdir()} == expected
-    result = SpectralResult.load(out / "a.what.safetensors")
+    result = SpectralResult.from_pretrained(out / "a.what.safetensors")
     assert result.eigenvectors.shape == (5, 5, 8)
     assert result.config.pathway == "what"
     labels = np.asarray(Image.open(out / "a.what.labels.png"))
@@ -182,7 +182,7 @@ def test_quickstart_runs_without_the_hub(tmp_path, capsys):
     assert str(tmp_path / "china.pathways.png") in capsys.readouterr().out
     figure = np.asarray(Image.open(tmp_path / "china.pathways.png"))
     assert figure.std() > 20
-    where, what = (SpectralResult.load(tmp_path / f"china.{name}.safetensors") for name in ("where", "what"))
+    where, what = (SpectralResult.from_pretrained(tmp_path / f"china.{name}.safetensors") for name in ("where", "what"))
     assert where.eigenvectors.shape == what.eigenvectors.shape
     assert not torch.allclose(where.eigenvectors, what.eigenvectors, atol=1e-2)
 

@@ -196,7 +196,7 @@ def test_settings_of_an_images_own_problem_beside_a_basis(bases):
 
 def test_what_is_no_basis_is_refused_wherever_one_is_given(table, bases, tmp_path):
     result = pipe_with()(photo())["result"]
-    path = result.save(tmp_path / "result.safetensors")
+    path = result.save_pretrained(tmp_path / "result.safetensors")
     for wrong in (result, path, str(path), tmp_path / "nowhere", 1, [], b"x", "", torch.zeros(2), type(result)):
         for give in (
             lambda wrong=wrong: pipe_with(basis=wrong),

@@ -347,7 +347,7 @@ def test_all_timesteps_of_a_layer_share_its_weight(pixels):
 
 def test_the_result_can_be_saved_and_says_how_it_was_made(pixels, tmp_path):
     output = pixels(photo(), num_eigenvectors=3, seed=5, solver=EigenSolver(), affinity="cosine")
-    loaded = SpectralResult.load(output.result.save(tmp_path / "result.safetensors"))
+    loaded = SpectralResult.from_pretrained(output.result.save_pretrained(tmp_path / "result.safetensors"))
     assert torch.equal(loaded.eigenvectors, output.eigenvectors)
     assert (loaded.config.seed, loaded.config.affinity, loaded.solver["name"]) == (5, Cosine(), "EigenSolver")
 

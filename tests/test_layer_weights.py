@@ -303,7 +303,7 @@ def test_automatic_weights_of_one_image_are_deterministic_and_saved(tmp_path):
     assert results[0].layer_weights == results[1].layer_weights
     assert len(set(results[0].layer_weights)) == 3
     assert sum(results[0].layer_weights) == pytest.approx(1)
-    loaded = SpectralResult.load(results[0].save(tmp_path / "result.safetensors"))
+    loaded = SpectralResult.from_pretrained(results[0].save_pretrained(tmp_path / "result.safetensors"))
     assert (loaded.layer_weights, loaded.config) == (results[0].layer_weights, results[0].config)
 
 

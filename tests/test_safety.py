@@ -201,7 +201,7 @@ def test_hundreds_of_damaged_results_are_refused(tmp_path, record_property):
         torch.rand(3), torch.rand(3, 4, 5), torch.rand(3), SolveStatus.CONVERGED, 7, TokenGrid(4, 5, 1),
         ("layer.0", "layer.1"), (0.5, 0.5), SpectralConfig(num_eigenvectors=3), {"name": "EigenSolver"},
     )  # fmt: skip
-    content = result.save(tmp_path / "good.safetensors").read_bytes()
+    content = result.save_pretrained(tmp_path / "good.safetensors").read_bytes()
     header, data = header_of(content)
     values = json.loads(header["__metadata__"]["hf_spectral"])
 
@@ -213,7 +213,7 @@ def test_hundreds_of_damaged_results_are_refused(tmp_path, record_property):
     cases += [("no metadata", with_header({**header, "__metadata__": {}}, data))]
     cases += damaged_tensors(content, seed=1)
     path = tmp_path / "result.safetensors"
-    assert refuse_all(cases, path.write_bytes, lambda: SpectralResult.load(path), record_property) >= 200
+    assert refuse_all(cases, path.write_bytes, lambda: SpectralResult.from_pretrained(path), record_property) >= 200
 
 
 def test_untouched_files_are_accepted_by_the_same_readers(basis_folder):

@@ -310,7 +310,10 @@ def test_what_nobody_checked_is_not_called_converged(tmp_path):
     for result in (gradient, projected, table):
         assert result.status is SolveStatus.NOT_CHECKED
         assert "No residual was compared" in result.status.remedy
-        assert SpectralResult.load(result.save(tmp_path / "result.safetensors")).status is SolveStatus.NOT_CHECKED
+        assert (
+            SpectralResult.from_pretrained(result.save_pretrained(tmp_path / "result.safetensors")).status
+            is SolveStatus.NOT_CHECKED
+        )
 
 
 def test_a_batch_is_not_one_image():
@@ -325,7 +328,7 @@ def test_a_batch_is_not_one_image():
 
 def test_results_survive_the_disk(tmp_path):
     result = solve(build_problem([random_record()], SpectralConfig("where", layers=(0,), num_eigenvectors=4)))
-    loaded = SpectralResult.load(result.save(tmp_path / "deep" / "photo.safetensors"))
+    loaded = SpectralResult.from_pretrained(result.save_pretrained(tmp_path / "deep" / "photo.safetensors"))
     assert torch.equal(loaded.eigenvectors, result.eigenvectors)
     for name in ("config", "solver", "grid", "layers", "status", "steps"):
         assert getattr(loaded, name) == getattr(result, name)
@@ -336,8 +339,8 @@ def test_results_survive_the_disk(tmp_path):
 def test_a_damaged_result_is_refused(tmp_path, content):
     path = tmp_path / "damaged.safetensors"
     path.write_bytes(content)
-    with pytest.raises(SpectralError, match="a file that SpectralResult.save wrote"):
-        SpectralResult.load(path)
+    with pytest.raises(SpectralError, match="a file that SpectralResult.save_pretrained wrote"):
+        SpectralResult.from_pretrained(path)
 
 
 @pytest.mark.parametrize(
@@ -439,7 +442,7 @@ def test_numbers_of_numpy_are_kept_as_plain_ones(tmp_path):
         assert type(value) in (str, int, float, tuple, type(None))
     assert type(Exponential(np.float32(0.5)).temperature) is float
     result = solve(build_problem([random_record(index=index) for index in range(2)], given))
-    assert SpectralResult.load(result.save(tmp_path / "result.safetensors")).config == plain
+    assert SpectralResult.from_pretrained(result.save_pretrained(tmp_path / "result.safetensors")).config == plain
 
 
 @pytest.mark.parametrize("seed", [0, 2**31, 2**32 - 1])

@@ -315,7 +315,7 @@ def downloaded(answer):
     """Return the result among the values of an answer."""
     paths = [value for value in answer if isinstance(value, str) and value.endswith(".safetensors")]
     assert len(paths) == 1
-    return SpectralResult.load(paths[0])
+    return SpectralResult.from_pretrained(paths[0])
 
 
 def test_four_clients_at_once_get_their_own_answers_and_memory_stays_flat(server, backbone, tmp_path):

@@ -63,7 +63,7 @@ def test_upload_click_switch_download_on_a_desktop(server, tmp_path):
         page.tab("Save")
         page.click("#what-result")
         file = page.until(lambda: [*tmp_path.glob("*.safetensors")], "the download")[0]
-        result = SpectralResult.load(file)
+        result = SpectralResult.from_pretrained(file)
         assert result.eigenvectors.shape == (13, 27, 40)
         assert result.config.pathway == "what"
         assert 'pathway="what"' in page.text("#code")

@@ -212,7 +212,7 @@ def _write_image(
 
 def _write_pathway(image: Image.Image, found: dict[str, Any], folder: Path, prefix: str) -> dict[str, Any]:
     files = {"result": f"{prefix}.safetensors", "eigenvectors": f"{prefix}.eigenvectors.png"}
-    found["result"].save(folder / files["result"])
+    found["result"].save_pretrained(folder / files["result"])
     sheet = eigenvector_sheet(image, found["eigenvectors"], found["eigenvalues"])
     save_picture(sheet, folder / files["eigenvectors"])
     if "segmentation" in found:

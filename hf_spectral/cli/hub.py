@@ -15,7 +15,7 @@ from hf_spectral.hub_download import located, require_repository
 from hf_spectral.pipelines import SpectralPathwaysPipeline
 from hf_spectral.pipelines.images import read_image
 from hf_spectral.report import LayerReport
-from hf_spectral.result import SpectralResult
+from hf_spectral.result import RESULT_NAME, SpectralResult
 from hf_spectral.tensor_files import DAMAGE, one_line
 
 _ACCEPTED = "what fit, transform or analyze has written: the folder of a basis or of rows, or a result's file"
@@ -127,6 +127,6 @@ def _read(path: Path) -> Any:
         except DAMAGE as error:
             got = f"{str(path)!r} ({one_line(error)})"
             raise SpectralError("PATH", expected=_ACCEPTED, got=got, fix="Make it again by `transform`") from error
-    if path.is_file():
-        return SpectralResult.load(path)
+    if path.is_file() or (path / RESULT_NAME).is_file():
+        return SpectralResult.from_pretrained(path)
     raise SpectralError("PATH", expected=_ACCEPTED, got=repr(str(path)), fix="Check the path")

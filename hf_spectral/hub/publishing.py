@@ -39,7 +39,7 @@ def push_to_hub(
     - a `SpectralBasis` by `SpectralBasis.from_pretrained(repo_id)`, or `pipeline("spectral-pathways", basis=repo_id)`
     - rows of `transform` by `datasets.load_dataset(repo_id, name)`. The configuration `name` consists of backbone and
       pathway, for example `dinov2-small-what`; a repository can contain several configurations
-    - a `SpectralResult` by `SpectralResult.load(repo_id)`
+    - a `SpectralResult` by `SpectralResult.from_pretrained(repo_id)`
 
     A basis or a result is pushed in one commit. The shards of rows are committed by `datasets` (in several commits if
     there are more than fifty), followed by one commit with the card. An interrupted push is completed by the same call.
@@ -104,5 +104,5 @@ def _result_files(result: SpectralResult, repo_id: str, details: CardDetails) ->
     pictures = result_pictures(result, details)
     card = render("result", result_context(result, repo_id, details, sorted(pictures)))
     with tempfile.TemporaryDirectory() as scratch:
-        content = result.save(Path(scratch) / RESULT_NAME).read_bytes()
+        content = result.save_pretrained(Path(scratch) / RESULT_NAME).read_bytes()
     return {RESULT_NAME: content, **pictures, CARD_NAME: card.encode()}
