@@ -16,7 +16,16 @@ import torch
 from diffusers.utils import dynamic_modules_utils
 
 import hf_spectral
-from hf_spectral import Cosine, EigenSolver, SpectralConfig, SpectralError, SpectralResult, UnsupportedBackboneError
+from hf_spectral import (
+    Cosine,
+    EigenSolver,
+    SpectralConfig,
+    SpectralError,
+    SpectralResult,
+    UnsupportedBackboneError,
+    instances,
+    segment,
+)
 from hf_spectral.families.diffusers import FAMILIES
 from hf_spectral.grid import area_pooling
 from hf_spectral.pipelines.diffusers import SpectralDiffusionPipeline
@@ -538,3 +547,17 @@ def test_missing_half_precision_kernels_are_explained(pixels, monkeypatch):
     monkeypatch.setattr(pixels.transformer, "forward", lambda **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         pixels(photo())
+
+
+def test_heads_method_and_instances_as_in_the_other_pipeline(pixels):
+    given = {"timesteps": [50, 150], "num_eigenvectors": 3}
+    output = pixels(photo(), heads="separate", method="kmeans", num_segments=4, instances=True, **given)
+    assert output.result.config.heads == "separate"
+    expected = segment(output.result, num_segments=4, method="kmeans", size=(60, 90)).labels
+    assert np.array_equal(np.asarray(output.segmentation), expected.numpy())
+    expected = instances(output.result, size=(60, 90))
+    assert [one["score"] for one in output.instances] == [one.score for one in expected]
+    assert pixels.at(instances=True, method="kmeans")(photo(), **given).instances is not None
+    assert pixels(photo(), **given).instances is None
+    with pytest.raises(SpectralError, match="`method`: expected 'ward' or 'kmeans', got 'watershed'"):
+        pixels(photo(), method="watershed")

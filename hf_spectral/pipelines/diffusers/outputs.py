@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from diffusers.utils import BaseOutput
 from PIL import Image
@@ -31,6 +31,7 @@ class SpectralDiffusionOutput(BaseOutput):
         segmentation: PIL image of the picture's size, mode "L" ("I;16" beyond 256 segments), value = segment; None if
             none was asked for.
         segments: List of {"label", "score" (0 to 1), "mask" (PIL image, 0 or 255)}, or None.
+        instances: Candidate objects in the form of `segments`, or None.
         status: "converged", "max_steps" or "not_checked", see `SolveStatus`.
     """
 
@@ -45,14 +46,15 @@ class SpectralDiffusionOutput(BaseOutput):
     segmentation: Image.Image | None = None
     segments: list[dict[str, Any]] | None = None
     status: str | None = None
+    instances: list[dict[str, Any]] | None = None
 
 
 def outputs_of(
     results: list[SpectralResult],
     prepared: Mapping[str, Any],
     timesteps: tuple[float, ...],
-    num_segments: int | Literal["auto"] | None,
     return_dict: bool,
+    **cut: Any,
 ) -> Any:
     """Segment what was found on one picture, as far as asked for.
 
@@ -60,15 +62,15 @@ def outputs_of(
         results: One a pathway.
         prepared: What `preprocess` gave.
         timesteps: Where the denoiser was looked at.
-        num_segments: A number, "auto", or None for no segmentation.
         return_dict: False gives tuples.
+        **cut: How to segment: further arguments of `image_output`.
 
     Returns:
         An output, or a dict of them by pathway where there are two.
     """
     found = {}
     for result in results:
-        fields = image_output(result, prepared["size"], num_segments, "ward", False)
+        fields = image_output(result, prepared["size"], **cut)
         output = SpectralDiffusionOutput(**fields, size=prepared["read_size"], timesteps=timesteps)
         found[result.config.pathway] = output if return_dict else output.to_tuple()
     return found if len(found) > 1 else next(iter(found.values()))

@@ -41,13 +41,14 @@ from hf_spectral.pipelines.settings import as_solver, checked_batching, configs_
 from hf_spectral.problem import ProblemBuilder
 from hf_spectral.records import AttentionRecord, Pathway, SkippedLayer
 from hf_spectral.restoring import undoing
+from hf_spectral.segmentation import SegmentationMethod
 from hf_spectral.solvers import Solver, solve
 from hf_spectral.torch_state import plain_torch
 
 # Arguments whose defaults `at` sets, besides timesteps, prompt and seed.
 SETTINGS = frozenset(
     {"pathway", "num_noise_samples", "num_eigenvectors", "num_segments", "layers", "solver", "affinity", "resolution"}
-    | {"layer_weights", "batch_size", "image_column", "basis", "walk", "timeout"}
+    | {"layer_weights", "heads", "method", "instances", "batch_size", "image_column", "basis", "walk", "timeout"}
 )
 
 
@@ -187,6 +188,9 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         seed: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         layer_weights: Any = "equal",
+        heads: Literal["merged", "separate"] = "merged",
+        method: SegmentationMethod = "ward",
+        instances: bool = False,
         return_dict: bool = True,
     ) -> Any:
         """Analyze one picture, or many.
@@ -207,6 +211,9 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
             seed: Of the solver's start and, with the picture's own pixels, of its noise; None takes that of `at`, or 0.
             generator: Source of the noise; in a list one per picture. One for many pictures is drawn from in turn.
             layer_weights: See `SpectralConfig`; all timesteps and noise samples of a layer share its weight.
+            heads: See `SpectralConfig`.
+            method: Of segmentation, "ward" or "kmeans".
+            instances: True adds instance masks.
             return_dict: False gives tuples in the place of outputs.
 
         Returns:
@@ -219,8 +226,8 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         images = list(image) if is_many else [image]
         seed = self._seed if seed is None else seed
         settings = {"pathway": pathway, "num_eigenvectors": num_eigenvectors, "affinity": affinity, "seed": seed}
-        others = {"layers": layers, "num_segments": num_segments, "layer_weights": layer_weights}
-        configs = configs_of({**settings, **others})
+        cut = {"num_segments": num_segments, "method": method}
+        configs = configs_of({**settings, **cut, "layers": layers, "layer_weights": layer_weights, "heads": heads})
         check_pathways(self._family, [config.pathway for config in configs])
         solver = None if solver is None else as_solver(solver)
         num_noise_samples = require_positive_int("num_noise_samples", num_noise_samples)
@@ -236,7 +243,9 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
                 self._record([prepared], [own], reading, _all_of(builders), configs[0].layers, num_noise_samples, True)
                 solved = [solve(builder.build(), solver) for builder in builders]
                 results = [dataclasses.replace(result, notes=prepared["notes"]) for result in solved]
-                outputs.append(outputs_of(results, prepared, reading.timesteps, num_segments, return_dict))
+                outputs.append(
+                    outputs_of(results, prepared, reading.timesteps, return_dict, with_instances=instances, **cut)
+                )
         return outputs if is_many else outputs[0]
 
     @plain_torch()
