@@ -313,3 +313,25 @@ def test_every_command_takes_a_diffusion_model(folder, tmp_path, capsys):
     assert (tmp_path / "report" / "layers.png").exists()
     assert run("analyze", folder / "0.png", *model, "--timesteps", "5000") == 2
     assert "`timesteps`: expected integers from 0 to 999" in capsys.readouterr().err
+
+
+def test_a_call_with_a_basis_gives_what_transform_gives(table, tmp_path):
+    pipe = spectral(host_pipeline("dit"))
+    basis = fit(pipe, table, num_eigenvectors=4, resolution=RESOLUTION, progress=False)
+    basis.save_pretrained(tmp_path)
+    row = transform(pipe, table.select([0]), basis, dtype="float32", progress=False)[0]
+    image = table[0][pipe.image_column(table.features, table.column_names)]
+    for given in (basis, tmp_path):
+        found = pipe(image, basis=given).result
+        expected = torch.tensor(row["eigenvectors"]).view(row["shape"]) / basis.num_nodes**0.5
+        torch.testing.assert_close(found.eigenvectors, expected, atol=1e-5, rtol=1e-3)
+        assert found.solver["name"] == "SpectralBasis"
+    for settings, message in (
+        ({"pathway": "where"}, "`pathway`: expected none beside a basis"),
+        ({"num_eigenvectors": 16}, "`num_eigenvectors`: expected none beside a basis"),
+        ({"timesteps": [100]}, "timesteps"),
+    ):
+        with pytest.raises(SpectralError, match=message):
+            pipe(image, basis=basis, **settings)
+    with pytest.raises(SpectralError, match="`walk`: expected a basis beside it"):
+        pipe(image, walk=0.5)

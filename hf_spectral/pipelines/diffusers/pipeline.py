@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from hf_spectral.affinities import Affinity, AffinityName
+from hf_spectral.basis import SpectralBasis, as_basis
 from hf_spectral.capture import capture_attention, check_supported
 from hf_spectral.checks import require_positive_int, require_seed
 from hf_spectral.config import defaults_hold
@@ -37,7 +38,7 @@ from hf_spectral.pipelines.diffusers.outputs import outputs_of
 from hf_spectral.pipelines.diffusers.reading import DenoiserRun, Reading, digest
 from hf_spectral.pipelines.images import read_image
 from hf_spectral.pipelines.inputs import image_column
-from hf_spectral.pipelines.settings import as_solver, checked_batching, configs_of
+from hf_spectral.pipelines.settings import as_solver, checked_batching, configs_of, over_defaults
 from hf_spectral.problem import ProblemBuilder
 from hf_spectral.records import AttentionRecord, Pathway, SkippedLayer
 from hf_spectral.restoring import undoing
@@ -175,11 +176,11 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
     def __call__(
         self,
         image: Any,
-        pathway: Literal["where", "what", "both"] = "what",
+        pathway: Literal["where", "what", "both"] | None = None,
         timesteps: Sequence[float] | float | None = None,
         num_noise_samples: int = 1,
         prompt: str | None = None,
-        num_eigenvectors: int = 16,
+        num_eigenvectors: int | None = None,
         num_segments: int | Literal["auto"] | None = "auto",
         layers: Sequence[int] | None = None,
         solver: str | Solver | None = None,
@@ -191,18 +192,21 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         heads: Literal["merged", "separate"] = "merged",
         method: SegmentationMethod = "ward",
         instances: bool = False,
+        basis: SpectralBasis | str | os.PathLike[str] | None = None,
+        walk: float | None = None,
         return_dict: bool = True,
     ) -> Any:
         """Analyze one picture, or many.
 
         Args:
             image: A path, URL, PIL image, numpy array or bytes; or a list of them.
-            pathway: "where" (queries with keys), "what" (values with values), or "both".
+            pathway: "where" (queries with keys), "what" (values with values), or "both"; None means "what", or the
+                pathway of the basis.
             timesteps: Where on the way from data (0) to noise the denoiser is looked at; all enter one problem. None
                 takes those of `at`, or 5, 15 and 25 percent of the schedule.
             num_noise_samples: How often to draw noise at each timestep.
             prompt: What the denoiser is told; None takes that of `at`, or none: most look best at a picture without.
-            num_eigenvectors: Eigenvectors to return, the trivial one among them.
+            num_eigenvectors: Eigenvectors to return, the trivial one among them; None means 16, or those of the basis.
             num_segments: A number, "auto", or None for no segmentation.
             layers: Indices of the layers, in call order, negative ones counted from the end; None means all.
             solver: "eigen", "gradient" or a solver object.
@@ -214,6 +218,9 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
             heads: See `SpectralConfig`.
             method: Of segmentation, "ward" or "kmeans".
             instances: True adds instance masks.
+            basis: A `SpectralBasis` or its folder, fitted at the same timesteps, prompt and seed: then the eigenvectors
+                are those of its dataset, and all settings of the problem are its own.
+            walk: With a basis, see `SpectralBasis.project`.
             return_dict: False gives tuples in the place of outputs.
 
         Returns:
@@ -225,23 +232,50 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         is_many = isinstance(image, (list, tuple))
         images = list(image) if is_many else [image]
         seed = self._seed if seed is None else seed
-        settings = {"pathway": pathway, "num_eigenvectors": num_eigenvectors, "affinity": affinity, "seed": seed}
+        settings = {"affinity": affinity, "layers": layers, "layer_weights": layer_weights, "heads": heads}
+        settings |= {"pathway": "what" if pathway is None else pathway, "seed": seed}
+        settings["num_eigenvectors"] = 16 if num_eigenvectors is None else num_eigenvectors
         cut = {"num_segments": num_segments, "method": method}
-        configs = configs_of({**settings, **cut, "layers": layers, "layer_weights": layer_weights, "heads": heads})
-        check_pathways(self._family, [config.pathway for config in configs])
+        configs = configs_of({**settings, **cut})
+        if basis is None and walk is not None:
+            raise SpectralError("walk", expected="a basis beside it", got=walk, fix="Pass basis=...")
+        if basis is not None:
+            basis = as_basis(basis)
+            said: dict[str, Any] = {"pathway": pathway, "num_eigenvectors": num_eigenvectors, "solver": solver}
+            said |= {"layers": layers, "affinity": affinity, "heads": heads, "layer_weights": layer_weights}
+            default = {"heads": "merged", "layer_weights": "equal"}
+            rivals = {
+                name: one
+                for name, one in said.items()
+                if not (one is None or (isinstance(one, str) and one == default.get(name)))
+            }
+            over_defaults({}, rivals | {"basis": basis})
+            resolution = basis.backbone.get("resolution") if resolution is None else resolution
+            layers = [layer.index for layer in basis.layers]
+        else:
+            check_pathways(self._family, [config.pathway for config in configs])
+            layers = configs[0].layers
         solver = None if solver is None else as_solver(solver)
         num_noise_samples = require_positive_int("num_noise_samples", num_noise_samples)
         given = noise_of.given_generators(generator, len(images))
         if not images:
             return []
         reading = self._reading_at(timesteps, prompt, seed)
+        if basis is not None:
+            is_flow = noise_of.is_flow(self._family, self.scheduler)
+            basis.check_backbone(reading.describe(self, is_flow, basis.backbone.get("resolution")))
         outputs = []
         with undoing(self.maybe_free_model_hooks):
             for source, own in zip(images, given, strict=True):
                 prepared = self.preprocess(source, resolution)
                 builders = [ProblemBuilder(config) for config in configs]
-                self._record([prepared], [own], reading, _all_of(builders), configs[0].layers, num_noise_samples, True)
-                solved = [solve(builder.build(), solver) for builder in builders]
+                projector = None if basis is None else basis.projector(walk)
+                add = _all_of(builders) if projector is None else projector.add
+                self._record([prepared], [own], reading, add, layers, num_noise_samples, True)
+                if projector is None:
+                    solved = [solve(builder.build(), solver) for builder in builders]
+                else:
+                    solved = projector.results()
                 results = [dataclasses.replace(result, notes=prepared["notes"]) for result in solved]
                 outputs.append(
                     outputs_of(results, prepared, reading.timesteps, return_dict, with_instances=instances, **cut)
