@@ -118,9 +118,9 @@ class SpectralResult(Kept):
         notes: Sentences about how the picture was read, e.g. that it was stretched.
     """
 
-    eigenvalues: Float[Tensor, eigenvectors]
+    eigenvalues: Float[Tensor, " eigenvectors"]
     eigenvectors: Float[Tensor, "eigenvectors height width"]
-    residuals: Float[Tensor, eigenvectors]
+    residuals: Float[Tensor, " eigenvectors"]
     status: SolveStatus
     steps: int
     grid: TokenGrid

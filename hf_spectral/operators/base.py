@@ -12,7 +12,7 @@ from torch import Tensor
 
 Vectors = Float[Tensor, "nodes vectors"]
 Matrix = Float[Tensor, "nodes nodes"]
-Degree = Float[Tensor, "nodes"]
+Degree = Float[Tensor, " nodes"]
 
 
 class AffinityOperator(abc.ABC):

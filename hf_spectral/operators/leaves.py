@@ -80,7 +80,7 @@ class GramOperator(AffinityOperator):
         signs: Diagonal of J, +1 or -1 per column; None means all +1.
     """
 
-    def __init__(self, factor: Float[Tensor, "nodes rank"], signs: Float[Tensor, rank] | None = None) -> None:
+    def __init__(self, factor: Float[Tensor, "nodes rank"], signs: Float[Tensor, " rank"] | None = None) -> None:
         super().__init__(factor.shape[0], factor.device)
         self.factor = factor
         self.signs = signs

@@ -25,7 +25,7 @@ class Solution:
         steps: Steps taken.
     """
 
-    values: Float[Tensor, eigenvectors]
+    values: Float[Tensor, " eigenvectors"]
     vectors: Float[Tensor, "nodes eigenvectors"]
     steps: int
 
@@ -120,8 +120,8 @@ def fix_signs(vectors: Float[Tensor, "nodes eigenvectors"]) -> Float[Tensor, "no
 
 
 def residual_norms(
-    problem: JointProblem, values: Float[Tensor, eigenvectors], vectors: Float[Tensor, "nodes eigenvectors"]
-) -> Float[Tensor, eigenvectors]:
+    problem: JointProblem, values: Float[Tensor, " eigenvectors"], vectors: Float[Tensor, "nodes eigenvectors"]
+) -> Float[Tensor, " eigenvectors"]:
     """Return ||A x - (1 - lambda) B x|| of unit vectors: how far each is from an eigenvector.
 
     Args:
