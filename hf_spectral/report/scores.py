@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm.auto import tqdm
@@ -260,13 +259,13 @@ def _projected(basis: SpectralBasis, records: list[AttentionRecord], walk: int |
     return [result.eigenvectors for result in projector.results()]
 
 
-def _around(maps: Float[Tensor, "eigenvectors height width"]) -> Float[Tensor, "eigenvectors height width"]:
-    """Replace the eigenvectors of each token, normalized over eigenvectors, by the mean of its neighbors."""
+def _around(maps: Tensor) -> Tensor:
+    """Replace each token's eigenvectors (eigenvectors, height, width), normalized per token, by its neighbors' mean."""
     return torch.cat([maps[:1], surroundings(normalize(maps[1:], dim=0))])
 
 
-def _at(labels: Int[Tensor, "height width"], rows: int, columns: int) -> Int[Tensor, "rows columns"]:
-    """Return the labels at the centers of the tokens of a coarser grid."""
+def _at(labels: Tensor, rows: int, columns: int) -> Tensor:
+    """Return the labels (height, width) at the centers of the tokens of a coarser grid."""
     height, width = labels.shape
     row = ((torch.arange(rows, dtype=torch.float32) + 0.5) * height / rows).long()
     column = ((torch.arange(columns, dtype=torch.float32) + 0.5) * width / columns).long()
