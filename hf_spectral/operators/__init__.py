@@ -1,4 +1,4 @@
-"""Symmetric linear maps on the nodes of a graph: leaves that hold an affinity, and wrappers that combine them.
+"""Symmetric linear maps on the nodes of a graph: operators that store an affinity, and wrappers that combine them.
 
 Every operator multiplies a block of vectors without forming its matrix; `to_dense` forms it, for tests and for problems
 small enough to profit. An operator is abstract or final: to change one, wrap it.

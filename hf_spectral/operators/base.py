@@ -1,4 +1,4 @@
-"""The interface: a symmetric linear map, known by its products with vectors; sums and multiples of such."""
+"""The interface of a symmetric linear map, defined by its products with vectors; weighted sums of such maps."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Degree = Float[Tensor, " nodes"]
 
 
 class AffinityOperator(abc.ABC):
-    """A real symmetric matrix, known by what it does to vectors.
+    """A real symmetric matrix, defined by its products with vectors.
 
     Args:
         num_nodes: Rows (and columns) of the matrix.
-        device: Where the operator lives; vectors have to live there too.
+        device: Device of the operator; vectors must be on the same device.
     """
 
     def __init__(self, num_nodes: int, device: torch.device) -> None:
@@ -64,7 +64,7 @@ class SumOperator(AffinityOperator):
 
     Args:
         terms: The operators, at least one.
-        weights: One factor a term; None means 1 each.
+        weights: One factor per term; None means 1 for each.
     """
 
     def __init__(self, terms: Sequence[AffinityOperator], weights: Sequence[float] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Kernels between tokens, formed a block of rows at a time: softmax attention, the exponential of a cosine."""
+"""Kernels between tokens, computed one block of rows at a time: softmax attention and the exponential of a cosine."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _SPREAD_TOKENS = 256
 
 
 class KernelOperator(AffinityOperator):
-    """The symmetric part (K + K^T) / 2 of a kernel whose rows are formed on demand and never held all at once.
+    """The symmetric part (K + K^T) / 2 of a kernel whose rows are computed on demand and never stored all at once.
 
     K need not be symmetric itself: softmax attention is not, and a symmetric kernel is given by its upper triangle.
 
     Args:
         num_nodes: Number of nodes.
-        device: Where it lies.
-        num_parts: Kernels that are formed to make one, such as those of all heads.
+        device: Device of the operator.
+        num_parts: Number of kernels averaged into one, e.g. the number of heads; sets the memory of a block.
     """
 
     def __init__(self, num_nodes: int, device: torch.device, num_parts: int = 1) -> None:
@@ -43,7 +43,7 @@ class KernelOperator(AffinityOperator):
 
         Args:
             block: The rows wanted, with start and stop given.
-            out: Where to write them.
+            out: Memory that the rows are written to.
         """
 
     def columns(self, block: slice) -> slice:
@@ -53,7 +53,7 @@ class KernelOperator(AffinityOperator):
             block: The rows.
 
         Returns:
-            All columns, unless a leaf knows better.
+            All columns, unless a subclass overrides it.
         """
         return slice(0, self.num_nodes)
 
@@ -68,26 +68,26 @@ class KernelOperator(AffinityOperator):
             yield slice(start, min(start + size, self.num_nodes))
 
     def parts(self, memory: Matrix) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Go through the parts of a matrix where the rows of K lie, a block at a time.
+        """Iterate over a stored K, one block of rows at a time.
 
         Args:
-            memory: A matrix of the size of K.
+            memory: Matrix that holds the rows of K.
 
         Yields:
-            Rows, columns, and the part of the memory that lies in them.
+            Rows, columns, and the entries of the matrix there.
         """
         for block in self.blocks():
             columns = self.columns(block)
             yield block, columns, memory[block, columns]
 
     def sweep(self, memory: Matrix | None = None) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Form K, a block of rows at a time.
+        """Compute K, one block of rows at a time.
 
         Args:
-            memory: Where to leave the rows; None forgets each block after its turn. Zeros of K are not written.
+            memory: Matrix that the rows are written to, without the zeros of K; None stores no rows.
 
         Yields:
-            Rows, columns, and the part of K that lies in them.
+            Rows, columns, and the entries of K there.
         """
         for block in self.blocks():
             columns = self.columns(block)
@@ -157,7 +157,7 @@ class ExponentialOperator(KernelOperator):
         self.right = torch.cat([left, last] if right is None else [right, left, last], dim=1)
 
     def columns(self, block: slice) -> slice:
-        """Return the columns from the diagonal on: the other half is the same by symmetry."""
+        """Return the columns from the diagonal on; the other half follows by symmetry."""
         return slice(block.start, self.num_nodes)
 
     def fill(self, block: slice, out: Float[Tensor, "block columns"]) -> None:
@@ -167,12 +167,12 @@ class ExponentialOperator(KernelOperator):
 
 
 def symmetric_product(parts: Iterable[tuple[slice, slice, Tensor]], vectors: Vectors) -> Vectors:
-    """Multiply the symmetric part (K + K^T) / 2 with vectors, each part of K looked at once.
+    """Multiply the symmetric part (K + K^T) / 2 with vectors, reading each part of K once.
 
-    From the left, which for few vectors is up to three times as fast.
+    Vectors are multiplied from the left, which is up to three times as fast for few vectors.
 
     Args:
-        parts: Rows, columns, and the part of K that lies in them; K is zero elsewhere.
+        parts: Rows, columns, and the entries of K there; K is zero elsewhere.
         vectors: Columns.
 
     Returns:
@@ -187,7 +187,7 @@ def symmetric_product(parts: Iterable[tuple[slice, slice, Tensor]], vectors: Vec
 
 
 def symmetrize_(matrix: Matrix, block: int = 256) -> Matrix:
-    """Replace a matrix by its symmetric part, in place, a pair of blocks at a time.
+    """Replace a matrix by its symmetric part, in place, one pair of blocks at a time.
 
     Args:
         matrix: Square matrix, overwritten.

@@ -1,4 +1,4 @@
-"""Matrices held in one form or another: whole, sparse, low-rank, identity."""
+"""Operators that store their matrix: dense, sparse, low-rank, and the identity."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from hf_spectral.operators.base import AffinityOperator, Degree, Matrix, Vectors
 
 @final
 class DenseOperator(AffinityOperator):
-    """A matrix held whole.
+    """A dense matrix.
 
     Args:
-        matrix: Symmetric; the caller vouches for it.
+        matrix: Symmetric matrix; symmetry is not checked.
     """
 
     def __init__(self, matrix: Matrix) -> None:
@@ -24,7 +24,7 @@ class DenseOperator(AffinityOperator):
         self.matrix = matrix
 
     def matmul(self, vectors: Vectors) -> Vectors:
-        """Multiply densely, from the left: with few vectors up to twice as fast, and symmetry makes it the same."""
+        """Multiply from the left: equal by symmetry, and up to twice as fast with few vectors."""
         return (vectors.T @ self.matrix).T
 
     def to_dense(self) -> Matrix:
@@ -38,7 +38,7 @@ class IdentityOperator(AffinityOperator):
 
     Args:
         num_nodes: Rows of the matrix.
-        device: Where vectors live.
+        device: Device of the vectors.
     """
 
     def matmul(self, vectors: Vectors) -> Vectors:
@@ -67,7 +67,7 @@ class SparseOperator(AffinityOperator):
         return torch.sparse.mm(self.matrix, vectors)
 
     def to_dense(self) -> Matrix:
-        """Fill in the zeros."""
+        """Return the matrix with its zeros stored."""
         return self.matrix.to_dense()
 
 
@@ -91,7 +91,7 @@ class GramOperator(AffinityOperator):
         return self.factor.shape[1]
 
     def matmul(self, vectors: Vectors) -> Vectors:
-        """Multiply by the thin factor twice."""
+        """Multiply by F^T, by J and by F."""
         projected = self.factor.T @ vectors
         return self.factor @ (projected if self.signs is None else self.signs[:, None] * projected)
 

@@ -22,7 +22,7 @@ def nearest_neighbors(
 ) -> Edges:
     """Find the nearest other tokens of each token by cosine c_ij = a_i . b_j, or (a_i . b_j + b_i . a_j) / 2.
 
-    Which of several equally near tokens is taken is up to `torch.topk`: the same ones on the same machine.
+    Ties are broken by `torch.topk`, in the same way in every run on one machine.
 
     Args:
         left: Unit vectors a.
@@ -31,11 +31,11 @@ def nearest_neighbors(
         threshold: Tokens with cosines at or below it are not neighbors.
         asking: Tokens whose neighbors are sought; None means all.
         images: Image of each token; neighbors are then sought in the token's own image.
-        num_between: Neighbors per token sought beside those, among the other images.
-        block_size: Tokens whose neighbors are sought at once: bounds the memory and changes nothing else.
+        num_between: Further neighbors per token, sought among the other images; used with `images` only.
+        block_size: Tokens per block of the search: bounds the memory, does not change the result.
 
     Returns:
-        Of each pair the position of the first token among those asking, the neighbor, and their cosine.
+        For each pair: position of the first token in `asking`, index of its neighbor, and their cosine.
     """
     num_nodes = left.shape[0]
     asking = torch.arange(num_nodes, device=left.device) if asking is None else asking
@@ -59,11 +59,11 @@ def neighbor_graph(edges: Edges, num_nodes: int) -> Float[Tensor, "nodes nodes"]
     """Return the symmetric sparse graph (N + N^T) / 2 of the directed edges N.
 
     Args:
-        edges: Edges that all tokens asked for.
+        edges: Directed edges, searched for all tokens.
         num_nodes: Number of tokens.
 
     Returns:
-        Sparse matrix: a pair that chose each other keeps its cosine, one that only one side chose half of it.
+        Sparse matrix: the cosine where two tokens are neighbors of each other, half of it where only one is.
     """
     rows, columns, weights = edges
     indices = torch.stack([torch.cat([rows, columns]), torch.cat([columns, rows])])

@@ -1,4 +1,4 @@
-"""Operators made of another one: normalized by its degrees, or seen from a finer grid."""
+"""Operators that wrap another one: normalized by its degrees, or resampled to a finer grid."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hf_spectral.operators.base import AffinityOperator, Degree, Matrix, Vectors
 
 @final
 class NormalizedOperator(AffinityOperator):
-    """The normalized affinity D^-1/2 W D^-1/2; a node without neighbors keeps a row of zeros, not of infinities.
+    """The normalized affinity D^-1/2 W D^-1/2; a node without neighbors has a row of zeros.
 
     Args:
         affinity: W, with entries of at least 0.
@@ -36,7 +36,7 @@ class NormalizedOperator(AffinityOperator):
 
 @final
 class ResampledOperator(AffinityOperator):
-    """P^T S P: an operator on a coarse map, seen from a finer one through area pooling along rows and columns.
+    """P^T S P: an operator on a coarse map, applied to vectors on a finer map through area pooling P.
 
     Args:
         coarse: S, on height x width nodes.
@@ -56,7 +56,7 @@ class ResampledOperator(AffinityOperator):
         self.pool_columns = pool_columns
 
     def matmul(self, vectors: Float[Tensor, "fine vectors"]) -> Float[Tensor, "fine vectors"]:
-        """Pool, multiply on the coarse map, spread back by the transpose."""
+        """Pool to the coarse map, multiply there, and apply the transpose of the pooling."""
         pooled = self._along_axes(vectors, self.pool_rows, self.pool_columns)
         return self._along_axes(self.coarse.matmul(pooled), self.pool_rows.T, self.pool_columns.T)
 

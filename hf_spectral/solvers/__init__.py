@@ -1,4 +1,4 @@
-"""One verb, `solve`, and the solvers that it takes."""
+"""The function `solve` and the solvers that it accepts."""
 
 from hf_spectral.solvers.base import Solver, solve
 from hf_spectral.solvers.dataset_gradient import DatasetGradientSolver

@@ -1,4 +1,4 @@
-"""The one verb: `solve(problem, solver)`. A solver is a frozen object that is its own configuration."""
+"""The function `solve(problem, solver)`. A solver is a frozen dataclass whose fields are its configuration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hf_spectral.torch_state import plain_torch
 
 @dataclasses.dataclass(frozen=True)
 class Solution:
-    """What a solver hands back.
+    """What `Solver.find` returns.
 
     Args:
         values: Rayleigh quotients 1 - lambda, descending.
@@ -33,7 +33,7 @@ class Solution:
 class Solver(abc.ABC):
     """Finds the leading eigenvectors of a joint problem.
 
-    A solver that promises small residuals states the bound as its `tolerance`, which `solve` checks.
+    A solver that guarantees small residuals sets their bound as `tolerance`, and `solve` checks it.
     """
 
     tolerance: float | None = None
@@ -57,10 +57,10 @@ def solve(problem: JointProblem, solver: Solver | None = None, *, require_conver
     """Solve a joint problem for `problem.config.num_eigenvectors` eigenvectors.
 
     Args:
-        problem: What to solve.
-        solver: How; None takes `EigenSolver()`.
-        require_convergence: Raise where a residual exceeds the solver's tolerance; False returns what there is, with
-            its status. A solver without a tolerance is not refused: the status is then `NOT_CHECKED`.
+        problem: The problem to solve.
+        solver: The solver; None takes `EigenSolver()`.
+        require_convergence: Raise if a residual exceeds the solver's tolerance; False returns the result with
+            the status `MAX_STEPS`. Without a tolerance nothing is raised and the status is `NOT_CHECKED`.
 
     Returns:
         Eigenvalues, eigenvectors and residuals, on the CPU. The sign of an eigenvector makes its entry of largest

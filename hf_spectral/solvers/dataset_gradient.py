@@ -1,4 +1,4 @@
-"""The paper's own optimization over a whole dataset, kept as the reference that the streamed basis is compared with."""
+"""The optimization of the paper over a whole dataset, the reference that the streamed basis is compared with."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class DatasetGradientSolver:
         num_inter: Neighbors of a token in other images; `NearestNeighbors.num_neighbors` counts those inside its image.
         learning_rate: Of AdamW.
         average: Decay of the moving average, from 0 (the last tables) to 0.999999. Its start is left out of it.
-        block_size: Tokens whose neighbors are sought at once: bounds the memory, changes nothing else.
+        block_size: Tokens per block of the search: bounds the memory, does not change the result.
         progress: Show a progress bar.
 
     Raises:

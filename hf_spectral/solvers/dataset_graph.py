@@ -1,4 +1,4 @@
-"""The nearest-neighbor graph of a minibatch of images: the edges inside each image, and those between images."""
+"""The nearest-neighbor graph of a minibatch of images, with edges inside each image and between images."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class NeighborSettings:
     """Which pairs of tokens become edges.
 
     Args:
-        pathway: `what` compares values, `where` queries with keys, both ways.
-        neighbors: Neighbors that a token keeps inside its image, and the cosine at or below which there are none.
-        num_inter: Neighbors that it keeps among the other images of the batch.
-        block_size: Tokens whose neighbors are sought at once: bounds the memory, changes nothing else.
+        pathway: `"what"` compares values, `"where"` queries with keys, made symmetric.
+        neighbors: Number of neighbors per token inside its image, and the threshold on their cosine.
+        num_inter: Number of neighbors per token in the other images of the batch.
+        block_size: Tokens per block of the search: bounds the memory, does not change the result.
     """
 
     pathway: Pathway
@@ -40,10 +40,10 @@ class GridGraph:
     """The layers of a batch that share the grids of its images.
 
     Args:
-        affinity: Sum over these layers of the normalized graphs, one node per token of any image.
+        affinity: Sum of the normalized graphs of these layers, one node per token of every image.
         num_layers: Layers in the sum.
-        weight: Of each, relative to a layer of the common grids.
-        pools: Rows and columns of the pooling from the common grid of each image; None where there is nothing to pool.
+        weight: Weight of each layer, relative to a layer on the common grids.
+        pools: Rows and columns of the pooling from the common grid of each image; None where both grids are equal.
     """
 
     affinity: SparseOperator

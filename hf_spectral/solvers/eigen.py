@@ -1,4 +1,4 @@
-"""The exact solver: the leading eigenvectors in a fraction of a second, where gradient descent takes minutes."""
+"""The exact eigensolver, dense for small problems and a Krylov method for larger ones."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _OWN_SHARE = 0.9
 class EigenSolver(Solver):
     """Leading eigenpairs of A x = mu B x, mu = 1 - lambda.
 
-    Small problems go to LAPACK in float64. Larger ones are solved in float32 by a thick-restart block Krylov method,
+    Small problems are solved by LAPACK in float64, larger ones in float32 by a thick-restart block Krylov method,
     `krylov.leading_eigenpairs`. Memory: two blocks of `basis_size` vectors.
 
     Args:
-        tolerance: Bound on the residual ||A x - mu B x|| of unit vectors, checked by `solve` also where the problem was
-            solved densely; mu lies in [-1, 1].
+        tolerance: Bound on the residual ||A x - mu B x|| of unit vectors, checked by `solve`, for dense
+            solutions too; mu lies in [-1, 1].
         max_steps: Rayleigh-Ritz steps at most, two block multiplications each.
         dense_below: Problems of fewer nodes are solved densely.
         basis_size: Vectors of the basis before a restart; None takes 8 for each eigenvector sought.

@@ -1,4 +1,4 @@
-"""The paper's own optimization, kept as the reference that the exact solver is compared with."""
+"""The optimization of the paper, the reference that the exact solver is compared with."""
 
 from __future__ import annotations
 
