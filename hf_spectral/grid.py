@@ -77,7 +77,7 @@ class TokenGrid:
             nodes: One row per node, in raster order.
 
         Returns:
-            One map a channel, contiguous.
+            One map per channel, contiguous.
         """
         return nodes.T.reshape(-1, self.height, self.width).contiguous()
 

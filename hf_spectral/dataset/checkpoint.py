@@ -49,7 +49,7 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """One file a pass and process, in one folder.
+    """One file per pass and process, in one folder.
 
     Args:
         folder: Where.
