@@ -64,7 +64,7 @@ def serving(command, folder, port):
 def demo(folder, *words):
     """Run `hf-spectral demo`."""
     port = free_port()
-    command = ["-m", "hf_spectral.cli", "demo", "--port", str(port), *words]
+    command = ["-m", "hf_spectral", "demo", "--port", str(port), *words]
     with serving(command, folder, port) as server:
         yield server
 

@@ -444,7 +444,7 @@ def test_a_closed_pipe_ends_the_command_without_a_traceback(backbone, words):
     os.close(reading)
     words = [backbone if word == "MODEL" else word for word in words]
     ran = subprocess.run(
-        [sys.executable, "-m", "hf_spectral.cli", *words],
+        [sys.executable, "-m", "hf_spectral", *words],
         stdout=writing, stderr=subprocess.PIPE, text=True, timeout=300, check=False,
     )  # fmt: skip
     os.close(writing)
@@ -452,11 +452,10 @@ def test_a_closed_pipe_ends_the_command_without_a_traceback(backbone, words):
     assert ran.stderr == ""
 
 
-@pytest.mark.parametrize("module", ["hf_spectral", "hf_spectral.cli"])
-def test_the_module_runs_as_accelerate_launch_runs_it(monkeypatch, capsys, module):
+def test_the_package_runs_as_accelerate_launch_runs_it(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["hf-spectral", "--version"])
     with pytest.raises(SystemExit) as stopped:
-        runpy.run_module(module, run_name="__main__")
+        runpy.run_module("hf_spectral", run_name="__main__")
     assert stopped.value.code == 0
     assert capsys.readouterr().out.startswith("hf-spectral ")
 

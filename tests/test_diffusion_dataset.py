@@ -160,7 +160,7 @@ def test_two_processes_find_what_one_finds(folder, tmp_path):
     assert main([*words, "--output", str(tmp_path / "one")]) == 0
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     ran = subprocess.run(
-        [*launch, "-m", "hf_spectral.cli", *words, "--output", str(tmp_path / "two")],
+        [*launch, "-m", "hf_spectral", *words, "--output", str(tmp_path / "two")],
         env={**os.environ, "PYTHONPATH": str(Path(hf_spectral.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -50,7 +50,7 @@ def test_a_space_starts_from_a_clean_clone_and_answers(tmp_path):
 
     hub = local_hub.Hub()
     with local_hub.running(hub) as address:
-        command = [sys.executable, "-m", "hf_spectral.cli", "space", "alice/space"]
+        command = [sys.executable, "-m", "hf_spectral", "space", "alice/space"]
         environment = local_hub.environment_of(address, tmp_path / "home")
         said = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert "/spaces/alice/space/commit/" in said.stdout
