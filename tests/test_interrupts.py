@@ -61,10 +61,10 @@ def state(models):
         config = model.config
         parts.append((name, type(config), getattr(config, "_attn_implementation", None), model.dtype))
         for path, module in model.named_modules():
-            hooks = [len(getattr(module, kind)) for kind in _HOOKS]
+            installed = [len(getattr(module, kind)) for kind in _HOOKS]
             processor, inner = getattr(module, "processor", None), getattr(module, "config", None)
             attention = getattr(inner, "_attn_implementation", None)
-            parts.append((name, path, module.training, hooks, id(processor), type(inner), attention))
+            parts.append((name, path, module.training, installed, id(processor), type(inner), attention))
     thread = (
         getattr(hooks._captured, "models", []),
         getattr(interface._observers, "stack", []),
