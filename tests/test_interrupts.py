@@ -12,7 +12,7 @@ from PIL import Image
 
 import hf_spectral
 from hf_spectral import SpectralDiffusionPipeline, restoring
-from hf_spectral.capture import interface
+from hf_spectral.capture import hooks, interface
 from tests.tiny_backbones import BACKBONES, Tiny, build_vit_mae
 from tests.tiny_diffusion import host_pipeline
 
