@@ -278,7 +278,13 @@ def test_linear_attention_has_no_where_over_a_dataset_either(table):
 
 def test_a_report_tells_timesteps_apart(sd, table):
     report = layer_report(
-        sd.at([50, 250]), table, pathways=["what"], num_eigenvectors=3, resolution=RESOLUTION, batch_size=3, progress=False
+        sd.at([50, 250]),
+        table,
+        pathways=["what"],
+        num_eigenvectors=3,
+        resolution=RESOLUTION,
+        batch_size=3,
+        progress=False,
     )
     parts = [(row.layer, row.timestep) for row in report.rows]
     assert parts == [(index, step) for step in (50.0, 250.0) for index in range(7)] + [(None, None)]
