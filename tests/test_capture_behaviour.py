@@ -14,7 +14,7 @@ from hf_spectral.capture.base import Recorder
 from hf_spectral.capture.sdpa import AttentionTap
 from hf_spectral.capture.transformers import arrange
 from hf_spectral.errors import SpectralError, UnsupportedBackboneError
-from hf_spectral.families.attention_call import Attention
+from hf_spectral.families.attention_call import AttentionCall
 from hf_spectral.families.transformers import TowerCall
 from hf_spectral.families.transformers.windows import unwindow
 from hf_spectral.records import AttentionRecord, SkippedLayer
@@ -435,7 +435,7 @@ def test_shared_key_heads_are_repeated():
     view = TowerCall(
         DINOV2.model(),
         "encoder.layer.0.attention",
-        Attention(torch.zeros(1, 4, 49, 8), *torch.randn(2, 1, 2, 49, 8).unbind(), 1.0),
+        AttentionCall(torch.zeros(1, 4, 49, 8), *torch.randn(2, 1, 2, 49, 8).unbind(), 1.0),
         {"pixel_values": DINOV2.images(count=1)},
     )
     arranged = arrange(view)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_spectral.errors import SpectralError, UnsupportedBackboneError
-from hf_spectral.families.attention_call import Attention
+from hf_spectral.families.attention_call import AttentionCall
 from hf_spectral.grid import TokenGrid
 from hf_spectral.layer_choice import resolve_layers
 from hf_spectral.records import AttentionRecord, Capture, SkippedLayer
@@ -89,7 +89,7 @@ class Recorder:
         self,
         name: str,
         index: int,
-        attention: Attention,
+        attention: AttentionCall,
         grid: TokenGrid,
         *,
         windowed: bool = False,

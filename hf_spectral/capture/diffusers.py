@@ -27,7 +27,7 @@ from hf_spectral.capture.diffusers_tokens import DenoiserCall, arrange, only_tim
 from hf_spectral.capture.hooks import AttentionHooks, Call, is_compiled
 from hf_spectral.capture.sdpa import AttentionTap
 from hf_spectral.errors import UnsupportedBackboneError
-from hf_spectral.families.attention_call import Attention
+from hf_spectral.families.attention_call import AttentionCall
 from hf_spectral.families.diffusers import DenoiserFamily, family_of
 from hf_spectral.restoring import entered
 
@@ -179,7 +179,7 @@ class _DenoiserHooks(AttentionHooks[_Layer]):
     def _see_rotations(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._image_rotation = self._family.image_rotation(self.model, self.inputs, output)
 
-    def _from_projections(self, call: Call[_Layer]) -> Attention:
+    def _from_projections(self, call: Call[_Layer]) -> AttentionCall:
         attention = attention_from_projections(self._family, call.layer.module, call.projected)
         if attention is None:
             raise _hidden_attention(self.model, call.layer, type(call.layer.module.processor).__name__)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hf_spectral.families.attention_call import Attention
+from hf_spectral.families.attention_call import AttentionCall
 from hf_spectral.families.diffusers import DenoiserFamily
 
 PROJECTIONS = ("to_q", "to_k", "to_v")
@@ -20,7 +20,7 @@ OBSERVED = (*PROJECTIONS, _FUSED, *_NORMS)
 
 def attention_from_projections(
     family: DenoiserFamily, module: Any, projected: Mapping[str, Tensor]
-) -> Attention | None:
+) -> AttentionCall | None:
     """Return query, key and value as projected, if that is what the layer compares.
 
     Args:
@@ -39,7 +39,7 @@ def attention_from_projections(
     query, key, value = (_split_heads(latest[name], module.heads) for name in PROJECTIONS)
     if is_linear:
         query, key = query.relu(), key.relu()
-    return Attention(query, key, value, float(module.scale))
+    return AttentionCall(query, key, value, float(module.scale))
 
 
 def projected_values(module: Any, projected: Mapping[str, Tensor]) -> Tensor | None:

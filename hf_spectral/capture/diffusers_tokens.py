@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_spectral.errors import SpectralError
-from hf_spectral.families.attention_call import Attention, LayerSkipped
+from hf_spectral.families.attention_call import AttentionCall, LayerSkipped
 from hf_spectral.families.diffusers import DenoiserFamily
 from hf_spectral.grid import TokenGrid
 
@@ -42,7 +42,7 @@ class DenoiserCall:
     family: DenoiserFamily
     path: str
     module: nn.Module
-    attention: Attention
+    attention: AttentionCall
     inputs: Mapping[str, Any]
     map_size: tuple[int, int] | None
     values: Tensor | None
@@ -50,7 +50,7 @@ class DenoiserCall:
     image_rotation: Tensor | None
 
 
-def arrange(call: DenoiserCall) -> tuple[Attention, TokenGrid, int]:
+def arrange(call: DenoiserCall) -> tuple[AttentionCall, TokenGrid, int]:
     """Return the image tokens of one call in raster order.
 
     Args:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hf_spectral.capture.base import Recorder
 from hf_spectral.errors import STRUCTURE_ERRORS, HFSpectralError, SpectralError, UnsupportedBackboneError
-from hf_spectral.families.attention_call import Attention, LayerSkipped
+from hf_spectral.families.attention_call import AttentionCall, LayerSkipped
 from hf_spectral.restoring import entered, evaluation_mode, lock, undoing
 
 _captured = threading.local()
@@ -52,7 +52,7 @@ class Call(Generic[AnyLayer]):
     layer: AnyLayer
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    attended: Attention | None = None
+    attended: AttentionCall | None = None
     projected: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
@@ -130,7 +130,7 @@ class AttentionHooks(abc.ABC, Generic[AnyLayer]):
                     handles.append(install())
             yield
 
-    def see_attention(self, attention: Attention, module: nn.Module | None = None) -> None:
+    def see_attention(self, attention: AttentionCall, module: nn.Module | None = None) -> None:
         """Note the first attention of the layer that runs; further ones (image prompts) are no self-attention.
 
         Args:

@@ -15,10 +15,10 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hf_spectral.errors import UnsupportedBackboneError
-from hf_spectral.families.attention_call import Attention
+from hf_spectral.families.attention_call import AttentionCall
 from hf_spectral.restoring import switched, undoing
 
-Observer = Callable[[nn.Module, Attention], None]
+Observer = Callable[[nn.Module, AttentionCall], None]
 
 # One name an implementation, because masks differ: sdpa wants a boolean mask or none, eager an additive one. Without a
 # mask function of the same name transformers drops the mask silently.
@@ -107,7 +107,9 @@ def _delegate(implementation: str) -> Callable[..., tuple[Tensor, Tensor | None]
     ) -> tuple[Tensor, Tensor | None]:
         scale = kwargs.get("scaling")
         for observe in _current_observers():
-            observe(module, Attention(query, key, value, query.shape[-1] ** -0.5 if scale is None else float(scale)))
+            observe(
+                module, AttentionCall(query, key, value, query.shape[-1] ** -0.5 if scale is None else float(scale))
+            )
         function = (
             _eager_function(type(module).forward)
             if implementation == "eager"

@@ -8,7 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from hf_spectral.families.attention_call import Attention
+from hf_spectral.families.attention_call import AttentionCall
 
 
 class AttentionTap(TorchFunctionMode):
@@ -20,7 +20,7 @@ class AttentionTap(TorchFunctionMode):
         observe: Receives query, key, value and scale of each call, before it runs.
     """
 
-    def __init__(self, observe: Callable[[Attention], None]) -> None:
+    def __init__(self, observe: Callable[[AttentionCall], None]) -> None:
         super().__init__()
         self._observe = observe
 
@@ -44,5 +44,5 @@ class AttentionTap(TorchFunctionMode):
             scale = named.get("scale")
             if scale is None:
                 scale = named["query"].shape[-1] ** -0.5
-            self._observe(Attention(named["query"], named["key"], named["value"], float(scale)))
+            self._observe(AttentionCall(named["query"], named["key"], named["value"], float(scale)))
         return func(*args, **kwargs)

@@ -21,7 +21,7 @@ from hf_spectral.capture.hooks import AttentionHooks, Call, is_compiled
 from hf_spectral.capture.sdpa import AttentionTap
 from hf_spectral.capture.towers import AttentionLayer, attention_layers, interface_configs, vision_tower
 from hf_spectral.errors import UnsupportedBackboneError
-from hf_spectral.families.attention_call import Attention, LayerSkipped
+from hf_spectral.families.attention_call import AttentionCall, LayerSkipped
 from hf_spectral.families.transformers import Arranged, TowerCall, family_of
 from hf_spectral.restoring import entered
 
@@ -137,7 +137,7 @@ class _TowerHooks(AttentionHooks[AttentionLayer]):
         arranged = arrange(TowerCall(self.model, layer.path, attention, self.inputs))
         return {"attention": arranged.attention, "grid": arranged.grid, "windowed": arranged.windowed}
 
-    def see_interface(self, module: nn.Module, attention: Attention) -> None:
+    def see_interface(self, module: nn.Module, attention: AttentionCall) -> None:
         """Note what a module hands to the attention interface.
 
         Args:
@@ -146,7 +146,7 @@ class _TowerHooks(AttentionHooks[AttentionLayer]):
         """
         self.see_attention(attention, module)
 
-    def _from_projections(self, call: Call[AttentionLayer]) -> Attention:
+    def _from_projections(self, call: Call[AttentionLayer]) -> AttentionCall:
         """Return what the projections gave, split into heads.
 
         Raises:
@@ -166,4 +166,4 @@ class _TowerHooks(AttentionHooks[AttentionLayer]):
             for tensor in tensors
         )
         scale = next((getattr(module, name) for name in ("scaling", "scale") if hasattr(module, name)), None)
-        return Attention(query, key, value, scale if isinstance(scale, float) else query.shape[-1] ** -0.5)
+        return AttentionCall(query, key, value, scale if isinstance(scale, float) else query.shape[-1] ** -0.5)

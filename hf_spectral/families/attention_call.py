@@ -16,7 +16,7 @@ class LayerSkipped(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class Attention:
+class AttentionCall:
     """Query, key and value of one attention call.
 
     Args:
@@ -31,7 +31,7 @@ class Attention:
     value: Tensor
     scale: float
 
-    def apply(self, transform: Callable[[Tensor], Tensor]) -> Attention:
+    def apply(self, transform: Callable[[Tensor], Tensor]) -> AttentionCall:
         """Return the attention with query, key and value transformed alike.
 
         Args:
@@ -40,9 +40,9 @@ class Attention:
         Returns:
             A new attention with the same scale.
         """
-        return Attention(transform(self.query), transform(self.key), transform(self.value), self.scale)
+        return AttentionCall(transform(self.query), transform(self.key), transform(self.value), self.scale)
 
-    def with_all_heads(self) -> Attention:
+    def with_all_heads(self) -> AttentionCall:
         """Return the attention with keys and values repeated that several query heads share (grouped queries)."""
         groups = self.query.shape[1] // self.key.shape[1]
         if groups == 1:
@@ -50,7 +50,7 @@ class Attention:
         key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (self.key, self.value))
         return dataclasses.replace(self, key=key, value=value)
 
-    def on_grid(self, grid: TokenGrid) -> Attention:
+    def on_grid(self, grid: TokenGrid) -> AttentionCall:
         """Return the patches among the tokens: those after the prefix.
 
         Args:

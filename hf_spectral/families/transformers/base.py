@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hf_spectral.errors import UnsupportedBackboneError
-from hf_spectral.families.attention_call import Attention, LayerSkipped
+from hf_spectral.families.attention_call import AttentionCall, LayerSkipped
 from hf_spectral.families.sizes import InputGeometry
 from hf_spectral.grid import TokenGrid, as_pair
 
@@ -34,7 +34,7 @@ class TowerCall:
 
     tower: nn.Module
     path: str
-    attention: Attention
+    attention: AttentionCall
     inputs: Mapping[str, Any]
 
     @property
@@ -85,7 +85,7 @@ class Arranged:
         windowed: True if the layer compares tokens within windows only.
     """
 
-    attention: Attention
+    attention: AttentionCall
     grid: TokenGrid
     windowed: bool = False
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.nn.functional import normalize
 
-from hf_spectral.families.attention_call import Attention, LayerSkipped
+from hf_spectral.families.attention_call import AttentionCall, LayerSkipped
 from hf_spectral.families.transformers.base import Arranged, TowerCall, VisionFamily
 from hf_spectral.families.transformers.windows import unwindow
 from hf_spectral.grid import TokenGrid
@@ -48,7 +48,7 @@ class SwinV2(VisionFamily):
         scale = layer.logit_scale.detach().clamp(max=math.log(100.0)).exp()
         query, key = (normalize(tokens, dim=-1) for tokens in (call.attention.query, call.attention.key))
         return SWIN.arrange(
-            dataclasses.replace(call, attention=Attention(query * scale, key, call.attention.value, 1.0))
+            dataclasses.replace(call, attention=AttentionCall(query * scale, key, call.attention.value, 1.0))
         )
 
 
