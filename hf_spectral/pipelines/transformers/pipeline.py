@@ -260,7 +260,7 @@ class SpectralPathwaysPipeline(Pipeline):
         walk: float | None = None,
         **settings: Any,
     ) -> dict[str, Any]:
-        """Run the backbone once a group of equal sizes, and solve one problem an image and pathway, or project."""
+        """Run the backbone once per group of equal sizes; solve one problem per image and pathway, or project."""
         # A batch arrives as lists, a single picture does not.
         batch: list[Mapping[str, Any]] = [model_inputs]
         if isinstance(model_inputs["inputs"], list):
