@@ -1,9 +1,9 @@
 """Where the image tokens of a denoiser's attention layer are: their map, and their place among the text tokens.
 
-Each family states the place, which is verified in every forward pass. In a double-stream block the
-projection of values sees image tokens only, and values are neither normalized nor rotated: the rows that the rule picks
-must equal what the projection gave. Where a layer rotates queries and keys, the rotations of the rows that the rule
-picks must be those of the image's positions.
+Each family states the place, which is verified in every forward pass. In a double-stream block the projection of values
+sees image tokens only, and values are neither normalized nor rotated: the rows at the stated place must equal what the
+projection gave. Where a layer rotates queries and keys, the rotations of these rows must be those of the image's
+positions.
 """
 
 from __future__ import annotations

@@ -56,10 +56,10 @@ class UNet(DenoiserFamily):
     def empty_prompt(self, config: Any) -> tuple[int, int, int | None]:
         """Return the 77 tokens of CLIP."""
         width = config.cross_attention_dim
-        tokens, width = 77, int(width if isinstance(width, int) else width[0])
-        if not _is_xl(config):
-            return tokens, width, None
-        return tokens, width, config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        pooled = None
+        if _is_xl(config):
+            pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        return 77, int(width if isinstance(width, int) else width[0]), pooled
 
     def arguments(self, denoiser: Any, noised: Noised) -> dict[str, Any]:
         """Add the original size, the crop's corner and the target size for XL."""
