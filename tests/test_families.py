@@ -8,6 +8,7 @@ import pytest
 import hf_spectral
 from hf_spectral.errors import UnsupportedBackboneError
 from hf_spectral.families import diffusers, transformers
+from tests import make_tables
 from tests.tiny_backbones import BACKBONES
 from tests.tiny_denoisers import DENOISERS
 
@@ -42,3 +43,10 @@ def test_a_derived_class_is_of_its_parents_family():
     assert diffusers.family_of(Mine) is diffusers.FAMILIES["FluxTransformer2DModel"]
     with pytest.raises(UnsupportedBackboneError, match="expected a denoiser, one of .*, got dict"):
         diffusers.family_of(dict)
+
+
+def test_the_tables_of_backbones_are_those_of_the_registries():
+    written, readme = (path.read_text(encoding="utf-8") for path in (make_tables.PAGE, make_tables.README))
+    assert written == make_tables.page(), "write it anew: python -m tests.make_tables"
+    assert readme == make_tables.readme(readme), "write it anew: python -m tests.make_tables"
+    assert [name for name in NAMES if f"`{name}`" not in written] == []

@@ -13,6 +13,7 @@ class DiT(DenoiserFamily):
     """`DiTTransformer2DModel`."""
 
     class_name = "DiTTransformer2DModel"
+    example = "facebook/DiT-XL-2-256"
     is_square = True
 
     def arguments(self, denoiser: Any, noised: Noised) -> dict[str, Any]:

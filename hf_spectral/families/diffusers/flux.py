@@ -18,6 +18,7 @@ class Flux(DenoiserFamily):
     """`FluxTransformer2DModel`."""
 
     class_name = "FluxTransformer2DModel"
+    example = "black-forest-labs/FLUX.1-dev"
     is_flow = True
     text = "first"
     rotates = True

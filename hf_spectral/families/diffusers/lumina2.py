@@ -15,6 +15,7 @@ class Lumina2(DenoiserFamily):
     """`Lumina2Transformer2DModel`; it counts time from noise to data."""
 
     class_name = "Lumina2Transformer2DModel"
+    example = "Alpha-VLLM/Lumina-Image-2.0"
     is_flow = True
     text = "first"
     text_only = "context_refiner."

@@ -13,6 +13,7 @@ class PixArt(DenoiserFamily):
     """`PixArtTransformer2DModel`; the alpha checkpoints are also given size and aspect ratio."""
 
     class_name = "PixArtTransformer2DModel"
+    example = "PixArt-alpha/PixArt-XL-2-512x512"
     max_prompt_tokens = 300
 
     def prompt_host(self, denoiser: Any) -> tuple[str | None, dict[str, Any]]:

@@ -13,6 +13,7 @@ class Sana(DenoiserFamily):
     """`SanaTransformer2DModel`."""
 
     class_name = "SanaTransformer2DModel"
+    example = "Efficient-Large-Model/Sana_600M_512px_diffusers"
     is_flow = True
     where_refused = "it attends linearly, without a softmax over query-key pairs that could be read as an affinity"
     max_prompt_tokens = 300

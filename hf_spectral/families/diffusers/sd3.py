@@ -13,6 +13,7 @@ class StableDiffusion3(DenoiserFamily):
     """`SD3Transformer2DModel`; the second attention of the 3.5 blocks sees the image alone."""
 
     class_name = "SD3Transformer2DModel"
+    example = "stabilityai/stable-diffusion-3.5-medium"
     is_flow = True
     text = "last"
     max_prompt_tokens = 256

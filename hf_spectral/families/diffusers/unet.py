@@ -22,6 +22,7 @@ class UNet(DenoiserFamily):
     """`UNet2DConditionModel`; the configuration tells XL, which is also given a pooled prompt and sizes."""
 
     class_name = "UNet2DConditionModel"
+    example = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
     def refusal(self, config: Any) -> str | None:
         """Refuse UNets with a class, an image or other embeddings beside the prompt."""

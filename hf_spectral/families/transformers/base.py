@@ -102,6 +102,8 @@ class VisionFamily:
         interpolates: False if the host does not fit its positions even where its forward has an argument for it.
         has_fused_projection: True if one projection gives (3, heads, head_dim), in this order.
         refusal: Why no record can hold its attention, or None if one can.
+        example: A published checkpoint, for the table of backbones; "" if none is known.
+        tested_on: What the tests run it with, for the same table.
     """
 
     model_types: tuple[str, ...]
@@ -111,6 +113,8 @@ class VisionFamily:
     interpolates: bool = True
     has_fused_projection: bool = False
     refusal: str | None = None
+    example: str = ""
+    tested_on: str = "random weights"
     inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)  # What the forward may ask for.
 
     def arrange(self, call: TowerCall) -> Arranged:

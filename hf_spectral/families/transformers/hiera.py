@@ -51,4 +51,4 @@ def _unrolled_order(height: int, width: int, schedule: list[tuple[int, int]]) ->
     return order.reshape(-1)
 
 
-HIERA = Hiera(("hiera",))
+HIERA = Hiera(("hiera",), example="facebook/hiera-tiny-224-hf")

@@ -2,4 +2,6 @@
 
 from hf_spectral.families.transformers.base import VisionFamily
 
-PIXIO = VisionFamily(("pixio",), num_prefix=lambda config: config.n_cls_tokens, reads_any_size=True)
+PIXIO = VisionFamily(
+    ("pixio",), num_prefix=lambda config: config.n_cls_tokens, reads_any_size=True, example="facebook/pixio-huge"
+)

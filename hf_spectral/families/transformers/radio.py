@@ -2,4 +2,4 @@
 
 from hf_spectral.families.transformers.base import VisionFamily
 
-RADIO = VisionFamily(("radio",), num_prefix=lambda config: config.num_summary_tokens)
+RADIO = VisionFamily(("radio",), num_prefix=lambda config: config.num_summary_tokens, example="nvidia/C-RADIOv4-H")

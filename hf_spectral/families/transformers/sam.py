@@ -29,4 +29,4 @@ class Sam(VisionFamily):
         return Arranged(attention, grid, windowed=window < max(height, width))
 
 
-SAM = Sam(("sam_vision_model",))
+SAM = Sam(("sam_vision_model",), example="facebook/sam-vit-base")

@@ -48,5 +48,5 @@ class NaFlex(VisionFamily):
         return Arranged(call.attention.apply(lambda tokens: tokens[..., : grid.num_nodes, :]), grid)
 
 
-SIGLIP = VisionFamily(("siglip_vision_model",))
-SIGLIP2 = NaFlex(("siglip2_vision_model",))
+SIGLIP = VisionFamily(("siglip_vision_model",), example="google/siglip-base-patch16-224")
+SIGLIP2 = NaFlex(("siglip2_vision_model",), example="google/siglip2-base-patch16-naflex")

@@ -52,5 +52,5 @@ class SwinV2(VisionFamily):
         )
 
 
-SWIN = Swin(("swin", "donut-swin"))
-SWIN_V2 = SwinV2(("swinv2",))
+SWIN = Swin(("swin", "donut-swin"), example="microsoft/swin-tiny-patch4-window7-224")
+SWIN_V2 = SwinV2(("swinv2",), example="microsoft/swinv2-tiny-patch4-window8-256")

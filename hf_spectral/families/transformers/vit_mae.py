@@ -79,4 +79,4 @@ def _ordered_noise(thread: int) -> Any:
     return order
 
 
-VIT_MAE = MaskedAutoencoder(("vit_mae",), num_prefix=1)
+VIT_MAE = MaskedAutoencoder(("vit_mae",), num_prefix=1, example="facebook/vit-mae-base")

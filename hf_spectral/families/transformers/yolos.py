@@ -2,4 +2,6 @@
 
 from hf_spectral.families.transformers.base import VisionFamily
 
-YOLOS = VisionFamily(("yolos",), num_prefix=1, num_suffix=lambda config: config.num_detection_tokens)
+YOLOS = VisionFamily(
+    ("yolos",), num_prefix=1, num_suffix=lambda config: config.num_detection_tokens, example="hustvl/yolos-tiny"
+)
