@@ -14,7 +14,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-from tests import local_hub
+from tests.hub import local_hub
 
 OUTPUT = Path(__file__).parent.parent / "model_cards"
 _LISTENING = socket.create_server(("127.0.0.1", 0))

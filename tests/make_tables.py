@@ -11,8 +11,8 @@ from pathlib import Path
 import hf_spectral
 from hf_spectral.families import diffusers, transformers
 from hf_spectral.families.sizes import InputGeometry
-from tests.tiny_backbones import BACKBONES
-from tests.tiny_denoisers import DENOISERS
+from tests.families.tiny_backbones import BACKBONES
+from tests.families.tiny_denoisers import DENOISERS
 
 ROOT = Path(hf_spectral.__file__).parent.parent
 PAGE, README = ROOT / "docs" / "backbones.md", ROOT / "README.md"

@@ -9,8 +9,7 @@ from hf_spectral.atomic import replacing, require_writable, save_picture
 from hf_spectral.basis import as_basis
 from hf_spectral.report import LayerReport
 from hf_spectral.report.table import ReportRow
-from tests.test_basis import EQUAL, dataset, fitted
-from tests.test_pipeline import photo
+from tests.synthetic import EQUAL, dataset, fitted, photo
 
 
 def test_a_file_is_replaced_once_it_is_whole(tmp_path):

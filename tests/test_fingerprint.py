@@ -15,11 +15,10 @@ from torch import nn
 import hf_spectral
 from hf_spectral import SpectralBasis, SpectralError, fingerprint, fit, transform
 from hf_spectral.capture import attention_fingerprint, probing
-from tests.test_pipeline import PROCESSOR, photo
-from tests.tiny_backbones import BACKBONES, build_dinov2
-from tests.tiny_diffusion import PIPELINES, RESOLUTION, host_pipeline
+from tests.families.tiny_backbones import BACKBONES, PROCESSOR, build_dinov2
+from tests.pipelines.tiny_diffusion import PIPELINES, RESOLUTION, host_pipeline
+from tests.synthetic import photo
 
-torch.set_num_threads(1)
 DINOV2 = BACKBONES["dinov2"]
 LAYER = "encoder.layer.1.attention"
 

@@ -13,10 +13,9 @@ from PIL import Image
 import hf_spectral
 from hf_spectral import SpectralDiffusionPipeline, restoring
 from hf_spectral.capture import hooks, interface
-from tests.tiny_backbones import BACKBONES, Tiny, build_vit_mae
-from tests.tiny_diffusion import host_pipeline
+from tests.families.tiny_backbones import BACKBONES, Tiny, build_vit_mae
+from tests.pipelines.tiny_diffusion import host_pipeline
 
-torch.set_num_threads(1)
 NUM_PLACES = 100
 _PACKAGE = Path(hf_spectral.__file__).parent
 _ROOMS = (*(f"{_PACKAGE / room}/" for room in ("capture", "families", "pipelines")), str(_PACKAGE / "restoring.py"))

@@ -62,7 +62,7 @@ def test_command_lines_parse(line):
 def test_contributing_names_what_is_there():
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     paths = set(re.findall(r"(?:hf_spectral|tests|\.ci)/[\w./]*\w", text))
-    assert {"hf_spectral/families/transformers/vit.py", "tests/test_solvers.py", ".ci/run"} <= paths
+    assert {"hf_spectral/families/transformers/vit.py", "tests/solvers/test_solvers.py", ".ci/run"} <= paths
     assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
     for name, path in re.findall(r"`(\w+)` in `([\w/]+\.py)`", text):
         assert re.search(rf"\b{name}\b", (ROOT / path).read_text(encoding="utf-8"))

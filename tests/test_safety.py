@@ -29,9 +29,8 @@ from hf_spectral import (
 )
 from hf_spectral.pipelines.images import read_image
 from hf_spectral.result import SolveStatus
-from tests.test_basis import EQUAL, dataset, fitted
-from tests.test_pipeline import PROCESSOR, photo
-from tests.tiny_backbones import BACKBONES
+from tests.families.tiny_backbones import BACKBONES, PROCESSOR
+from tests.synthetic import EQUAL, dataset, fitted, photo
 
 LIMIT_BYTES = 256 << 20
 NAN, INFINITY = math.nan, math.inf

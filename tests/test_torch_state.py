@@ -27,9 +27,8 @@ from hf_spectral.metrics import layout_score, what_score
 from hf_spectral.segmentation import semantic_segmentation
 from hf_spectral.solvers import DatasetGradientSolver
 from hf_spectral.torch_state import plain_torch
-from tests.synthetic import AFFINITIES, random_record
-from tests.test_pipeline import PROCESSOR, photo
-from tests.tiny_backbones import BACKBONES
+from tests.families.tiny_backbones import BACKBONES, PROCESSOR
+from tests.synthetic import AFFINITIES, photo, random_record
 
 
 @contextlib.contextmanager
@@ -82,7 +81,6 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def table():
-    datasets.disable_progress_bars()
     images = [photo(60 + 16 * (seed % 2), 90, seed) for seed in range(4)]
     return datasets.Dataset.from_dict({"image": images}).cast_column("image", datasets.Image())
 

@@ -117,7 +117,7 @@ def scores(pipe: SpectralPathwaysPipeline, options: argparse.Namespace) -> Rows:
 
 def exact(pipe: SpectralPathwaysPipeline, options: argparse.Namespace) -> Rows:
     """The streamed basis of twelve small pictures against the dense eigenvectors of the matrix of all their tokens."""
-    from tests.test_basis import dense_joint, rows_of
+    from tests.dense import dense_joint, rows_of
 
     paths = pictures(options.coco)[:12]
     images = [records_and_tokens(pipe, read_image(path), EXACT_RESOLUTION)[0] for path in paths]

@@ -1,0 +1,582 @@
+"""The true client libraries against the local Hub: run by `test_hub.py`, in a process whose addresses are set first.
+
+Nothing here may reach beyond this machine: an audit hook sees every connection that Python opens.
+"""
+
+import base64
+import contextlib
+import dataclasses
+import doctest
+import getpass
+import io
+import json
+import os
+import re
+import socket
+import sys
+import traceback
+from pathlib import Path
+
+import pytest
+
+HUB = os.environ.get("HF_ENDPOINT", "")
+if not os.environ.get("HF_SPECTRAL_TEST_HUB"):
+    pytest.skip("run by test_hub.py", allow_module_level=True)
+
+STRAYED = []
+
+
+def guard(event, arguments):
+    if event == "socket.connect":
+        address = arguments[1]
+        # A lookup of names is a connection too.
+        if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            STRAYED.append(address)
+            raise AssertionError(f"a connection to {address}")
+    if event == "socket.getaddrinfo" and arguments[0] not in ("127.0.0.1", "localhost", None):
+        STRAYED.append(arguments[0])
+        raise AssertionError(f"a look-up of {arguments[0]}")
+
+
+sys.addaudithook(guard)
+
+import datasets  # noqa: E402
+import httpx  # noqa: E402
+import huggingface_hub  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+
+import hf_spectral  # noqa: E402
+from hf_spectral import SpectralBasis, SpectralError, SpectralResult, push_space, push_to_hub  # noqa: E402
+from hf_spectral.cli import main  # noqa: E402
+from hf_spectral.hub import CardDetails  # noqa: E402
+from hf_spectral.report import LayerReport, ReportRow  # noqa: E402
+from tests.families.tiny_backbones import BACKBONES, PROCESSOR  # noqa: E402
+from tests.synthetic import photo  # noqa: E402
+
+BOB = "hf_bobwrites"
+BACKBONE = "alice/tiny-dinov2"
+ROWS = [ReportRow("what", layer, None, None, "layer", 0.1, 0.2, 0.3, 4, 9) for layer in (0, 1, None)]
+
+
+def ask(method, control, /, **values):
+    return httpx.request(method, f"{HUB}/_control/{control}", json=values or None).json()
+
+
+def on_the_hub(kind, name):
+    found = ask("GET", f"repository/{kind}/{name}")
+    return found and {**found, "files": {path: base64.b64decode(data) for path, data in found["files"].items()}}
+
+
+@pytest.fixture(autouse=True)
+def _stays_at_home():
+    STRAYED.clear()
+    yield
+    ask("POST", "mend")
+    assert STRAYED == []
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch):
+    """Let retries of the clients follow each other at once."""
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    datasets.config.USE_PARQUET_EXPORT = False  # Else it asks a server beside the Hub.
+    huggingface_hub.utils.disable_progress_bars()
+    BACKBONES["dinov2"].model().push_to_hub(BACKBONE)
+    PROCESSOR.push_to_hub(BACKBONE)
+    return hf_spectral.pipeline(BACKBONE)
+
+
+@pytest.fixture(scope="module")
+def table():
+    images = [photo(60 + 16 * (seed % 2), 90, seed) for seed in range(4)]
+    return datasets.Dataset.from_dict({"image": images}).cast_column("image", datasets.Image())
+
+
+@pytest.fixture(scope="module")
+def basis(pipe, table):
+    return hf_spectral.fit(pipe, table, num_eigenvectors=4, progress=False)
+
+
+@pytest.fixture(scope="module")
+def rows(pipe, table, basis):
+    return hf_spectral.transform(pipe, table, basis, num_segments=3, progress=False)
+
+
+@pytest.fixture(scope="module")
+def details(pipe, basis):
+    result = pipe(photo(), basis=basis, num_segments=None)["result"]
+    return CardDetails(
+        "Four pictures of noise.", "alice/noise", None, "cc-by-4.0", LayerReport(tuple(ROWS)), [(photo(), result)]
+    )
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("app")
+    (folder / "app.py").write_text("print('hello')\n")
+    (folder / "README.md").write_text("---\nsdk: gradio\napp_file: app.py\n---\n")
+    (folder / "requirements.txt").write_text("gradio>=6\n")
+    (folder / "space.json").write_text('{"basis": null, "title": "x"}')
+    (folder / "examples").mkdir()
+    (folder / "examples" / "a.png").write_bytes(b"\x89PNG")
+    for name in (".env", "__pycache__/app.pyc", ".gradio/cache.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("private")
+    return folder
+
+
+def python_block(card):
+    return re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
+
+
+def run_block(card):
+    scope = {}
+    exec(compile(python_block(card), "README.md", "exec"), scope)
+    return scope
+
+
+def same_basis(one, other):
+    assert one.config == other.config
+    assert torch.equal(one.eigenvalues, other.eigenvalues)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(one.projections, other.projections, strict=True))
+
+
+def same_rows(found, rows):
+    assert found.features == rows.features
+    encoded = [
+        one.cast_column("image", datasets.Image(decode=False)).cast_column("segmentation", datasets.Image(decode=False))
+        for one in (found, rows)
+    ]
+    for mine, theirs in zip(*encoded, strict=True):
+        assert mine["eigenvectors"] == theirs["eigenvectors"]
+        assert mine["image"]["bytes"] == theirs["image"]["bytes"]
+        assert mine["segmentation"]["bytes"] == theirs["segmentation"]["bytes"]
+
+
+# ------------------------------------------------------------------------------------------------- there and back
+
+
+def test_a_basis_goes_and_comes_back_byte_by_byte(pipe, basis, details, tmp_path, monkeypatch):
+    info = push_to_hub(basis, "alice/basis", details=details)
+    assert info.commit_url.startswith(HUB)
+    there = on_the_hub("model", "alice/basis")
+    folder = basis.save_pretrained(tmp_path / "basis")
+    for name in ("config.json", "basis.safetensors"):
+        assert there["files"][name] == (folder / name).read_bytes()
+    pictures = {"images/eigenvectors.png", "images/layers.png"}
+    assert set(there["files"]) == {".gitattributes", "README.md", "config.json", "basis.safetensors"} | pictures
+    assert there["titles"] == ["initial commit", "Push a SpectralBasis by hf-spectral"]
+    same_basis(SpectralBasis.from_pretrained("alice/basis"), basis)
+    same_basis(SpectralBasis.from_pretrained("alice/basis", revision=info.oid, cache_dir=tmp_path / "cache"), basis)
+    before = len(ask("GET", "requests"))
+    same_basis(SpectralBasis.from_pretrained("alice/basis", local_files_only=True), basis)
+    assert len(ask("GET", "requests")) == before
+    with pytest.raises(SpectralError, match="an answer from the Hub, or a copy in the cache, got neither"):
+        SpectralBasis.from_pretrained("alice/basis", local_files_only=True, cache_dir=tmp_path / "empty")
+
+
+def test_the_card_of_a_basis_says_how_to_load_it_and_its_code_runs(pipe, basis, details, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    photo().save("photo.jpg")
+    push_to_hub(basis, "alice/basis", details=details)
+    card = huggingface_hub.ModelCard.load("alice/basis")
+    metadata = card.data.to_dict()
+    assert metadata["library_name"] == "hf-spectral"
+    assert metadata["pipeline_tag"] == "image-feature-extraction"
+    assert metadata["base_model"] == BACKBONE
+    assert metadata["datasets"] == ["alice/noise"]
+    assert metadata["license"] == "cc-by-4.0"
+    assert "what-pathway" in metadata["tags"]
+    assert basis.backbone["revision"] == on_the_hub("model", BACKBONE)["refs"]["main"]
+    assert len(python_block(card.text).splitlines()) == 3
+    out = run_block(card.text)["out"]
+    expected = pipe(photo(), basis=basis)
+    assert out["eigenvectors"].shape == expected["eigenvectors"].shape
+    assert torch.equal(out["eigenvalues"], basis.eigenvalues)
+    for said in (basis.backbone["revision"], "| what | all | 0.100 | 0.200 |", "images/layers.png", "Four pictures"):
+        assert said in card.text
+    settings = json.loads(re.search(r"```json\n(.*?)```", card.text, re.DOTALL)[1])
+    assert hf_spectral.SpectralConfig.from_dict(settings["config"]) == basis.config
+
+
+def test_the_pipeline_of_transformers_takes_a_basis_of_the_hub(basis):
+    basis.push_to_hub("alice/basis")
+    pipe = transformers.pipeline("spectral-pathways", model=BACKBONE, basis="alice/basis")
+    assert torch.equal(pipe(photo())["eigenvalues"], basis.eigenvalues)
+
+
+def test_rows_go_and_come_back_also_as_a_stream(basis, rows, table, pipe):
+    push_to_hub(rows, "alice/rows", basis=basis, details=CardDetails(license="mit"))
+    same_rows(datasets.load_dataset("alice/rows", "tiny-dinov2-what", split="train"), rows)
+    stream = datasets.load_dataset("alice/rows", "tiny-dinov2-what", split="train", streaming=True)
+    for mine, theirs in zip(stream, rows, strict=True):
+        assert mine["eigenvectors"] == theirs["eigenvectors"]
+        assert mine["segmentation"].tobytes() == theirs["segmentation"].tobytes()
+    assert len(datasets.load_dataset("alice/rows")["train"]) == len(rows)
+
+
+def test_configurations_of_other_pathways_stand_beside_each_other(basis, rows, table, pipe):
+    push_to_hub(rows, "alice/rows", basis=basis, details=CardDetails(license="mit"))
+    where = hf_spectral.fit(pipe, table, pathway="where", num_eigenvectors=3, progress=False)
+    others = hf_spectral.transform(pipe, table, where, progress=False)
+    push_to_hub(others, "alice/rows", basis=where)
+    push_to_hub(others, "alice/rows", basis=where)
+    card = huggingface_hub.DatasetCard.load("alice/rows")
+    names = ["tiny-dinov2-what", "tiny-dinov2-where"]
+    assert [one["config_name"] for one in card.data.configs] == names
+    assert [one["config_name"] for one in card.data.dataset_info] == names
+    assert {"hf-spectral", "interpretability"} <= set(card.data.tags)
+    assert card.data.license == "mit"
+    assert re.findall(r"^## (tiny.*)$", card.text, re.MULTILINE) == names
+    files = on_the_hub("dataset", "alice/rows")["files"]
+    assert all(f"images/{name}-eigenvectors.png" in files for name in names)
+    assert datasets.get_dataset_config_names("alice/rows") == names
+    same_rows(datasets.load_dataset("alice/rows", names[0], split="train"), rows)
+    assert run_block(card.text)["row"]["shape"] == rows[0]["shape"]
+
+
+def test_names_of_files_that_were_left_out_stay_at_home(basis):
+    left_out = dataclasses.replace(basis, skipped=("diary-3.png: a file that is not a picture",))
+    push_to_hub(left_out, "alice/left-out")
+    files = on_the_hub("model", "alice/left-out")["files"]
+    assert not any(b"diary" in content for content in files.values())
+    assert "| left out | 1 that could not be read |" in files["README.md"].decode()
+    assert SpectralBasis.from_pretrained("alice/left-out").skipped == ()
+    assert len(left_out.skipped) == 1
+
+
+def test_a_result_goes_and_comes_back_byte_by_byte(pipe, tmp_path):
+    result = pipe(photo(), num_eigenvectors=5)["result"]
+    result.push_to_hub("alice/result")
+    there = on_the_hub("model", "alice/result")
+    assert there["files"]["result.safetensors"] == result.save_pretrained(tmp_path / "r.safetensors").read_bytes()
+    assert there["titles"][1:] == ["Push a SpectralResult by hf-spectral"]
+    found = run_block(there["files"]["README.md"].decode())["result"]
+    assert torch.equal(found.eigenvectors, result.eigenvectors)
+    assert SpectralResult.from_pretrained("alice/result").config == result.config
+
+
+def test_a_space_is_the_app_with_its_settings_and_nothing_private(basis, app):
+    basis.push_to_hub("alice/basis")
+    push_space("alice/space", basis="alice/basis", folder=app)
+    there = on_the_hub("space", "alice/space")
+    assert there["sdk"] == "gradio"
+    assert there["titles"] == ["initial commit", "Push the app of hf-spectral"]
+    assert set(there["files"]) == {
+        ".gitattributes", "app.py", "README.md", "requirements.txt", "space.json", "examples/a.png"
+    }  # fmt: skip
+    assert there["files"]["app.py"] == (app / "app.py").read_bytes()
+    assert there["files"]["requirements.txt"] == b"gradio>=6\nhf-spectral[app]\n"
+    assert json.loads(there["files"]["space.json"]) == {"basis": "alice/basis", "title": "x"}
+    push_space("alice/space", folder=app, commit_message="Without a basis")
+    again = on_the_hub("space", "alice/space")
+    assert json.loads(again["files"]["space.json"]) == {"basis": None, "title": "x"}
+    assert again["titles"][2:] == ["Without a basis"]
+
+
+def test_branches_pull_requests_and_private_repositories(basis, rows):
+    info = push_to_hub(basis, "alice/branches", private=True, revision="first")
+    there = on_the_hub("model", "alice/branches")
+    assert there["private"]
+    assert "basis.safetensors" not in there["files"]
+    assert there["refs"]["first"] == info.oid
+    same_basis(SpectralBasis.from_pretrained("alice/branches", revision="first"), basis)
+    with pytest.raises(SpectralError, match="no alice/branches on the Hub, or none that your token may see"):
+        SpectralBasis.from_pretrained("alice/branches", token=False, cache_dir="elsewhere")
+    proposed = push_to_hub(basis, "alice/branches", create_pr=True)
+    assert proposed.pr_revision == "refs/pr/1"
+    same_basis(SpectralBasis.from_pretrained("alice/branches", revision="refs/pr/1"), basis)
+    push_to_hub(rows, "alice/more", basis=basis, revision="second")
+    proposed = push_to_hub(rows, "alice/more", basis=basis, create_pr=True)
+    refs = on_the_hub("dataset", "alice/more")["refs"]
+    assert list(refs) == ["main", "second", "refs/pr/1"]
+    assert refs["refs/pr/1"] == proposed.oid
+    name = "tiny-dinov2-what"
+    same_rows(datasets.load_dataset("alice/more", name, split="train", revision="refs/pr/1"), rows)
+
+
+def test_examples_of_docstrings_run(pipe, table, app, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hf_spectral.hub.space._installed_app", lambda: contextlib.nullcontext(app))
+    (tmp_path / "photos").mkdir()
+    for number, row in enumerate(table):
+        row["image"].save(tmp_path / "photos" / f"{number}.png")
+    scope = {"pipe": pipe.__class__(model=pipe.model, image_processor=pipe.image_processor, num_eigenvectors=4)}
+    for call in (push_to_hub, push_space, CardDetails):
+        examples = doctest.DocTestParser().get_examples(call.__doc__)
+        assert examples
+        for example in examples:
+            exec(example.source.replace('"user/', '"alice/example-'), scope)
+    assert "basis.safetensors" in on_the_hub("model", "alice/example-name")["files"]
+    assert (
+        json.loads(on_the_hub("space", "alice/example-space")["files"]["space.json"])["basis"] == "alice/example-name"
+    )
+
+
+# --------------------------------------------------------------------------------------------- what goes wrong
+
+
+def refusal(call):
+    with pytest.raises(SpectralError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 500
+    # Also what a traceback prints, the errors before it among them.
+    shown = "".join(traceback.format_exception(caught.value))
+    assert re.search("hf_(alice|bob|nobody)", shown) is None
+    return message
+
+
+@pytest.mark.parametrize(
+    ("dropped", "times"),
+    [("_large", 1), ("_large", 1000), ("/commit/", 1)],
+    ids=["a file once", "every file", "the commit"],
+)
+@pytest.mark.parametrize("kind", ["basis", "rows", "space"])
+def test_a_connection_that_drops_in_mid_upload_leaves_nothing_half_done(
+    kind, dropped, times, basis, rows, app, tmp_path
+):
+    name = f"alice/{kind}-{dropped.strip('_/')}-{times}"
+    repository = {"basis": "model", "rows": "dataset", "space": "space"}[kind]
+    call = {
+        "basis": lambda: push_to_hub(basis, name),
+        "rows": lambda: push_to_hub(rows, name, basis=basis),
+        "space": lambda: push_space(name, folder=app),
+    }[kind]
+    ask("POST", "forget")
+    ask("POST", "fault", kind="drop", path=dropped, times=times)
+    if (dropped, times) != ("_large", 1):  # A file that fails once is sent again by the client itself.
+        message = refusal(call)
+        assert "the Hub within reach" in message
+        assert "make the same call again" in message
+        assert set(on_the_hub(repository, name)["files"]) == {".gitattributes"}
+        ask("POST", "mend")
+    call()
+    files = on_the_hub(repository, name)["files"]
+    if kind == "basis":
+        same_basis(SpectralBasis.from_pretrained(name), basis)
+        assert files["basis.safetensors"] == (basis.save_pretrained(tmp_path) / "basis.safetensors").read_bytes()
+    elif kind == "rows":
+        same_rows(datasets.load_dataset(name, "tiny-dinov2-what", split="train"), rows)
+        assert "## tiny-dinov2-what" in files["README.md"].decode()
+    else:
+        assert files["app.py"] == (app / "app.py").read_bytes()
+
+
+def test_rows_without_their_card_get_it_by_the_same_call(basis, rows):
+    push = lambda: push_to_hub(rows, "alice/cardless", basis=basis)  # noqa: E731
+    # The shards' commit passes; everything after it fails.
+    ask("POST", "fault", kind="status", status=500, path="resolve/.*README.md", times=1000)
+    assert "an answer from the Hub" in refusal(push)
+    assert "## tiny" not in on_the_hub("dataset", "alice/cardless")["files"]["README.md"].decode()
+    ask("POST", "mend")
+    push()
+    assert "## tiny-dinov2-what" in on_the_hub("dataset", "alice/cardless")["files"]["README.md"].decode()
+    same_rows(datasets.load_dataset("alice/cardless", split="train"), rows)
+
+
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        (False, "`repo_id`: expected a token that the Hub accepts, got none"),
+        ("hf_nobodysecret", "`repo_id`: expected a token that the Hub accepts, got none, or one that is not valid"),
+        ("hf_alicereads", "expected a token that may write there, got one that may only read"),
+        ("hf_bobwrites", "expected a token that may write there, got one that may only read, or that belongs to"),
+        ("hf_alice\nwrites", "`token`: expected a token as the Hub shows it, got one with spaces, line ends"),
+        ("", "`token`: expected a token as the Hub shows it"),
+    ],
+)
+def test_tokens_that_do_not_serve(token, message, basis, rows, app):
+    for call in (
+        lambda: push_to_hub(basis, "alice/tokens", token=token),
+        lambda: push_to_hub(rows, "alice/tokens", basis=basis, token=token),
+        lambda: push_space("alice/tokens", folder=app, token=token),
+    ):
+        assert message in refusal(call)
+    assert on_the_hub("model", "alice/tokens") is None
+
+
+def test_names_that_are_taken_keep_what_they_hold(basis, rows, app, pipe):
+    before = on_the_hub("model", BACKBONE)
+    message = refusal(lambda: push_to_hub(basis, BACKBONE))
+    assert f"got {BACKBONE}, which holds something else: config.json, model.safetensors" in message
+    assert on_the_hub("model", BACKBONE) == before
+    basis.push_to_hub("alice/basis")
+    assert "something else" in refusal(lambda: push_to_hub(pipe(photo())["result"], "alice/basis"))
+    datasets.Dataset.from_dict({"text": ["a"]}).push_to_hub("alice/texts")
+    assert "something else: another dataset" in refusal(lambda: push_to_hub(rows, "alice/texts", basis=basis))
+    api = huggingface_hub.HfApi()
+    api.create_repo("alice/other-space", repo_type="space", space_sdk="gradio")
+    api.upload_file(path_or_fileobj=b"1", path_in_repo="app.py", repo_id="alice/other-space", repo_type="space")
+    assert "something else: app.py" in refusal(lambda: push_space("alice/other-space", folder=app))
+
+
+@pytest.mark.parametrize(
+    "name", ["basis", "a/b/c", "/tmp/x", "../x/y", "al ice/x", "alice/", "alice/../x", "", 7, None]
+)
+def test_names_that_are_none(name, basis, app):
+    assert "expected a name such as user/name" in refusal(lambda: push_to_hub(basis, name))
+    assert "expected a name such as user/name" in refusal(lambda: push_space(name, folder=app))
+
+
+def test_what_is_asked_for_and_not_there(basis, app, tmp_path):
+    push_to_hub(basis, "alice/gated")
+    ask("POST", "gate", repository=["model", "alice/gated"])
+    load = SpectralBasis.from_pretrained
+    message = refusal(lambda: load("alice/gated", token=BOB, cache_dir=tmp_path))
+    assert "expected a repository that is open to you, got alice/gated, which is gated" in message
+    assert "no alice/absent on the Hub" in refusal(lambda: load("alice/absent"))
+    assert "none of that name in alice/gated" in refusal(lambda: load("alice/gated", revision="nowhere"))
+    assert f"got {BACKBONE}: config.json does not have the keys" in refusal(lambda: load(BACKBONE))
+    assert "no alice/absent on the Hub" in refusal(lambda: SpectralResult.from_pretrained("alice/absent"))
+    assert "result.safetensors: No such file" in refusal(lambda: SpectralResult.from_pretrained("alice/gated"))
+    assert "`basis`: expected a repository that" in refusal(lambda: push_space("alice/s", basis="bob/no", folder=app))
+    assert "`basis`: expected a repository that holds a basis" in refusal(
+        lambda: push_space("alice/s", basis=BACKBONE, folder=app)
+    )
+    assert on_the_hub("space", "alice/s") is None
+    assert "`basis`: expected a name such as" in refusal(lambda: push_space("alice/s", basis="./here", folder=app))
+    assert "`folder`: expected an app with app.py" in refusal(lambda: push_space("alice/s", folder=tmp_path))
+
+
+def test_a_hostile_basis_of_the_hub_is_refused():
+    api = huggingface_hub.HfApi()
+    api.create_repo("alice/hostile")
+    for name, content in {"config.json": b"[" * 100_000, "basis.safetensors": b"\xff" * 64}.items():
+        api.upload_file(path_or_fileobj=content, path_in_repo=name, repo_id="alice/hostile")
+    assert "got alice/hostile: " in refusal(lambda: SpectralBasis.from_pretrained("alice/hostile"))
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (402, "a request for payment: Gradio Spaces ask for a PRO account"),
+        (409, "a conflict with another commit"),
+        (412, "a change by another commit"),
+        (413, "files that are too large"),
+        (429, "the limit that the Hub sets"),
+        (500, "an error of the Hub (500)"),
+    ],
+)
+def test_other_answers_of_the_hub(status, message, app):
+    ask("POST", "fault", kind="status", status=status, path="/commit/", times=1000)
+    assert message in refusal(lambda: push_space("alice/answers", folder=app))
+
+
+def test_a_file_that_is_too_large(basis):
+    ask("POST", "forget")
+    ask("POST", "limit", max_bytes=100)
+    assert "files that are too large for it (alice/large: 413)" in refusal(lambda: push_to_hub(basis, "alice/large"))
+    ask("POST", "mend")
+    push_to_hub(basis, "alice/large")
+    same_basis(SpectralBasis.from_pretrained("alice/large"), basis)
+
+
+def test_slow_answers(basis, tmp_path, monkeypatch):
+    push_to_hub(basis, "alice/slow")
+    ask("POST", "fault", kind="slow", seconds=0.3, path="", times=1000)
+    same_basis(SpectralBasis.from_pretrained("alice/slow", cache_dir=tmp_path / "one"), basis)
+    ask("POST", "mend")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.1)
+    ask("POST", "fault", kind="slow", seconds=0.6, path="resolve", times=1000)
+    message = refusal(lambda: SpectralBasis.from_pretrained("alice/slow", cache_dir=tmp_path / "two"))
+    assert "make the same call again" in message
+    same_basis(SpectralBasis.from_pretrained("alice/slow", cache_dir=tmp_path / "one"), basis)
+
+
+def test_what_cannot_be_pushed(basis, rows, table):
+    assert "a SpectralBasis, the rows that transform returned" in refusal(lambda: push_to_hub(7, "alice/x"))
+    assert "with the columns eigenvectors and shape" in refusal(lambda: push_to_hub(table, "alice/x", basis=basis))
+    assert "`basis`: expected the basis that made the rows" in refusal(lambda: push_to_hub(rows, "alice/x"))
+    both = refusal(lambda: push_to_hub(basis, "alice/x", revision="a", create_pr=True))
+    assert "none beside create_pr=True" in both
+
+
+def test_nothing_private_is_pushed(pipe, basis, details, app, table, tmp_path):
+    folder = tmp_path / "somebody" / "secret-pictures"
+    folder.mkdir(parents=True)
+    for number, row in enumerate(table):
+        row["image"].save(folder / f"{number}.png")
+    found = hf_spectral.transform(pipe, str(folder), basis, output_dir=tmp_path / "rows", progress=False)
+    push_to_hub(found, "alice/private-rows", basis=basis)
+    push_to_hub(basis, "alice/private-basis", details=details)
+    push_space("alice/private-space", folder=app)
+    words = ["secret-pictures", str(tmp_path), str(Path.home()), str(Path.cwd()), "hf_alice"]
+    # Names so short that they occur by chance prove nothing.
+    words += [name for name in (getpass.getuser(), socket.gethostname()) if len(name) > 4]
+    for kind, name in (("dataset", "rows"), ("model", "basis"), ("space", "space")):
+        for path, content in on_the_hub(kind, f"alice/private-{name}")["files"].items():
+            assert [word for word in words if word.encode() in content or word in path] == []
+
+
+# ------------------------------------------------------------------------------------------------ the command line
+
+
+def run(*words):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([str(word) for word in words])
+    return code, out.getvalue(), err.getvalue()
+
+
+def test_commands_push_what_commands_have_written(pipe, basis, app, tmp_path, monkeypatch):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for seed in range(4):
+        photo(seed=seed).save(pictures / f"{seed}.png")
+    fitted, model = tmp_path / "basis", ("--model", BACKBONE)
+    assert run("fit", pictures, *model, "--num-eigenvectors", 3, "--output", fitted)[0] == 0
+    report = tmp_path / "report"
+    assert run("report", pictures, *model, "--num-eigenvectors", 3, "--output", report)[0] == 0
+    words = ("--example", pictures / "0.png", "--report", report / "layers.csv", *model, "--license", "mit")
+    code, out, _ = run("push", fitted, "alice/cli-basis", *words)
+    assert (code, out.startswith(f"{HUB}/alice/cli-basis/commit/")) == (0, True)
+    files = on_the_hub("model", "alice/cli-basis")["files"]
+    assert {"images/eigenvectors.png", "images/layers.png"} <= set(files)
+    assert b"| what | all |" in files["README.md"]
+    words = (*model, "--basis", "alice/cli-basis", "--output", tmp_path / "rows")
+    assert run("transform", pictures, *words)[0] == 0
+    code, out, _ = run("push", tmp_path / "rows", "alice/cli-rows", "--basis", fitted, "--private")
+    assert (code, on_the_hub("dataset", "alice/cli-rows")["private"]) == (0, True)
+    assert len(datasets.load_dataset("alice/cli-rows", split="train")) == 4
+    assert run("analyze", pictures / "0.png", *model, "--pathway", "what", "--output", tmp_path / "one")[0] == 0
+    assert run("push", tmp_path / "one" / "0.what.safetensors", "alice/cli-result", "--create-pr")[0] == 0
+    monkeypatch.setattr("hf_spectral.hub.space._installed_app", lambda: contextlib.nullcontext(app))
+    code, out, _ = run("space", "alice/cli-space", "--basis", "alice/cli-basis")
+    assert (code, out.startswith(f"{HUB}/spaces/alice/cli-space/commit/")) == (0, True)
+    assert json.loads(on_the_hub("space", "alice/cli-space")["files"]["space.json"]) == {
+        "basis": "alice/cli-basis",
+        "title": "x",
+    }
+
+
+def test_mistakes_of_the_commands_give_one_line_and_exit_code_2(app, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_spectral.hub.space._installed_app", lambda: contextlib.nullcontext(app))
+    for words, message in (
+        (("push", tmp_path, "alice/x"), "`PATH`: expected what fit, transform or analyze has written"),
+        (("space", "alice/x", "--basis", "alice/absent"), "no alice/absent on the Hub"),
+        (("space", "alice"), "expected a name such as user/name"),
+    ):
+        code, out, err = run(*words)
+        assert (code, out) == (2, "")
+        (line,) = [line for line in err.splitlines() if line.startswith("hf-spectral:")]
+        assert message in line
+
+
+def test_the_installed_app_becomes_a_space(tmp_path):
+    pytest.importorskip("spaces_app", reason="the app is another part of the work")
+    push_space("alice/whole-space")
+    there = on_the_hub("space", "alice/whole-space")["files"]
+    assert {"app.py", "README.md", "requirements.txt", "space.json"} <= set(there)
+    clone = Path(
+        huggingface_hub.snapshot_download("alice/whole-space", repo_type="space", local_dir=tmp_path / "clone")
+    )
+    assert (clone / "app.py").read_bytes() == there["app.py"]
+    assert np.array([line.strip() for line in there["requirements.txt"].decode().splitlines()]).size
