@@ -48,7 +48,7 @@ def made():
         basis.save_pretrained,
         result.save_pretrained,
         FitReport(1, (), 1, 0.5).to_json,
-        report.to_csv,
+        report.save_pretrained,
         lambda path: save_picture(photo(), path),
     ]
 

@@ -74,7 +74,7 @@ def run_push(options: argparse.Namespace) -> int:
             base_model=options.base_model,
             license=options.license,
             examples=examples,
-            report=None if options.report is None else LayerReport.from_csv(options.report),
+            report=None if options.report is None else LayerReport.from_pretrained(options.report),
         ),
         private=options.private,
         revision=options.revision,

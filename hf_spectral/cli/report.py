@@ -48,7 +48,7 @@ def run_report(options: argparse.Namespace) -> int:
     settings = {name: getattr(options, name) for name in names}
     pathways = PATHWAYS if options.pathway == "both" else (options.pathway,)
     report = layer_report(pipe, options.folder, pathways=pathways, **settings)
-    report.to_csv(options.output / "layers.csv")
+    report.save_pretrained(options.output)
     save_picture(report.chart(), options.output / "layers.png")
     print(_as_text(report))
     print(f"Table and chart of {report.rows[0].num_images} images written to {options.output}")

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import datasets
 
 
+#: Name of the table in a folder.
+REPORT_NAME = "layers.csv"
 _SCORES = ("where_score", "what_score")
 _PANELS = {
     "where-score: by position": "where_score",
@@ -87,41 +89,44 @@ class LayerReport:
     rows: tuple[ReportRow, ...]
     skipped: tuple[Skipped, ...] = ()
 
-    def to_csv(self, path: str | os.PathLike[str]) -> Path:
+    def save_pretrained(self, path: str | os.PathLike[str]) -> Path:
         """Write the table to a CSV file with a header. An interrupted call leaves no partial file.
 
         Args:
-            path: Path of the file. Missing parent folders are created.
+            path: A folder, which then contains `layers.csv`, or a file whose name ends in `.csv`. Missing folders are
+                created.
 
         Returns:
-            The path of the file.
+            The given path, which `from_pretrained` reads.
         """
-        return write_csv(path, [dataclasses.asdict(row) for row in self.rows])
+        path = Path(path)
+        write_csv(path if path.suffix == ".csv" else path / REPORT_NAME, [dataclasses.asdict(row) for row in self.rows])
+        return path
 
     @classmethod
-    def from_csv(cls, path: str | os.PathLike[str]) -> LayerReport:
-        """Read a table that was written by `to_csv`.
+    def from_pretrained(cls, path: str | os.PathLike[str]) -> LayerReport:
+        """Read a table that was written by `save_pretrained`.
 
         Args:
-            path: Path of the file.
+            path: A CSV file, or a folder that contains `layers.csv`.
 
         Returns:
             The report; its `skipped` is empty.
 
         Raises:
-            SpectralError: If the file cannot be read, or was not written by `to_csv`.
+            SpectralError: If the file cannot be read, or was not written by `save_pretrained`.
         """
+        path = Path(path)
         try:
             fields = dataclasses.fields(ReportRow)
-            rows = tuple(
-                ReportRow(**{one.name: _value(one, row[one.name]) for one in fields}) for row in read_csv(path)
-            )
+            table = read_csv(path / REPORT_NAME if path.is_dir() else path)
+            rows = tuple(ReportRow(**{one.name: _value(one, row[one.name]) for one in fields}) for row in table)
             found = f"{len(rows)} rows of {', '.join(sorted({row.pathway for row in rows})) or 'nothing'}"
         except (OSError, KeyError, ValueError) as error:
             rows, found = (), f"{os.fspath(path)!r} ({error})"
         if not rows or any(row.pathway not in PATHWAYS for row in rows):
             raise SpectralError(
-                "path", expected="a table that LayerReport.to_csv has written", got=found, fix="Write it again"
+                "path", expected="a table that LayerReport.save_pretrained has written", got=found, fix="Write it again"
             )
         return cls(rows)
 

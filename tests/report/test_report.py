@@ -186,14 +186,17 @@ def test_deterministic(report):
 
 
 def test_table_as_csv_and_dataset(report, tmp_path):
-    path = report.to_csv(tmp_path / "new" / "layers.csv")
+    path = report.save_pretrained(tmp_path / "new" / "layers.csv")
     with path.open() as file:
         rows = list(csv.DictReader(file))
     assert [row["layer"] for row in rows] == ["0", "1", "2", ""] * 2
     assert [float(row["where_score"]) for row in rows] == [row.where_score for row in report.rows]
     assert [one.name for one in path.parent.iterdir()] == ["layers.csv"]
     assert report.to_dataset().to_list() == [dataclasses.asdict(row) for row in report.rows]
-    assert LayerReport.from_csv(path) == report
+    assert LayerReport.from_pretrained(path) == report
+    folder = report.save_pretrained(tmp_path / "folder")
+    assert (folder / "layers.csv").read_bytes() == path.read_bytes()
+    assert LayerReport.from_pretrained(folder) == report
 
 
 @pytest.mark.parametrize(
@@ -209,11 +212,12 @@ def test_table_as_csv_and_dataset(report, tmp_path):
 )
 def test_what_is_no_table_of_a_report_is_refused(report, tmp_path, change):
     path = tmp_path / "layers.csv"
-    path.write_text(change(report.to_csv(path).read_text()))
-    with pytest.raises(SpectralError, match=r"`path`: expected a table that LayerReport.to_csv has written, got "):
-        LayerReport.from_csv(path)
+    path.write_text(change(report.save_pretrained(path).read_text()))
+    expected = "a table that LayerReport.save_pretrained has written"
+    with pytest.raises(SpectralError, match=rf"`path`: expected {expected}, got "):
+        LayerReport.from_pretrained(path)
     with pytest.raises(SpectralError, match="No such file"):
-        LayerReport.from_csv(tmp_path / "none.csv")
+        LayerReport.from_pretrained(tmp_path / "none.csv")
 
 
 def test_messages():
