@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 import hf_spectral
 from hf_spectral.affinities import AFFINITIES
 from hf_spectral.atomic import replacing, require_writable, save_picture
-from hf_spectral.cli.common import DONE, MISTAKE, SOME_FAILED, add_noising, add_output, complain, load
+from hf_spectral.cli.common import DONE, MISTAKE, SOME_FAILED, add_command, complain, load
 from hf_spectral.dataset.folder import list_pictures
 from hf_spectral.errors import HFSpectralError, shown
 from hf_spectral.fingerprint import WEIGHTS
@@ -37,8 +37,9 @@ from hf_spectral.visualization import (
 
 # Characters that some file system refuses, and bytes of a name that are no text.
 _UNSAFE = re.compile(r'[\x00-\x1f/\\:*?"<>|\ud800-\udfff]')
-# Of an output's name; with the longest ending it stays below the 255 that file systems take.
+# Longest name of an output: with the longest ending it stays below the 255 bytes that file systems take.
 _MAX_STEM_BYTES = 160
+_SETTINGS = ("pathway", "num_eigenvectors", "num_segments", "resolution", "affinity", "layers", "solver", "seed")
 
 
 def add_parsers(commands: Any) -> None:
@@ -47,26 +48,17 @@ def add_parsers(commands: Any) -> None:
     Args:
         commands: Subparsers of the program.
     """
-    start = commands.add_parser("quickstart", help="analyze a sample picture; needs no Hub")
-    start.set_defaults(command=quickstart)
-    add_output(start)
+    folder = Path("spectral-output")
+    text = "analyze a sample picture; needs no Hub"
+    add_command(commands, "quickstart", quickstart, text, "--output --device", output=folder)
 
-    many = commands.add_parser("analyze", help="eigenvectors and segments of pictures")
-    many.set_defaults(command=analyze)
+    shared = "--model --pathway --num-eigenvectors --resolution --layers --seed --timesteps --prompt --output --device"
+    text = "eigenvectors and segments of pictures"
+    many = add_command(commands, "analyze", analyze, text, shared, num_eigenvectors=16, output=folder)
     many.add_argument("images", nargs="+", metavar="IMAGE", help="file, URL, or folder with its subfolders")
-    many.add_argument("--model", help="repository id or folder (default: facebook/dinov2-small)")
-    many.add_argument("--pathway", choices=[*PATHWAYS, "both"], default="both", help="default: both")
-    many.add_argument("--num-eigenvectors", type=int, default=16, metavar="N", help="default: 16")
     many.add_argument("--num-segments", type=_count_or_auto, default="auto", metavar="N", help="a number, auto or none")
-    many.add_argument(
-        "--resolution", type=int, metavar="PIXELS", help="longer side; default: the backbone's image size"
-    )
     many.add_argument("--affinity", choices=AFFINITIES, help="default: attention for where, exponential for what")
-    many.add_argument("--layers", type=int, nargs="+", metavar="INDEX", help="default: all")
     many.add_argument("--solver", choices=sorted(SOLVERS), default="eigen", help="default: eigen")
-    many.add_argument("--seed", type=int, default=0, help="default: 0")
-    add_noising(many)
-    add_output(many)
 
 
 def quickstart(options: argparse.Namespace) -> int:
@@ -99,8 +91,11 @@ def analyze(options: argparse.Namespace) -> int:
         The exit code.
     """
     require_writable(options.output, "--output")
-    sources = _expand(options.images)
-    settings = _settings(options)
+    sources: list[str | Path] = []
+    for word in options.images:
+        sources += list_pictures(word, "IMAGE") if os.path.isdir(word) else [word]
+    given = {name: getattr(options, name) for name in _SETTINGS}
+    settings = {name: value for name, value in given.items() if value is not None or name == "num_segments"}
     configs = configs_of(settings)
     pipe = load(options.model, options.device, options.timesteps, options.prompt, options.seed)
     pathways = [config.pathway for config in configs]
@@ -130,30 +125,6 @@ def _count_or_auto(text: str) -> int | Literal["auto"] | None:
         return int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected a number, auto or none, got {text!r}") from None
-
-
-def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    names = ("pathway", "num_eigenvectors", "num_segments", "resolution", "affinity", "layers", "solver", "seed")
-    settings = {name: getattr(options, name) for name in names}
-    for optional in ("affinity", "layers", "resolution"):
-        if settings[optional] is None:
-            del settings[optional]
-    return settings
-
-
-def _expand(words: Sequence[str]) -> list[str | Path]:
-    """Replace folders by the pictures in them.
-
-    Returns:
-        Paths and URLs, in the order given.
-
-    Raises:
-        SpectralError: If a folder holds no picture.
-    """
-    sources: list[str | Path] = []
-    for word in words:
-        sources += list_pictures(word, "IMAGE") if os.path.isdir(word) else [word]
-    return sources
 
 
 def _described(source: str | Path) -> str:
@@ -201,12 +172,12 @@ def _write_image(
         described["pathways"][pathway] = _write_pathway(image, found, folder, f"{name}.{pathway}")
     if len(pathways) == 2:
         size = (image.height, image.width)
-        pictures = {
-            pathway: eigenvectors_to_rgb(found["eigenvectors"], found["eigenvalues"], size=size)
-            for pathway, found in pathways.items()
-        }
-        save_picture(pathways_figure(image, pictures["where"], pictures["what"]), folder / f"{name}.pathways.png")
+        where, what = (
+            eigenvectors_to_rgb(pathways[pathway]["eigenvectors"], pathways[pathway]["eigenvalues"], size=size)
+            for pathway in PATHWAYS
+        )
         described["figure"] = f"{name}.pathways.png"
+        save_picture(pathways_figure(image, where, what), folder / described["figure"])
     return described | {"seconds": round(time.perf_counter() - start, 3)}
 
 
@@ -239,11 +210,7 @@ def _write_summary(
     done: list[dict[str, Any]],
     failed: list[dict[str, str]],
 ) -> None:
-    versions = {
-        "hf_spectral": hf_spectral.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
+    versions = {package.__name__: package.__version__ for package in (hf_spectral, torch, transformers)}
     backbone = pipe.describe_backbone(settings.get("resolution"))
     backbone.pop(WEIGHTS)
     summary = {

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tqdm.auto import tqdm
 
 from hf_spectral.errors import SpectralError
 from hf_spectral.pipelines import SpectralPathwaysPipeline, pipeline
+from hf_spectral.records import PATHWAYS
 
 if TYPE_CHECKING:
     from hf_spectral.pipelines.diffusers import SpectralDiffusionPipeline
@@ -45,52 +47,69 @@ def complain(text: str) -> None:
     tqdm.write(f"hf-spectral: {line}", file=sys.stderr)
 
 
-def add_output(parser: argparse.ArgumentParser, default: str = "spectral-output") -> None:
-    """Add `--output` and `--device`.
+def _number(text: str) -> float | int:
+    return int(text) if text.isdigit() else float(text)
+
+
+# Each option that several commands take, and how argparse reads it.
+_SHARED: dict[str, dict[str, Any]] = {
+    "folder": {"metavar": "FOLDER", "help": "pictures, subfolders included"},
+    "--model": {"help": "repository id or folder (default: facebook/dinov2-small)"},
+    "--pathway": {"choices": [*PATHWAYS, "both"], "default": "both", "help": "default: %(default)s"},
+    "--num-eigenvectors": {"type": int, "metavar": "N", "help": "default: %(default)s"},
+    "--resolution": {"type": int, "metavar": "PIXELS", "help": "longer side; default: the backbone's image size"},
+    "--layers": {"type": int, "nargs": "+", "metavar": "INDEX", "help": "default: all"},
+    "--max-width": {"type": int, "metavar": "N", "help": "bound on the Gram matrix; default: none, exact"},
+    "--batch-size": {"type": int, "default": 1, "metavar": "N", "help": "pictures read together; default: 1"},
+    "--on-error": {"choices": ("raise", "skip"), "default": "raise", "help": "default: raise"},
+    "--seed": {"type": int, "default": 0, "help": "default: 0"},
+    "--timesteps": {
+        "type": _number,
+        "nargs": "+",
+        "metavar": "T",
+        "help": "of a diffusion model, from 0 (data) to noise; default: 5, 15 and 25 percent of its schedule",
+    },
+    "--prompt": {"metavar": "TEXT", "help": "prompt of a diffusion model; default: none"},
+    "--output": {"type": Path, "metavar": "DIR", "help": "default: %(default)s"},
+    "--device": {"help": "cpu, cuda, cuda:1, mps; default: the first accelerator, else cpu"},
+}
+
+
+def add_command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str, shared: str = "", **defaults: Any
+) -> argparse.ArgumentParser:
+    """Add a command.
 
     Args:
-        parser: Of a command.
-        default: Folder to write to.
+        commands: Subparsers of the program.
+        name: Name of the command.
+        run: Called with the parsed options; returns the exit code.
+        text: Help text.
+        shared: Options that it shares with other commands, separated by spaces.
+        **defaults: Defaults of these options, where they have none or another one.
+
+    Returns:
+        Its parser, for the options that no other command has.
     """
-    parser.add_argument("--output", type=Path, default=Path(default), metavar="DIR", help=f"default: {default}")
-    add_device(parser)
+    parser = commands.add_parser(name, help=text)
+    for option in shared.split():
+        parser.add_argument(option, **_SHARED[option])
+    parser.set_defaults(command=run, **defaults)
+    return parser
 
 
-def add_device(parser: argparse.ArgumentParser) -> None:
-    """Add `--device`.
+def chosen(options: argparse.Namespace, function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the options that are arguments of a function.
 
     Args:
-        parser: Of a command.
+        options: The parsed options.
+        function: The function.
+
+    Returns:
+        Values by the name of the argument.
     """
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: the first accelerator, else cpu")
-
-
-def add_reading(parser: argparse.ArgumentParser) -> None:
-    """Add the folder of pictures and how it is read.
-
-    Args:
-        parser: Of a command.
-    """
-    parser.add_argument("folder", metavar="FOLDER", help="pictures, subfolders included")
-    parser.add_argument("--model", help="repository id or folder (default: facebook/dinov2-small)")
-    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="pictures read together; default: 1")
-    parser.add_argument("--on-error", choices=("raise", "skip"), default="raise", help="default: raise")
-
-
-def add_noising(parser: argparse.ArgumentParser) -> None:
-    """Add `--timesteps` and `--prompt`, which diffusion models are looked at with.
-
-    Args:
-        parser: Of a command.
-    """
-    parser.add_argument(
-        "--timesteps",
-        type=_number,
-        nargs="+",
-        metavar="T",
-        help="of a diffusion model, from 0 (data) to noise; default: 5, 15 and 25 percent of its schedule",
-    )
-    parser.add_argument("--prompt", metavar="TEXT", help="what a diffusion model is told; default: nothing")
+    names = inspect.signature(function).parameters
+    return {name: value for name, value in vars(options).items() if name in names}
 
 
 def load(
@@ -125,7 +144,3 @@ def load(
                 option, expected="a diffusion model beside it", got=type(pipe.model).__name__, fix="Leave it out"
             )
     return pipe
-
-
-def _number(text: str) -> float | int:
-    return int(text) if text.isdigit() else float(text)

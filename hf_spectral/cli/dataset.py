@@ -8,14 +8,7 @@ from typing import Any
 
 from hf_spectral.atomic import require_writable
 from hf_spectral.basis import SpectralBasis
-from hf_spectral.cli.common import (
-    DONE,
-    SOME_FAILED,
-    add_noising,
-    add_output,
-    add_reading,
-    load,
-)
+from hf_spectral.cli.common import DONE, SOME_FAILED, add_command, chosen, load
 from hf_spectral.dataset import fit, transform
 from hf_spectral.dataset.processes import Processes, announced_device
 from hf_spectral.records import PATHWAYS
@@ -27,15 +20,12 @@ def add_parsers(commands: Any) -> None:
     Args:
         commands: Subparsers of the program.
     """
-    fitting = commands.add_parser("fit", help="one basis for all pictures of a folder")
-    fitting.set_defaults(command=run_fit)
-    add_reading(fitting)
-    add_noising(fitting)
+    read = "folder --model --batch-size --on-error --output --device"
+    solved = "--num-eigenvectors --resolution --layers --max-width --seed --timesteps --prompt"
+    defaults = {"num_eigenvectors": 32, "output": Path("basis")}
+    text = "one basis for all pictures of a folder"
+    fitting = add_command(commands, "fit", run_fit, text, f"{read} {solved}", **defaults)
     fitting.add_argument("--pathway", choices=PATHWAYS, default="what", help="default: what")
-    fitting.add_argument("--num-eigenvectors", type=int, default=32, metavar="N", help="default: 32")
-    fitting.add_argument("--resolution", type=int, metavar="PIXELS", help="longer side; default: the backbone's")
-    fitting.add_argument("--layers", type=int, nargs="+", metavar="INDEX", help="default: all")
-    fitting.add_argument("--max-width", type=int, metavar="N", help="bound on the Gram matrix; default: none, exact")
     fitting.add_argument(
         "--layer-weights",
         nargs="+",
@@ -43,19 +33,15 @@ def add_parsers(commands: Any) -> None:
         metavar="W",
         help="auto, equal, or one number per layer; default: auto",
     )
-    fitting.add_argument("--checkpoint-dir", type=Path, metavar="DIR", help="save here, and go on from here")
+    fitting.add_argument("--checkpoint-dir", type=Path, metavar="DIR", help="save here, and resume from here")
     fitting.add_argument("--checkpoint-every", type=int, default=500, metavar="N", help="images; default: 500")
-    fitting.add_argument("--seed", type=int, default=0, help="default: 0")
-    add_output(fitting, "basis")
 
-    rows = commands.add_parser("transform", help="eigenvectors of all pictures of a folder, as rows of a dataset")
-    rows.set_defaults(command=run_transform)
-    add_reading(rows)
-    rows.add_argument("--basis", required=True, metavar="DIR", help="what fit has written, or user/name of the Hub")
+    text = "eigenvectors of all pictures of a folder, as rows of a dataset"
+    rows = add_command(commands, "transform", run_transform, text, read, output=Path("rows"))
+    rows.add_argument("--basis", required=True, metavar="DIR", help="folder written by fit, or user/name on the Hub")
     rows.add_argument("--num-segments", type=int, metavar="N", help="clusters over all pictures; default: none")
     rows.add_argument("--walk", type=float, metavar="A", help="0 (off) to 0.999; default: 0.9, where: 0.8")
     rows.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="default: float16")
-    add_output(rows, "rows")
 
 
 def run_fit(options: argparse.Namespace) -> int:
@@ -70,10 +56,8 @@ def run_fit(options: argparse.Namespace) -> int:
     require_writable(options.output, "--output")
     device = announced_device(options.device)
     pipe = load(options.model, device, options.timesteps, options.prompt, options.seed)
-    names = ("pathway", "num_eigenvectors", "resolution", "layers", "max_width", "checkpoint_dir", "checkpoint_every")
-    settings = {name: getattr(options, name) for name in (*names, "batch_size", "on_error", "seed")}
-    weights = _layer_weights(options.layer_weights)
-    basis, report = fit(pipe, options.folder, **settings, layer_weights=weights, return_report=True)
+    settings = {**chosen(options, fit), "layer_weights": _layer_weights(options.layer_weights)}
+    basis, report = fit(pipe, options.folder, **settings, return_report=True)
     if Processes(pipe.device).is_main:
         basis.save_pretrained(options.output)
         report.to_json(options.output / "fit.json")
@@ -92,12 +76,11 @@ def run_transform(options: argparse.Namespace) -> int:
     """
     require_writable(options.output, "--output")
     basis = SpectralBasis.from_pretrained(options.basis)
-    looked_at = basis.backbone  # Timesteps and prompt of a walk model are those of the fit.
-    told = looked_at.get("timesteps"), looked_at.get("prompt"), looked_at.get("noise_seed", 0)
+    fitted = basis.backbone  # A diffusion model reads pictures at the timesteps and with the prompt of the fit.
+    told = fitted.get("timesteps"), fitted.get("prompt"), fitted.get("noise_seed", 0)
     pipe = load(options.model, announced_device(options.device), *told)
-    names = ("num_segments", "walk", "batch_size", "on_error", "dtype")
-    settings = {name: getattr(options, name) for name in names}
-    rows, report = transform(pipe, options.folder, basis, output_dir=options.output, return_report=True, **settings)
+    settings = {**chosen(options, transform), "basis": basis, "output_dir": options.output}
+    rows, report = transform(pipe, options.folder, **settings, return_report=True)
     if Processes(pipe.device).is_main:
         print(f"{len(rows)} rows written to {options.output}; read them by datasets.load_from_disk")
     return SOME_FAILED if report.skipped else DONE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from hf_spectral.cli.common import DONE
+from hf_spectral.cli.common import DONE, add_command
 from hf_spectral.errors import SpectralError
 
 
@@ -15,9 +15,7 @@ def add_parsers(commands: Any) -> None:
     Args:
         commands: Subparsers of the program.
     """
-    demo = commands.add_parser("demo", help="look at pictures in the browser")
-    demo.set_defaults(command=run_demo)
-    demo.add_argument("--model", help="repository id or folder (default: facebook/dinov2-small)")
+    demo = add_command(commands, "demo", run_demo, "look at pictures in the browser", "--model")
     demo.add_argument("--basis", help="repository id or folder of a basis to start with (default: none)")
     demo.add_argument("--port", type=_port, help="default: the first free one from 7860 on")
     demo.add_argument("--share", action="store_true", help="make a public link, by gradio's servers (default: no)")

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from hf_spectral.basis import SpectralBasis
-from hf_spectral.cli.common import DONE, load
+from hf_spectral.cli.common import DONE, add_command, chosen, load
 from hf_spectral.errors import SpectralError
 from hf_spectral.hub_download import located, require_repository
 from hf_spectral.pipelines import SpectralPathwaysPipeline
@@ -27,8 +27,7 @@ def add_parsers(commands: Any) -> None:
     Args:
         commands: Subparsers of the program.
     """
-    push = commands.add_parser("push", help="push a basis, rows or a result to the Hub, with a card")
-    push.set_defaults(command=run_push)
+    push = add_command(commands, "push", run_push, "push a basis, rows or a result to the Hub, with a card")
     push.add_argument("path", type=Path, metavar="PATH", help=_ACCEPTED)
     push.add_argument("repo_id", metavar="REPO", help="user/name")
     push.add_argument("--basis", metavar="DIR", help="of rows: the basis that made them, a folder or user/name")
@@ -40,13 +39,13 @@ def add_parsers(commands: Any) -> None:
     push.add_argument("--license", metavar="NAME", help="as the Hub spells it, such as cc-by-4.0; default: none stated")
     push.add_argument("--revision", metavar="BRANCH", help="default: main")
     push.add_argument("--create-pr", action="store_true", help="propose it as a pull request")
-    _add_common(push)
 
-    space = commands.add_parser("space", help="create or update a Space that shows the app")
-    space.set_defaults(command=run_space)
+    space = add_command(commands, "space", run_space, "create or update a Space that shows the app")
     space.add_argument("repo_id", metavar="REPO", help="user/name")
     space.add_argument("--basis", metavar="REPO", help="basis on the Hub that the app starts with; default: none")
-    _add_common(space)
+    for parser in (push, space):
+        parser.add_argument("--private", action="store_true", default=None, help="hide a new repository")
+        parser.add_argument("--message", dest="commit_message", metavar="MESSAGE", help="commit message")
 
 
 def run_push(options: argparse.Namespace) -> int:
@@ -62,25 +61,15 @@ def run_push(options: argparse.Namespace) -> int:
 
     require_repository(options.repo_id, "REPO")  # Before the backbone runs.
     thing = _read(options.path)
-    examples: tuple[Any, ...] = ()
+    details = chosen(options, CardDetails)
     if options.example is not None and isinstance(thing, SpectralBasis):
-        examples = (_example(options, thing),)
-    info = push_to_hub(
-        thing,
-        options.repo_id,
-        basis=None if options.basis is None else SpectralBasis.from_pretrained(options.basis),
-        details=CardDetails(
-            dataset=options.dataset,
-            base_model=options.base_model,
-            license=options.license,
-            examples=examples,
-            report=None if options.report is None else LayerReport.from_pretrained(options.report),
-        ),
-        private=options.private,
-        revision=options.revision,
-        create_pr=options.create_pr,
-        commit_message=options.message,
-    )
+        details["examples"] = (_example(options, thing),)
+    if options.report is not None:
+        details["report"] = LayerReport.from_pretrained(options.report)
+    settings = chosen(options, push_to_hub)
+    if options.basis is not None:
+        settings["basis"] = SpectralBasis.from_pretrained(options.basis)
+    info = push_to_hub(thing, **settings, details=CardDetails(**details))
     print(info.pr_url or info.commit_url)
     return DONE
 
@@ -105,14 +94,8 @@ def run_space(options: argparse.Namespace) -> int:
     """
     from hf_spectral.hub import push_space
 
-    info = push_space(options.repo_id, basis=options.basis, private=options.private, commit_message=options.message)
-    print(info.commit_url)
+    print(push_space(**chosen(options, push_space)).commit_url)
     return DONE
-
-
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--private", action="store_true", default=None, help="hide a new repository")
-    parser.add_argument("--message", help="of the commit")
 
 
 def _read(path: Path) -> Any:

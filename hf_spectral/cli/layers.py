@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_spectral.atomic import require_writable
-from hf_spectral.cli.common import DONE, add_device, load
+from hf_spectral.cli.common import DONE, add_command, load
 from hf_spectral.errors import SpectralError
 from hf_spectral.pipelines import SpectralPathwaysPipeline
 from hf_spectral.report import list_layers
@@ -20,13 +20,10 @@ def add_parsers(commands: Any) -> None:
     Args:
         commands: Subparsers of the program.
     """
-    parser = commands.add_parser("layers", help="every self-attention layer: grid, heads, width, tokens, pathways")
-    parser.set_defaults(command=run_layers)
+    text = "every self-attention layer: grid, heads, width, tokens, pathways"
+    parser = add_command(commands, "layers", run_layers, text, "--resolution --prompt --device")
     parser.add_argument("model", nargs="?", metavar="MODEL", help="repository id or folder; default: dinov2-small")
-    parser.add_argument("--resolution", type=int, metavar="PIXELS", help="longer side; default: the backbone's")
-    parser.add_argument("--prompt", metavar="TEXT", help="what a diffusion model is told; default: nothing")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the table as CSV too")
-    add_device(parser)
 
 
 def run_layers(options: argparse.Namespace) -> int:

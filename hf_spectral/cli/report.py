@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from hf_spectral.atomic import require_writable, save_picture
-from hf_spectral.cli.common import DONE, SOME_FAILED, add_noising, add_output, add_reading, load
+from hf_spectral.cli.common import DONE, SOME_FAILED, add_command, chosen, load
 from hf_spectral.records import PATHWAYS
 from hf_spectral.report import LayerReport, layer_report
 from hf_spectral.visualization.charts import require_matplotlib
@@ -18,18 +19,13 @@ def add_parsers(commands: Any) -> None:
     Args:
         commands: Subparsers of the program.
     """
-    parser = commands.add_parser("report", help="where-score and what-score of every layer, as a table and a chart")
-    parser.set_defaults(command=run_report)
-    add_reading(parser)
-    add_noising(parser)
-    parser.add_argument("--pathway", choices=[*PATHWAYS, "both"], default="both", help="default: both")
-    parser.add_argument("--num-eigenvectors", type=int, default=13, metavar="N", help="default: 13")
-    parser.add_argument("--resolution", type=int, metavar="PIXELS", help="longer side; default: the backbone's")
+    text = "where-score and what-score of every layer, as a table and a chart"
+    read = "folder --model --batch-size --on-error --timesteps --prompt --output --device"
+    solved = "--pathway --num-eigenvectors --resolution --max-width --seed"
+    defaults = {"num_eigenvectors": 13, "output": Path("report")}
+    parser = add_command(commands, "report", run_report, text, f"{read} {solved}", **defaults)
     parser.add_argument("--by-head", action="store_true", help="score every head on its own")
     parser.add_argument("--max-images", type=int, metavar="N", help="default: all; a hundred give steady scores")
-    parser.add_argument("--max-width", type=int, metavar="N", help="bound on the Gram matrix; default: none, exact")
-    parser.add_argument("--seed", type=int, default=0, help="default: 0")
-    add_output(parser, "report")
 
 
 def run_report(options: argparse.Namespace) -> int:
@@ -44,10 +40,8 @@ def run_report(options: argparse.Namespace) -> int:
     require_writable(options.output, "--output")
     require_matplotlib()  # Before the passes over the images, not after them.
     pipe = load(options.model, options.device, options.timesteps, options.prompt, options.seed)
-    names = ("num_eigenvectors", "batch_size", "resolution", "by_head", "max_images", "max_width", "on_error", "seed")
-    settings = {name: getattr(options, name) for name in names}
     pathways = PATHWAYS if options.pathway == "both" else (options.pathway,)
-    report = layer_report(pipe, options.folder, pathways=pathways, **settings)
+    report = layer_report(pipe, options.folder, pathways=pathways, **chosen(options, layer_report))
     report.save_pretrained(options.output)
     save_picture(report.chart(), options.output / "layers.png")
     print(_as_text(report))
@@ -56,23 +50,25 @@ def run_report(options: argparse.Namespace) -> int:
 
 
 def _as_text(report: LayerReport) -> str:
-    has_heads, has_timesteps = (
-        any(getattr(row, name) is not None for row in report.rows) for name in ("head", "timestep")
-    )
-    titles = ["pathway", "layer", *["head"] * has_heads, *["timestep"] * has_timesteps]
-    lines = [[*titles, "where-score", "what-score", "image-score", "weight", "name"]]
-    for row in report.rows:
-        cells = [row.pathway, "all" if row.layer is None else str(row.layer)]
-        cells += ["" if row.head is None else str(row.head)] * has_heads
-        cells += ["" if row.timestep is None else f"{row.timestep:g}"] * has_timesteps
-        scores = (row.where_score, row.what_score, row.image_score, row.weight)
-        lines.append([*cells, *("" if score is None else f"{score:.3f}" for score in scores), row.name])
+    columns = ["pathway", "layer", "head", "timestep", "where_score", "what_score", "image_score", "weight", "name"]
+    for optional in ("head", "timestep"):
+        if all(getattr(row, optional) is None for row in report.rows):
+            columns.remove(optional)
+    lines = [[name.replace("_", "-") for name in columns]]
+    lines += [[_cell(name, getattr(row, name)) for name in columns] for row in report.rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    numbers = range(1, len(titles) + 4)
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if column in numbers else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
+    justified = [str.ljust, *[str.rjust] * (len(columns) - 2), str.ljust]
+    rows = (zip(justified, line, widths, strict=True) for line in lines)
+    return "\n".join("  ".join(justify(cell, width) for justify, cell, width in row).rstrip() for row in rows)
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return "all" if name == "layer" else ""
+    return (
+        f"{value:.3f}"
+        if name.endswith("score") or name == "weight"
+        else f"{value:g}"
+        if name == "timestep"
+        else str(value)
     )
