@@ -47,7 +47,7 @@ class Engine:
         self._default = model
         self._own = {name for name in (model, basis) if name}
         self._allow_folders = allow_folders
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._pipe: tuple[str, SpectralPathwaysPipeline] | None = None
         self._basis: tuple[str, SpectralBasis] | None = None
         self._records: tuple[tuple[Any, ...], list[AttentionRecord]] | None = None
@@ -66,15 +66,10 @@ class Engine:
             SpectralError: If the backbone or the basis cannot be loaded, or do not fit.
         """
         with self._lock:
-            pipe = self._load(settings.model)
-            call: dict[str, Any] = {"num_segments": settings.num_segments}
-            if settings.resolution is not None:
-                call["resolution"] = settings.resolution
-            if settings.basis:
-                basis = self._load_basis(settings.basis)
-                self._check_tokens(pipe, settings.resolution or basis.backbone.get("resolution"))
+            pipe, basis, resolution = self._ready(settings)
+            call: dict[str, Any] = {"num_segments": settings.num_segments, "resolution": resolution}
+            if basis is not None:
                 return {basis.config.pathway: pipe(picture, basis=basis, **call)}
-            self._check_tokens(pipe, settings.resolution)
             call |= {"pathway": settings.pathway, "num_eigenvectors": settings.num_eigenvectors + 1}
             output = pipe(picture, **call)
             return output if settings.pathway == "both" else {settings.pathway: output}
@@ -96,12 +91,8 @@ class Engine:
             SpectralError: If the backbone cannot be loaded, or has no layer for the pathway.
         """
         with self._lock:
-            pipe = self._load(settings.model)
-            pathway, resolution = settings.pathway, settings.resolution
-            if settings.basis:
-                basis = self._load_basis(settings.basis)
-                pathway, resolution = basis.config.pathway, resolution or basis.backbone.get("resolution")
-            self._check_tokens(pipe, resolution)
+            pipe, basis, resolution = self._ready(settings)
+            pathway = settings.pathway if basis is None else basis.config.pathway
             key = (settings.model, resolution, picture.size, hashlib.sha256(picture.tobytes()).digest())
             if self._records is None or self._records[0] != key:
                 self._records = None
@@ -124,7 +115,10 @@ class Engine:
             SpectralError: If it cannot be loaded.
         """
         with self._lock:
-            return self._load_basis(name)
+            if self._basis is None or self._basis[0] != name:
+                self._check_name("basis", name)
+                self._basis = (name, SpectralBasis.from_pretrained(name))
+            return self._basis[1]
 
     def warm_up(self, basis: str | None) -> None:
         """Load the default backbone, and a basis.
@@ -138,7 +132,7 @@ class Engine:
         with self._lock:
             self._load("")
             if basis:
-                self._load_basis(basis)
+                self.basis(basis)
 
     def _load(self, name: str) -> SpectralPathwaysPipeline:
         if self._pipe is not None and self._pipe[0] == name:
@@ -156,11 +150,14 @@ class Engine:
         self._pipe = (name, pipe)
         return pipe
 
-    def _load_basis(self, name: str) -> SpectralBasis:
-        if self._basis is None or self._basis[0] != name:
-            self._check_name("basis", name)
-            self._basis = (name, SpectralBasis.from_pretrained(name))
-        return self._basis[1]
+    def _ready(self, settings: Settings) -> tuple[SpectralPathwaysPipeline, SpectralBasis | None, int | None]:
+        """Return the backbone, the basis, and the resolution at which pictures are read."""
+        pipe, resolution = self._load(settings.model), settings.resolution
+        basis = self.basis(settings.basis) if settings.basis else None
+        if basis is not None:
+            resolution = resolution or basis.backbone.get("resolution")
+        self._check_tokens(pipe, resolution)
+        return pipe, basis, resolution
 
     def _check_name(self, argument: str, name: str) -> None:
         is_folder = Path(name).exists()

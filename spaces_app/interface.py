@@ -120,25 +120,19 @@ class Demo:
             progress(0.75, "Drawing")
             loaded = self._engine.basis(settings.basis) if settings.basis else None
             one = next(iter(found.values()))
-            status = (
-                f"{one['grid'][0]} by {one['grid'][1]} patches · {len(one['layers'])} layers · "
-                f"{one['status'].replace('_', ' ')} · "
-                f"{time.perf_counter() - start:.1f} s"
-            )
+            parts = ["{} by {} patches".format(*one["grid"]), f"{len(one['layers'])} layers"]
+            status = " · ".join([*parts, one["status"].replace("_", " "), f"{time.perf_counter() - start:.1f} s"])
             values: list[Any] = [gr.update(visible=True), gr.update(visible=False), status, settings, image]
-            for name in SHOWN_PATHWAYS:
-                column = self._columns[name]
-                values += [gr.update(visible=name in found)] * len(column.boxes)
+            for name, column in self._columns.items():
+                filled: list[Any] = [None] * len(column.filled)
                 if name in found:
-                    values += [
+                    filled = [
                         (image, views.colors(image, found[name], loaded)),
                         views.masks(image, found[name]),
                         views.tiles(image, found[name], loaded, settings.num_eigenvectors),
                         *views.write_downloads(image, found[name], name, Path(folder)),
                     ]
-                else:
-                    values += [None] * (3 + len(column.files))
-                values.append(gr.update(visible=False))
+                values += [*[gr.update(visible=name in found)] * len(column.boxes), *filled, gr.update(visible=False)]
             yield [*values, views.code(settings)]
 
     def affinity(self, picture: str | None, settings: Settings | None, event: gr.SelectData) -> list[Any]:
@@ -216,7 +210,7 @@ class Demo:
 
     def _connect(self, form: Form, results: Results, boxes: list[Any]) -> None:
         settings = gr.State()
-        columns = [part for name in SHOWN_PATHWAYS for part in results.columns[name].results]
+        columns = [part for column in self._columns.values() for part in column.results]
         analysis: dict[str, Any] = {
             "fn": self.analyze,
             "inputs": [form.picture, *form.settings],
@@ -235,7 +229,7 @@ class Demo:
         results.photo.select(
             self.affinity,
             [results.photo, settings],
-            [part for name in SHOWN_PATHWAYS for part in results.columns[name].lit],
+            [part for column in self._columns.values() for part in column.lit],
             concurrency_id="backbone",
             show_progress_on=results.photo,
             trigger_mode="always_last",

@@ -34,26 +34,22 @@ class Form:
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """What one pathway fills."""
+    """Components of one pathway.
 
-    boxes: tuple[gr.Column, ...]
-    colors: gr.ImageSlider
-    segments: gr.AnnotatedImage
-    eigenvectors: gr.Gallery
-    files: tuple[gr.DownloadButton, ...]
-    affinity_box: gr.Column
-    affinity: gr.Image
-    layers: gr.Gallery
+    Args:
+        boxes: Columns that are hidden with the pathway.
+        filled: Components that an analysis fills, in the order of `interface.Demo.analyze`.
+        lit: Components that a click fills: their column, the affinity over all layers, and that of each layer.
+    """
+
+    boxes: list[gr.Column] = dataclasses.field(default_factory=list)
+    filled: list[Any] = dataclasses.field(default_factory=list)
+    lit: list[Any] = dataclasses.field(default_factory=list)
 
     @property
     def results(self) -> list[Any]:
-        """What an analysis fills."""
-        return [*self.boxes, self.colors, self.segments, self.eigenvectors, *self.files, self.affinity_box]
-
-    @property
-    def lit(self) -> list[Any]:
-        """What a click fills."""
-        return [self.affinity_box, self.affinity, self.layers]
+        """All components that an analysis changes."""
+        return [*self.boxes, *self.filled, self.lit[0]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,13 +104,13 @@ def build_results() -> Results:
     Returns:
         Their parts.
     """
-    parts: dict[str, dict[str, Any]] = {name: {"boxes": ()} for name in SHOWN_PATHWAYS}
+    columns = {name: Column() for name in SHOWN_PATHWAYS}
     with gr.Tabs(elem_id="tabs"):
         with gr.Tab("Overview", id="overview"):
-            _beside(parts, _overview)
+            _beside(columns, _overview)
         with gr.Tab("Eigenvectors", id="eigenvectors"):
             gr.Markdown(style.EIGENVECTORS_HELP, elem_classes="help")
-            _beside(parts, _eigenvectors)
+            _beside(columns, _eigenvectors)
         with gr.Tab("Ask a patch", id="affinity"):
             gr.Markdown(style.AFFINITY_HELP, elem_classes="help")
             photo = gr.Image(
@@ -125,20 +121,20 @@ def build_results() -> Results:
                 for name in SHOWN_PATHWAYS:
                     with gr.Column(min_width=280, visible=False) as box:
                         gr.HTML(style.heading(name), padding=False)
-                        parts[name] |= {"affinity_box": box, **_affinity(name)}
+                        columns[name].lit.extend((box, *_affinity(name)))
         with gr.Tab("Save", id="downloads"):
-            _beside(parts, _downloads)
+            _beside(columns, _downloads)
             code = gr.Code(language="python", label="The same in Python", interactive=False, elem_id="code")
-    return Results(photo, code, {name: Column(**part) for name, part in parts.items()})
+    return Results(photo, code, columns)
 
 
-def _beside(parts: dict[str, dict[str, Any]], build: Callable[[str], dict[str, Any]]) -> None:
+def _beside(columns: dict[str, Column], build: Callable[[str], list[Any]]) -> None:
     with gr.Row():
-        for name in SHOWN_PATHWAYS:
+        for name, column in columns.items():
             with gr.Column(min_width=280) as box:
                 gr.HTML(style.heading(name), padding=False)
-                parts[name] |= build(name)
-            parts[name]["boxes"] += (box,)
+                column.filled.extend(build(name))
+            column.boxes.append(box)
 
 
 def _settings(model: str | None, has_basis: bool) -> tuple[Any, ...]:
@@ -172,7 +168,7 @@ def _settings(model: str | None, has_basis: bool) -> tuple[Any, ...]:
     )
 
 
-def _overview(name: str) -> dict[str, Any]:
+def _overview(name: str) -> list[Any]:
     slider = gr.ImageSlider(
         format="png", show_label=False, interactive=False, buttons=["fullscreen"], elem_id=f"{name}-colors",
         slider_position=18, max_height=460,
@@ -180,18 +176,18 @@ def _overview(name: str) -> dict[str, Any]:
     annotated = gr.AnnotatedImage(
         format="png", show_label=False, color_map=views.segment_names(), elem_id=f"{name}-segments", buttons=[]
     )
-    return {"colors": slider, "segments": annotated}
+    return [slider, annotated]
 
 
-def _eigenvectors(name: str) -> dict[str, Any]:
+def _eigenvectors(name: str) -> list[Any]:
     gallery = gr.Gallery(
         format="png", columns=2, show_label=False, interactive=False, object_fit="contain", height="auto",
         elem_id=f"{name}-eigenvectors", elem_classes="tiles", buttons=["fullscreen"],
     )  # fmt: skip
-    return {"eigenvectors": gallery}
+    return [gallery]
 
 
-def _affinity(name: str) -> dict[str, Any]:
+def _affinity(name: str) -> list[Any]:
     joint = gr.Image(
         format="png", interactive=False, label="all layers together", elem_id=f"{name}-affinity", buttons=[]
     )
@@ -199,10 +195,9 @@ def _affinity(name: str) -> dict[str, Any]:
         format="png", columns=3, show_label=False, interactive=False, object_fit="contain", height="auto",
         elem_id=f"{name}-layers", elem_classes="tiles", buttons=[],
     )  # fmt: skip
-    return {"affinity": joint, "layers": layers}
+    return [joint, layers]
 
 
-def _downloads(name: str) -> dict[str, Any]:
+def _downloads(name: str) -> list[Any]:
     labels = {"result": "Result (safetensors)", "labels": "Segments (PNG)", "sheet": "Eigenvectors (PNG)"}
-    buttons = [gr.DownloadButton(label, elem_id=f"{name}-{key}", size="md") for key, label in labels.items()]
-    return {"files": tuple(buttons)}
+    return [gr.DownloadButton(label, elem_id=f"{name}-{key}", size="md") for key, label in labels.items()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -102,25 +103,14 @@ def write_downloads(picture: Image.Image, found: dict[str, Any], pathway: str, f
 
 def code(settings: Settings) -> str:
     """Return the Python that gives the same result."""
-    model = f'model="{settings.model}"' if settings.model else ""
-    arguments = [f"num_segments={settings.num_segments!r}".replace("'", '"')]
-    if settings.basis:
-        arguments.insert(0, f'basis="{settings.basis}"')
-    else:
-        arguments = [
-            f'pathway="{settings.pathway}"',
-            f"num_eigenvectors={settings.num_eigenvectors + 1}",
-            *arguments,
-        ]
-    if settings.resolution is not None:
-        arguments.append(f"resolution={settings.resolution}")
-    lines = [
-        "import hf_spectral",
-        "",
-        f"pipe = hf_spectral.pipeline({model})",
-        f'out = pipe("photo.jpg", {", ".join(arguments)})',
-    ]
-    return "\n".join(lines)
+    arguments: dict[str, Any] = {"basis": settings.basis}
+    if not settings.basis:
+        arguments = {"pathway": settings.pathway, "num_eigenvectors": settings.num_eigenvectors + 1}
+    arguments |= {"num_segments": settings.num_segments, "resolution": settings.resolution}
+    written = [f"{name}={json.dumps(value)}" for name, value in arguments.items() if value is not None]
+    model = f"model={json.dumps(settings.model)}" if settings.model else ""
+    call = ", ".join(['pipe("photo.jpg"', *written])
+    return f"import hf_spectral\n\npipe = hf_spectral.pipeline({model})\nout = {call})"
 
 
 def _scale(basis: SpectralBasis | None) -> float | None:
