@@ -17,7 +17,11 @@ from hf_spectral.layer_choice import resolve_layers
 from hf_spectral.records import AttentionRecord, Capture, SkippedLayer
 
 # A host is recognized by the package of the model's classes, so that no host is imported for a model of another one.
-_HOSTS = {"transformers": "hf_spectral.capture.transformers", "diffusers": "hf_spectral.capture.diffusers"}
+_HOSTS = {
+    "transformers": "hf_spectral.capture.transformers",
+    "timm": "hf_spectral.capture.transformers",
+    "diffusers": "hf_spectral.capture.diffusers",
+}
 
 
 class Recorder:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from hf_spectral.families.attention_call import AttentionCall
+
+_PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
 
 class AttentionTap(TorchFunctionMode):
@@ -18,11 +22,14 @@ class AttentionTap(TorchFunctionMode):
 
     Args:
         observe: Receives query, key, value and scale of each call, before it runs.
+        products: True to show two products of matrices with a softmax between them as well; the scale is then 1, as
+            the query holds it.
     """
 
-    def __init__(self, observe: Callable[[AttentionCall], None]) -> None:
+    def __init__(self, observe: Callable[[AttentionCall], None], *, products: bool = False) -> None:
         super().__init__()
-        self._observe = observe
+        self._observe, self._products = observe, products
+        self._last: tuple[Tensor, Tensor, torch.Size] | None = None  # Query, transposed key, shape of their product.
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -45,4 +52,13 @@ class AttentionTap(TorchFunctionMode):
             if scale is None:
                 scale = named["query"].shape[-1] ** -0.5
             self._observe(AttentionCall(named["query"], named["key"], named["value"], float(scale)))
-        return func(*args, **kwargs)
+        found = func(*args, **kwargs)
+        if self._products and func in _PRODUCTS and found.ndim >= 4:
+            left, right = args
+            if self._last is not None and left.shape == self._last[2]:
+                query, key = self._last[:2]
+                self._observe(AttentionCall(query, key.transpose(-2, -1), right, 1.0))
+                self._last = None
+            else:
+                self._last = left, right, found.shape
+        return found

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from hf_spectral.capture import interface
 from hf_spectral.errors import UnsupportedBackboneError
+from hf_spectral.families.transformers import is_known
 
 _TRIPLES = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q", "k", "v"), ("to_q", "to_k", "to_v"))
 _FUSED = "qkv"
@@ -47,6 +48,8 @@ def vision_tower(model: nn.Module) -> nn.Module:
     Raises:
         UnsupportedBackboneError: If the model takes no `pixel_values`.
     """
+    if not isinstance(model, PreTrainedModel) and is_known(model):
+        return model
     if not _takes_pixels(model):
         refusal = UnsupportedBackboneError.of(type(model).__name__, "no vision tower: takes no pixel_values")
         raise refusal

@@ -1,7 +1,8 @@
 """Capture from transformers backbones, by three mechanisms in this order of preference for each attention layer.
 
 1. The attention interface: what the layer compares, after any rotation.
-2. A tap on `scaled_dot_product_attention`, for layers that call it themselves: the same.
+2. A tap on `scaled_dot_product_attention`, for layers that call it themselves: the same. In families that scale the
+   query first, it sees the products of layers that multiply matrices themselves too.
 3. Hooks on the projections, for layers that multiply matrices themselves: query and key as projected. (Swin V2 compares
    them by cosine; its layout normalizes them, so its records too hold what the layer compares.)
 """
@@ -83,12 +84,14 @@ def recording(model: nn.Module, recorder: Recorder) -> Iterator[None]:
     """
     tower, layers = attention(model)
     hooks = _TowerHooks(tower, layers, recorder)
+    family = family_of(tower)
+    tap = AttentionTap(hooks.see_attention, products=family.scales_query)
     needs_tap = not all(layer.through_interface for layer in layers)
     with (
         hooks.installed(),
         interface.observing(interface_configs(layers), hooks.see_interface),
-        family_of(tower).whole_picture(tower),
-        entered(AttentionTap(hooks.see_attention)) if needs_tap else contextlib.nullcontext(),
+        family.whole_picture(tower),
+        entered(tap) if needs_tap else contextlib.nullcontext(),
     ):
         yield
 

@@ -7,12 +7,12 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, ViTImageProcessor
 from transformers import pipeline as host_pipeline
 
 from hf_spectral.errors import SpectralError, shown
 from hf_spectral.hub_errors import connection_errors
-from hf_spectral.pipelines.hosts import checked_device, diffusion_pipeline, host_of
+from hf_spectral.pipelines.hosts import checked_device, diffusion_pipeline, host_of, in_transformers
 from hf_spectral.pipelines.images import read_image
 from hf_spectral.pipelines.transformers import TASK, SpectralPathwaysPipeline, register
 from hf_spectral.pipelines.transformers.offline import DEFAULT_BACKBONE
@@ -47,8 +47,8 @@ def pipeline(
 
     Args:
         task: "spectral-pathways", as for `transformers.pipeline`; or, in its place, the model.
-        model: Repository id, folder, transformers model or diffusers pipeline; None takes DINOv2-small, offline if the
-            Hub is out of reach. A model object brings its image processor from where it was loaded.
+        model: Repository id, folder, transformers or timm model, or diffusers pipeline; None takes DINOv2-small,
+            offline if the Hub is out of reach. A model object brings its image processor from where it was loaded.
         **kwargs: `device` (default: the first accelerator, else the CPU), `dtype`, `device_map`, `revision`, `token`;
             besides, as for `transformers.pipeline` (the defaults of the call among them), or as for diffusers'
             `from_pretrained`.
@@ -73,10 +73,13 @@ def pipeline(
     try:
         if host_of(model, *(kwargs.get(name) for name in ("revision", "token", "cache_dir"))) == "diffusers":
             return diffusion_pipeline(model, **kwargs)
+        if (wrapped := in_transformers(model)) is not model:
+            # The model states itself how pixels are normalized.
+            model, kwargs = wrapped, {"image_processor": ViTImageProcessor(), **kwargs}
         if not isinstance(model, (str, os.PathLike, NoneType, PreTrainedModel)):
             raise SpectralError(
                 "model",
-                expected="a repository, a folder, a transformers model or a diffusers pipeline",
+                expected="a repository, a folder, a transformers or timm model or a diffusers pipeline",
                 got=f"a {type(model).__name__}",
                 fix="Give one of these",
             )

@@ -58,6 +58,28 @@ def host_of(
     return _host_of_repository(str(model), revision, token, cache_dir)
 
 
+def in_transformers(model: Any) -> Any:
+    """Return a timm model in the class that transformers has for it; anything else as it came.
+
+    Args:
+        model: A model of any host.
+
+    Returns:
+        A transformers model around the same module, which is not copied; its mode is that of the module.
+    """
+    if not any(one.__module__.startswith("timm.") for one in type(model).__mro__):
+        return model
+    from transformers import PreTrainedModel, TimmWrapperConfig, TimmWrapperModel
+
+    stated = dict(getattr(model, "pretrained_cfg", None) or {})
+    config = TimmWrapperConfig(architecture=stated.get("architecture", type(model).__name__), pretrained_cfg=stated)
+    # The constructor would build another model of this architecture.
+    wrapper: Any = TimmWrapperModel.__new__(TimmWrapperModel)
+    PreTrainedModel.__init__(wrapper, config)
+    wrapper.timm_model, wrapper.features_only = model, False
+    return wrapper.train(model.training)
+
+
 def diffusion_pipeline(model: Any, device: Any = None, **kwargs: Any) -> SpectralDiffusionPipeline:
     """Load a diffusers pipeline, or build one around the components of another.
 
@@ -120,7 +142,7 @@ def _host_of_object(model: Any) -> Host:
         return "diffusers"
     if any(package == "diffusers" for package, _ in ancestors):
         raise _part_of_a_pipeline(type(model).__name__)
-    if any(package == "transformers" for package, _ in ancestors):
+    if any(package in ("transformers", "timm") for package, _ in ancestors):
         return "transformers"
     raise _not_found(type(model).__name__, "an object of neither")
 

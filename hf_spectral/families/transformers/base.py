@@ -101,6 +101,8 @@ class VisionFamily:
         reads_any_size: True if the host fits its positions to any size without being asked.
         interpolates: False if the host does not fit its positions even where its forward has an argument for it.
         has_fused_projection: True if one projection gives (3, heads, head_dim), in this order.
+        scales_query: True if a layer that multiplies matrices itself scales the query first, so that the product shows
+            what it compares.
         refusal: Why no record can hold its attention, or None if one can.
         example: A published checkpoint, for the table of backbones; "" if none is known.
         tested_on: What the tests run it with, for the same table.
@@ -112,6 +114,7 @@ class VisionFamily:
     reads_any_size: bool = False
     interpolates: bool = True
     has_fused_projection: bool = False
+    scales_query: bool = False
     refusal: str | None = None
     example: str = ""
     tested_on: str = "random weights"
