@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_spectral.families.attention_call import LayerSkipped
+from hf_spectral.families.attention_call import AttentionCall, LayerSkipped
 from hf_spectral.families.transformers.base import Arranged, TowerCall, VisionFamily
 from hf_spectral.grid import TokenGrid, as_pair
 
@@ -31,14 +32,31 @@ class Hiera(VisionFamily):
         height, width = (
             pixels // stride for pixels, stride in zip(call.pixels.shape[-2:], call.config.patch_stride, strict=True)
         )
-        schedule = [as_pair(stride) for stride in tower.unroll_schedule]
-        while schedule and height * width > call.num_tokens:
-            (stride_height, stride_width), *schedule = schedule
-            height, width = height // stride_height, width // stride_width
-        grid = TokenGrid(height, width)
-        raster_to_layer = _unrolled_order(height, width, schedule).argsort().to(call.attention.query.device)
-        attention = call.attention.on_grid(grid).apply(lambda tokens: tokens[..., raster_to_layer, :])
-        return Arranged(attention, grid, windowed=layer.use_mask_unit_attn and layer.window_size < grid.num_nodes)
+        window = layer.use_mask_unit_attn and layer.window_size
+        return to_raster(call.attention, (height, width), tower.unroll_schedule, window)
+
+
+def to_raster(attention: AttentionCall, grid: tuple[int, int], strides: Sequence[Any], window: int) -> Arranged:
+    """Bring the unrolled tokens of a layer into raster order.
+
+    Args:
+        attention: Query, key and value as the layer has them.
+        grid: Rows and columns of the patches of the picture.
+        strides: What each pooling takes together, of all stages.
+        window: Tokens of a window, or 0 if the layer compares all tokens.
+
+    Returns:
+        The arranged call, on the grid of the layer's stage.
+    """
+    height, width = grid
+    schedule = [as_pair(stride) for stride in strides]
+    while schedule and height * width > attention.query.shape[-2]:
+        (stride_height, stride_width), *schedule = schedule
+        height, width = height // stride_height, width // stride_width
+    layout = TokenGrid(height, width)
+    raster_to_layer = _unrolled_order(height, width, schedule).argsort().to(attention.query.device)
+    ordered = attention.on_grid(layout).apply(lambda tokens: tokens[..., raster_to_layer, :])
+    return Arranged(ordered, layout, windowed=0 < window < layout.num_nodes)
 
 
 def _unrolled_order(height: int, width: int, schedule: list[tuple[int, int]]) -> Tensor:
