@@ -7,17 +7,27 @@ import math
 from torch import Tensor
 
 from hf_spectral.families.attention_call import LayerSkipped
+from hf_spectral.grid import as_pair
 
 
-def unwindow(tokens: Tensor, images: int, shape: tuple[int, int], window_size: int, shift_size: int = 0) -> Tensor:
+def unwindow(
+    tokens: Tensor,
+    images: int,
+    shape: tuple[int, int],
+    window_size: int | tuple[int, int],
+    shift_size: int | tuple[int, int] = 0,
+    *,
+    rolls_padding: bool = True,
+) -> Tensor:
     """Put windows back on the map: undo partition, cyclic shift and padding, in this order.
 
     Args:
-        tokens: `(images * windows, heads, window_size ** 2, channels)`, windows of an image in raster order.
+        tokens: `(images * windows, heads, tokens of a window, channels)`, windows of an image in raster order.
         images: Images in the batch.
         shape: Rows and columns of the map, padding not counted.
-        window_size: Rows, and columns, of a window.
-        shift_size: Tokens by which the map was rolled up and left before the partition.
+        window_size: Rows and columns of a window, a number if they are equal.
+        shift_size: Tokens by which the map was rolled up and left before the partition, a number if they are equal.
+        rolls_padding: True if the padded map was rolled, False if it was rolled first and padded then.
 
     Returns:
         `(images, heads, nodes, channels)` in raster order.
@@ -25,13 +35,14 @@ def unwindow(tokens: Tensor, images: int, shape: tuple[int, int], window_size: i
     Raises:
         LayerSkipped: If the windows do not tile the padded map.
     """
-    rows, columns = (math.ceil(length / window_size) for length in shape)
+    (height, width), window, shift = shape, as_pair(window_size), as_pair(shift_size)
+    rows, columns = (math.ceil(length / side) for length, side in zip(shape, window, strict=True))
     _, heads, num_tokens, channels = tokens.shape
-    if tokens.shape[0] != images * rows * columns or num_tokens != window_size**2:
+    if tokens.shape[0] != images * rows * columns or num_tokens != window[0] * window[1]:
         raise LayerSkipped(f"{tuple(tokens.shape)} is not a partition of {shape[0]} x {shape[1]} tokens into windows")
-    windows = tokens.reshape(images, rows, columns, heads, window_size, window_size, channels)
-    plane = windows.permute(0, 3, 1, 4, 2, 5, 6).reshape(
-        images, heads, rows * window_size, columns * window_size, channels
-    )
-    plane = plane.roll((shift_size, shift_size), dims=(2, 3))
-    return plane[:, :, : shape[0], : shape[1]].reshape(images, heads, -1, channels)
+    windows = tokens.reshape(images, rows, columns, heads, *window, channels)
+    plane = windows.permute(0, 3, 1, 4, 2, 5, 6).reshape(images, heads, rows * window[0], columns * window[1], channels)
+    if not rolls_padding:
+        plane = plane[:, :, :height, :width]
+    plane = plane.roll(shift, dims=(2, 3))
+    return plane[:, :, :height, :width].reshape(images, heads, -1, channels)
