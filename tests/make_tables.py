@@ -107,7 +107,7 @@ def _towers(refused=False):
 
 
 def _tower(name, family, tiny, model):
-    pathways, grids = "where, what", "1"
+    pathways, grids = family.pathways, "1" if family.pathways == "where, what" else "several"
     size = "any" if family.reads_any_size else "any where the host interpolates its positions, else its own"
     if tiny is not None:
         if any(tiny.windowed):

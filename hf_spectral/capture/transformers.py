@@ -43,7 +43,7 @@ def check_supported(model: nn.Module) -> None:
     layers = attention_layers(model, tower)
     family = family_of(tower)
     reason = family.refusal
-    if reason is None and not layers:
+    if not layers:
         reason = "no self-attention: none of its modules projects queries, keys and values"
     if reason is None and is_compiled(model):
         reason = "compiled in place by model.compile(); load it again and capture it uncompiled"

@@ -7,7 +7,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PreTrainedModel, ViTImageProcessor
+from transformers import PreTrainedModel
 from transformers import pipeline as host_pipeline
 
 from hf_spectral.errors import SpectralError, shown
@@ -74,6 +74,8 @@ def pipeline(
         if host_of(model, *(kwargs.get(name) for name in ("revision", "token", "cache_dir"))) == "diffusers":
             return diffusion_pipeline(model, **kwargs)
         if (wrapped := in_transformers(model)) is not model:
+            from transformers import ViTImageProcessor  # It says at once if torchvision is missing.
+
             # The model states itself how pixels are normalized.
             model, kwargs = wrapped, {"image_processor": ViTImageProcessor(), **kwargs}
         if not isinstance(model, (str, os.PathLike, NoneType, PreTrainedModel)):

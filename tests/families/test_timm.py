@@ -127,7 +127,7 @@ def test_a_saved_wrapper_is_loaded_again(tmp_path):
     ("architecture", "reason"),
     [
         ("convnext_atto", "no self-attention"),
-        ("xcit_nano_12_p16_224", "the order of tokens in timm's Xcit is not known"),
+        ("xcit_nano_12_p16_224", "the order of tokens in this class of timm is not known"),
     ],
 )
 def test_other_models_of_timm_are_refused(architecture, reason):

@@ -106,6 +106,7 @@ class VisionFamily:
         refusal: Why no record can hold its attention, or None if one can.
         example: A published checkpoint, for the table of backbones; "" if none is known.
         tested_on: What the tests run it with, for the same table.
+        pathways: What its layers serve, for the same table where no tiny model of `BACKBONES` shows it.
     """
 
     model_types: tuple[str, ...]
@@ -118,6 +119,7 @@ class VisionFamily:
     refusal: str | None = None
     example: str = ""
     tested_on: str = "random weights"
+    pathways: str = "where, what"
     inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)  # What the forward may ask for.
 
     def arrange(self, call: TowerCall) -> Arranged:

@@ -27,7 +27,7 @@ def prefix_and_patches(call: TowerCall, module: Any, grid: tuple[int, int]) -> A
     Returns:
         The arranged call.
     """
-    layout = TokenGrid(*grid, getattr(module, "num_prefix_tokens", 1))
+    layout = TokenGrid(*grid, _num_prefix(module))
     return Arranged(call.attention.on_grid(layout), layout)
 
 
@@ -79,14 +79,13 @@ class Timm(VisionFamily):
         return {"pixel_values": normalized.permute(2, 0, 1)[None].contiguous()}
 
 
-@dataclasses.dataclass(frozen=True)
-class UnknownTimm(Timm):
-    """Any other model of timm."""
-
-    def input_refusal(self, tower: nn.Module) -> str | None:
-        """Name the class, whose order of tokens nobody has checked."""
-        return f"the order of tokens in timm's {type(getattr(tower, 'timm_model', tower)).__name__} is not known"
+def _num_prefix(module: Any) -> int:
+    return getattr(module, "num_prefix_tokens", 1)
 
 
-TIMM = Timm(("timm.VisionTransformer", "timm.Eva", "timm.Beit"))
-UNKNOWN_TIMM = UnknownTimm(("timm.*", "timm_wrapper"))
+TIMM = Timm(
+    ("timm.VisionTransformer", "timm.Eva", "timm.Beit"),
+    num_prefix=_num_prefix,
+    example="timm/vit_base_patch16_siglip_224.v2_webli",
+)
+UNKNOWN_TIMM = Timm(("timm.*", "timm_wrapper"), refusal="the order of tokens in this class of timm is not known")

@@ -21,4 +21,9 @@ def _without_windows(tokens: Tensor) -> Tensor:
     return tokens.transpose(2, 3).flatten(2, 3) if tokens.ndim == 5 else tokens
 
 
-TIMM_HIERA = Timm(("timm.Hiera",), lay_out=_unrolled)
+TIMM_HIERA = Timm(
+    ("timm.Hiera",),
+    lay_out=_unrolled,
+    example="timm/hiera_base_224.mae_in1k_ft_in1k",
+    pathways="where from the global layers, what from all",
+)

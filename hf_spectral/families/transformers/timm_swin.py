@@ -34,5 +34,16 @@ def _scaled_windows(call: TowerCall, module: Any, grid: tuple[int, int]) -> Arra
     return _windows(dataclasses.replace(call, attention=attention), module, grid)
 
 
-TIMM_SWIN = Timm(("timm.SwinTransformer",), lay_out=_windows)
-TIMM_SWIN_V2 = Timm(("timm.SwinTransformerV2",), lay_out=_scaled_windows)
+_PATHWAYS = "where from layers whose window is the whole map, what from all"
+TIMM_SWIN = Timm(
+    ("timm.SwinTransformer",),
+    lay_out=_windows,
+    example="timm/swin_tiny_patch4_window7_224.ms_in1k",
+    pathways=_PATHWAYS,
+)
+TIMM_SWIN_V2 = Timm(
+    ("timm.SwinTransformerV2",),
+    lay_out=_scaled_windows,
+    example="timm/swinv2_tiny_window8_256.ms_in1k",
+    pathways=_PATHWAYS,
+)
