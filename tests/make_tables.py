@@ -11,6 +11,7 @@ from pathlib import Path
 import hf_spectral
 from hf_spectral.families import diffusers, transformers
 from hf_spectral.families.sizes import InputGeometry
+from tests.families.denoisers import TINY, denoiser_of
 from tests.families.tiny_backbones import BACKBONES
 from tests.families.tiny_denoisers import DENOISERS
 
@@ -77,6 +78,8 @@ def rows_of_towers():
 def rows_of_denoisers():
     """Return a row for each family of diffusers."""
     grids = {diffusers.family_of(type(tiny.build())).class_name: len({*tiny.grids}) for tiny in DENOISERS.values()}
+    built = {type(denoiser_of(tiny.build())).__name__: tiny.num_grids for tiny in TINY.values()}
+    grids = built | grids
     rows = []
     for name, family in diffusers.FAMILIES.items():
         pathways = "where, what" if family.where_refused is None else f"what: {family.where_refused}"

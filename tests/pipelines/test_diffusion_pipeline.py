@@ -4,6 +4,7 @@ import importlib.util
 import inspect
 import json
 import logging
+import math
 import sys
 import weakref
 from pathlib import Path
@@ -30,7 +31,7 @@ from hf_spectral.families.diffusers import FAMILIES
 from hf_spectral.grid import area_pooling
 from hf_spectral.pipelines.diffusers import SpectralDiffusionPipeline
 from hf_spectral.pipelines.diffusers.latents import encode_image, to_pixels
-from hf_spectral.pipelines.diffusers.noise import noised
+from hf_spectral.pipelines.diffusers.noise import noised, told
 from hf_spectral.pipelines.diffusers.outputs import SpectralDiffusionOutput
 from hf_spectral.problem import ProblemBuilder
 from tests.dense import dense_normalized_affinity
@@ -149,6 +150,9 @@ def test_the_denoiser_is_told_what_its_own_pipeline_tells_it(family):
 def test_latents_are_the_most_probable_ones_scaled_as_the_hosts_undo_it(config, undo):
     autoencoder, denoiser = vae(**config), build_unet()
     pixels = to_pixels(photo(32, 32), (32, 32))
+    brightness = to_pixels(photo(32, 32), (32, 32), channels=1)
+    assert brightness.shape == (1, 1, 32, 32)
+    torch.testing.assert_close(brightness[:, 0], pixels.mean(dim=1), atol=0.3, rtol=0)
     assert pixels.min() >= -1
     assert pixels.max() <= 1
     found = encode_image(autoencoder, pixels, denoiser, FAMILIES["UNet2DConditionModel"])
@@ -157,17 +161,31 @@ def test_latents_are_the_most_probable_ones_scaled_as_the_hosts_undo_it(config, 
     torch.testing.assert_close(undo(found), expected)
 
 
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
 def test_noise_follows_the_formulas():
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
     euler = diffusers.EulerDiscreteScheduler()
-    found = noised(latents, 250, FAMILIES["UNet2DConditionModel"], euler, [torch.Generator().manual_seed(2)])
+    found = noised(latents, 250, FAMILIES["UNet2DConditionModel"], euler, [seeded(2)])
     kept = diffusers.DDPMScheduler.from_config(euler.config).alphas_cumprod[250]
     torch.testing.assert_close(found, kept.sqrt() * latents + (1 - kept).sqrt() * noise)
 
+    # The spread of the data is 0.5: clean data is brought to spread 1, and the denoiser is told the noise.
+    for scheduler, scale in ((diffusers.CMStochasticIterativeScheduler(), 250), (diffusers.EDMEulerScheduler(), 0.25)):
+        total, spread = scheduler.config.num_train_timesteps, scheduler.config.sigma_data
+        for step, sigma in ((0, 0.002), (total, 80.0)):
+            found = noised(latents, step, FAMILIES["UNet2DConditionModel"], scheduler, [seeded(2)])
+            torch.testing.assert_close(found, (latents + sigma * noise) / (sigma**2 + spread**2) ** 0.5)
+            assert told(step, scheduler) == pytest.approx(scale * math.log(sigma))
+    assert told(250, euler) == 250
+    assert noised(latents, 2.5, FAMILIES["UNet2DConditionModel"], scheduler, [seeded(2)]).isfinite().all()
+
     flow = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     for family, scheduler in (("SD3Transformer2DModel", flow), ("DiTTransformer2DModel", flow)):
-        found = noised(latents, 250, FAMILIES[family], scheduler, [torch.Generator().manual_seed(2)])
+        found = noised(latents, 250, FAMILIES[family], scheduler, [seeded(2)])
         torch.testing.assert_close(found, 0.75 * latents + 0.25 * noise)
 
 
@@ -451,11 +469,9 @@ def test_a_wrong_picture_is_named(pixels):
 def test_unknown_or_missing_parts_are_refused():
     scheduler, unet = diffusers.DDPMScheduler(), build_unet()
     with pytest.raises(
-        UnsupportedBackboneError, match="expected a denoiser, one of .*UNet2DConditionModel.*UNet2DModel"
+        UnsupportedBackboneError, match="expected a denoiser, one of .*UNet2DConditionModel.*, got AutoencoderKL"
     ):
-        SpectralDiffusionPipeline(
-            scheduler=scheduler, vae=vae(), unet=diffusers.UNet2DModel(block_out_channels=(32, 32, 32, 32))
-        )
+        SpectralDiffusionPipeline(scheduler=scheduler, vae=vae(), unet=vae())
     with pytest.raises(SpectralError, match="`transformer`: expected one denoiser.*got none"):
         SpectralDiffusionPipeline(scheduler=scheduler, vae=vae())
     with pytest.raises(SpectralError, match="got both"):
@@ -537,3 +553,10 @@ def test_heads_method_and_instances_as_in_the_other_pipeline(pixels):
     assert pixels(photo(), **given).instances is None
     with pytest.raises(SpectralError, match="`method`: expected 'ward' or 'kmeans', got 'watershed'"):
         pixels(photo(), method="watershed")
+
+
+def test_latents_of_an_unknown_kind_are_refused_before_any_weight(tmp_path):
+    index = {"_class_name": "LDMPipeline", "vqvae": ["diffusers", "VQModel"], "unet": ["diffusers", "UNet2DModel"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(UnsupportedBackboneError, match="LDMPipeline .its latents come from its 'vqvae'"):
+        SpectralDiffusionPipeline.from_pretrained(tmp_path)

@@ -24,7 +24,7 @@ from hf_spectral.pipelines.settings import HUB_ARGUMENTS
 from hf_spectral.records import Pathway
 from hf_spectral.restoring import evaluation_mode, undoing
 
-_NUM_PIXEL_CHANNELS = 3
+_PIXELS = {1: "L", 3: "RGB"}  # Channels of a denoiser of pixels, and how Pillow calls them.
 _EXPECTED = "a denoiser that is shown a picture and told a timestep and a prompt or class"
 _OTHER_PIPELINE = "Choose another text-to-image or class-to-image pipeline"
 
@@ -40,6 +40,8 @@ def vae_factor(vae: Any) -> int:
     """
     if vae is None:
         return 1
+    if (stated := getattr(vae, "spatial_compression_ratio", None)) is not None:
+        return int(stated)
     levels = vae.config.get("encoder_block_out_channels") or vae.config.block_out_channels
     return 2 ** (len(levels) - 1)
 
@@ -81,6 +83,11 @@ def check_repository(repository: str | os.PathLike[str], given: Mapping[str, Any
     hub = {name: given[name] for name in HUB_ARGUMENTS if name in given}
     index = diffusers.DiffusionPipeline.load_config(repository, **hub)
     entries = {part: index[part] for part in ("unet", "transformer", "vae") if any(index.get(part) or ())}
+    other = [part for part in index if part.endswith(("vae", "movq")) and any(index[part] or ())]
+    if other and "vae" not in other:
+        reason = f"its latents come from its {other[0]!r}, which is not known"
+        refusal = UnsupportedBackboneError.of(str(index.get("_class_name")), reason, _EXPECTED, _OTHER_PIPELINE)
+        raise refusal
 
     def class_of(part: str) -> type | None:
         library, name = entries[part][:2]
@@ -108,12 +115,12 @@ def check_repository(repository: str | os.PathLike[str], given: Mapping[str, Any
 def _check_configs(family: DenoiserFamily, config: Any, vae_config: Mapping[str, Any] | None) -> None:
     """Refuse a denoiser that is shown more than a picture, or told more than a timestep and a prompt or class."""
     channels = config.get("in_channels")
-    if vae_config is None and channels not in (None, _NUM_PIXEL_CHANNELS):
+    if vae_config is None and channels not in (None, *_PIXELS):
         raise SpectralError(
             "vae",
             expected=f"the VAE whose latents of {channels} channels the denoiser reads",
             got=None,
-            fix="Load the pipeline with its VAE; only denoisers of 3 channels read pixels",
+            fix="Load the pipeline with its VAE; only denoisers of 1 or 3 channels read pixels",
         )
     if channels is not None and vae_config is not None and vae_config.get("latent_channels") is not None:
         _require_channels(family, config, vae_config["latent_channels"])
@@ -203,18 +210,19 @@ def size_for(
     return found
 
 
-def to_pixels(image: Image.Image, size: tuple[int, int]) -> Tensor:
+def to_pixels(image: Image.Image, size: tuple[int, int], channels: int = 3) -> Tensor:
     """Return a picture as numbers.
 
     Args:
         image: RGB.
         size: Height and width to bring it to.
+        channels: 3, or 1 for its brightness.
 
     Returns:
-        Float32 of shape (1, 3, height, width), from -1 to 1.
+        Float32 of shape (1, channels, height, width), from -1 to 1.
     """
-    resized = image.resize((size[1], size[0]), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None].float() / 127.5 - 1
+    resized = image.convert(_PIXELS[channels]).resize((size[1], size[0]), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.atleast_3d(np.array(resized))).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
 @torch.no_grad()
@@ -223,7 +231,7 @@ def encode_image(vae: Any, pixels: Tensor, denoiser: Any, family: DenoiserFamily
 
     Args:
         vae: The autoencoder, or None for a denoiser of pixels.
-        pixels: `(1, 3, height, width)`, from -1 to 1, on the device of the computation.
+        pixels: `(1, channels, height, width)`, from -1 to 1, on the device of the computation.
         denoiser: What reads the latents.
         family: Of the denoiser.
 

@@ -67,7 +67,7 @@ def checked_timesteps(
     if timesteps is None:
         return tuple(round(share * total) for share in _DEFAULT_SHARES)
     steps = tuple(timesteps) if isinstance(timesteps, Iterable) else (timesteps,)
-    flows = is_flow(family, scheduler)
+    flows = is_flow(family, scheduler) or _is_preconditioned(scheduler)
     is_kind = is_number if flows else is_int  # Diffusion looks its noise up in a table.
     if not steps or not all(is_kind(step) and 0 <= step < total for step in steps):
         raise SpectralError(
@@ -119,12 +119,45 @@ def noised(
         generators: Source of each picture's noise.
 
     Returns:
-        (1 - s) z + s n with s the share of the timesteps for flow matching, else a z + b n as DDPM defines a and b:
-        samplers with other conventions scale their input back to this before the denoiser sees it.
+        (1 - s) z + s n with s the share of the timesteps for flow matching, (z + s n) / sqrt(s^2 + d^2) with d the
+        spread of the data where the scheduler states it, else a z + b n as DDPM defines a and b: samplers with other
+        conventions scale their input back to this before the denoiser sees it.
     """
     noise = randn_tensor(latents.shape, generator=generators, device=latents.device, dtype=latents.dtype)
     if is_flow(family, scheduler):
         share = timestep / num_timesteps(scheduler)
         return (1 - share) * latents + share * noise
+    if _is_preconditioned(scheduler):
+        sigma = _sigma(scheduler, timestep)
+        return (latents + sigma * noise) / (sigma**2 + scheduler.config.sigma_data**2) ** 0.5
     ddpm: Any = DDPMScheduler.from_config(scheduler.config)
     return ddpm.add_noise(latents, noise, torch.tensor([int(timestep)], device=latents.device))
+
+
+def told(timestep: float, scheduler: Any) -> float:
+    """Return the number that stands for a timestep in the denoiser's own units.
+
+    Args:
+        timestep: From 0 (clean) to `num_timesteps`.
+        scheduler: The pipeline's scheduler, or None.
+
+    Returns:
+        The timestep itself; where the scheduler states the spread of the data (Karras and others, 2022), what it makes
+        of the noise.
+    """
+    if not _is_preconditioned(scheduler):
+        return timestep
+    by_sigma: Any = getattr(scheduler, "sigma_to_t", None) or scheduler.precondition_noise
+    return float(by_sigma(_sigma(scheduler, timestep)))
+
+
+def _is_preconditioned(scheduler: Any) -> bool:
+    config = getattr(scheduler, "config", {})
+    return config.get("sigma_data") is not None and config.get("rho") is not None
+
+
+def _sigma(scheduler: Any, timestep: float) -> float:
+    """Return the noise of a timestep, on the way from the least to the most noise that the scheduler states."""
+    config, share = scheduler.config, timestep / num_timesteps(scheduler)
+    least, most = (config[name] ** (1 / config.rho) for name in ("sigma_min", "sigma_max"))
+    return float((least + share * (most - least)) ** config.rho)

@@ -361,7 +361,7 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
     def _encoded(self, picture: Image.Image, resolution: int | None) -> dict[str, Any]:
         size = (picture.height, picture.width)
         read_size = size_for(self._family, self.denoiser, self.vae, size, resolution)
-        pixels = to_pixels(picture, read_size)
+        pixels = to_pixels(picture, read_size, 3 if self.vae is not None else self.denoiser.config.in_channels)
         with half_precision_explained():
             latents = encode_image(self.vae, pixels.to(self._execution_device), self.denoiser, self._family)
         notes = geometry_of(self._family, self.denoiser, self.vae).notes_for(*size, resolution)

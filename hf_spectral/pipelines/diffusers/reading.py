@@ -17,7 +17,7 @@ from hf_spectral.errors import SpectralError
 from hf_spectral.families.diffusers import Condition, DenoiserFamily
 from hf_spectral.pipelines.backbone import public_name
 from hf_spectral.pipelines.diffusers.latents import half_precision_explained
-from hf_spectral.pipelines.diffusers.noise import noised, num_timesteps
+from hf_spectral.pipelines.diffusers.noise import noised, num_timesteps, told
 from hf_spectral.pipelines.diffusers.prompt import forward_arguments
 from hf_spectral.records import AttentionRecord, SkippedLayer
 
@@ -140,18 +140,18 @@ class DenoiserRun:
         skipped: list[SkippedLayer] = []
         for step in steps:
             share = step / num_timesteps(self.scheduler)
-            told = forward_arguments(
+            arguments = forward_arguments(
                 self.family,
                 self.denoiser,
                 noised(latents, step, self.family, self.scheduler, generators),
                 share,
-                torch.full((len(group),), step, device=latents.device),
+                torch.full((len(group),), told(step, self.scheduler), device=latents.device),
                 self.reading.condition,
                 group[0]["read_size"],
             )
             hand_on = functools.partial(_hand_on, on_record, float(step))
             with half_precision_explained(), capture_attention(self.denoiser, hand_on, layers) as capture:
-                self.denoiser(**told, return_dict=False)
+                self.denoiser(**arguments, return_dict=False)
             skipped = capture.skipped
         return skipped
 
