@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeGuard
 
 from hf_spectral.errors import SpectralError
@@ -148,6 +148,22 @@ def require_fields(argument: str, kind: type, values: Mapping[str, Any]) -> None
             got=f"unknown {sorted(set(values) - names)}, missing {sorted(names - set(values))}",
             fix="Update hf-spectral",
         )
+
+
+def require_known(given: Iterable[str], known: Iterable[str]) -> None:
+    """Check the names of the arguments of a call.
+
+    Args:
+        given: Names in the call.
+        known: All names that the call accepts.
+
+    Raises:
+        SpectralError: If a name is unknown.
+    """
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        names = ", ".join(sorted(known))
+        raise SpectralError(unknown[0], expected=f"one of the arguments {names}", got=unknown, fix="Check its name")
 
 
 def require_same(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, get_args
 
 from hf_spectral.affinities import PARAMETERS, Affinity, AffinityName, as_affinity
-from hf_spectral.checks import is_int, keep_ints, require_fields, require_one_of, require_seed
+from hf_spectral.checks import is_int, keep_ints, require_fields, require_known, require_one_of, require_seed
 from hf_spectral.errors import SpectralError
 from hf_spectral.layer_weights import Weighting, as_weighting
 from hf_spectral.records import PATHWAYS, Heads, Pathway
@@ -57,6 +57,11 @@ class SpectralConfig:
     layers: tuple[int, ...] | None = None
     seed: int = 0
     layer_weights: Weighting = "equal"
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> SpectralConfig:
+        """Check the names before the generated constructor takes them."""
+        require_known(kwargs, (field.name for field in dataclasses.fields(cls)))
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         """Resolve the default affinity and refuse values out of range."""

@@ -1,22 +1,67 @@
-"""What the pipeline hands back: maps, label pictures and segments of one image."""
+"""From the records of images to what the pipelines return: results, label images and segments."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from PIL import Image
 from torch import Tensor
 
+from hf_spectral.pipelines.settings import configs_of
+from hf_spectral.problem import ProblemBuilder
+from hf_spectral.records import AttentionRecord
 from hf_spectral.result import SpectralResult
-from hf_spectral.segmentation import Instance, Segmentation, instances, segment
+from hf_spectral.segmentation import SegmentationMethod, segment
+from hf_spectral.segmentation import instances as find_instances
+from hf_spectral.solvers import solve
+
+
+class Analysis:
+    """Solves a problem per image and pathway, or projects on a basis, from records that arrive one by one.
+
+    Args:
+        settings: Settings by name, as `over_defaults` returns them.
+        num_images: Number of images in each record.
+    """
+
+    def __init__(self, settings: Mapping[str, Any], num_images: int) -> None:
+        configs, basis = configs_of(settings), settings.get("basis")
+        self._solver = settings.get("solver")
+        self._projector = None if basis is None else basis.projector(settings.get("walk"))
+        self._builders = [[ProblemBuilder(config) for config in configs] for _ in range(num_images)]
+        #: Indices of the layers to record; None means all.
+        self.layers = configs[0].layers if basis is None else tuple(layer.index for layer in basis.layers)
+
+    def add(self, record: AttentionRecord) -> None:
+        """Add the next layer of all images."""
+        if self._projector is not None:
+            self._projector.add(record)
+            return
+        for position, builders in enumerate(self._builders):
+            image = record.image(position)
+            for builder in builders:
+                builder.add(image)
+
+    def results(self, prepared: Sequence[Mapping[str, Any]]) -> list[list[SpectralResult]]:
+        """Return the results of each image, one per pathway, with the notes that `preprocess` made of the image."""
+        if self._projector is not None:
+            found = [[result] for result in self._projector.results()]
+        else:
+            found = [[solve(builder.build(), self._solver) for builder in builders] for builders in self._builders]
+        return [
+            [dataclasses.replace(result, notes=tuple(one["notes"])) for result in results]
+            for results, one in zip(found, prepared, strict=True)
+        ]
 
 
 def image_output(
     result: SpectralResult,
     size: tuple[int, int],
-    num_segments: int | Literal["auto"] | None,
-    method: Literal["ward", "kmeans"],
-    with_instances: bool,
+    num_segments: int | Literal["auto"] | None = "auto",
+    method: SegmentationMethod = "ward",
+    instances: bool = False,
 ) -> dict[str, Any]:
     """Segment what was found on one image, as far as asked for.
 
@@ -25,7 +70,7 @@ def image_output(
         size: Its height and width in pixels.
         num_segments: A number, "auto", or None for no segmentation.
         method: Of segmentation.
-        with_instances: True adds instance masks.
+        instances: True adds instance masks.
 
     Returns:
         What `SpectralPathwaysPipeline.__call__` describes.
@@ -41,27 +86,18 @@ def image_output(
     }
     if num_segments is not None:
         segmentation = segment(result, num_segments=num_segments, method=method, size=size)
-        output["segmentation"] = _label_image(segmentation.labels)
-        output["segments"] = _segments(segmentation)
-    if with_instances:
-        output["instances"] = [_instance(found) for found in instances(result, size=size)]
+        labels = segmentation.labels.cpu().numpy()
+        output["segmentation"] = Image.fromarray(labels.astype("uint8" if labels.max() < 256 else "uint16"))
+        output["segments"] = [
+            {"label": f"segment {index}", "score": float(score), "mask": _mask_image(segmentation.labels == index)}
+            for index, score in enumerate(segmentation.scores)
+        ]
+    if instances:
+        output["instances"] = [
+            {"label": "instance", "score": one.score, "mask": _mask_image(one.mask)}
+            for one in find_instances(result, size=size)
+        ]
     return output
-
-
-def _label_image(labels: Tensor) -> Image.Image:
-    array = labels.cpu().numpy()
-    return Image.fromarray(array.astype("uint8" if array.max() < 256 else "uint16"))
-
-
-def _segments(segmentation: Segmentation) -> list[dict[str, Any]]:
-    return [
-        {"label": f"segment {index}", "score": float(score), "mask": _mask_image(segmentation.labels == index)}
-        for index, score in enumerate(segmentation.scores)
-    ]
-
-
-def _instance(instance: Instance) -> dict[str, Any]:
-    return {"label": "instance", "score": instance.score, "mask": _mask_image(instance.mask)}
 
 
 def _mask_image(mask: Tensor) -> Image.Image:

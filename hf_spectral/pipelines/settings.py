@@ -3,26 +3,51 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
-from collections.abc import Mapping
-from typing import Any, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypedDict, get_args
 
-from hf_spectral.affinities import PARAMETERS
-from hf_spectral.basis import SpectralBasis
-from hf_spectral.checks import require_int, require_number, require_positive_int
+from hf_spectral.affinities import PARAMETERS, Affinity, AffinityName
+from hf_spectral.basis import SpectralBasis, as_basis
+from hf_spectral.checks import require_int, require_number, require_one_of, require_positive_int
 from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
-from hf_spectral.records import PATHWAYS
+from hf_spectral.records import PATHWAYS, Heads, Pathway
 from hf_spectral.segmentation import SegmentationMethod
 from hf_spectral.solvers import EigenSolver, GradientSolver, Solver
 
+
+class CallSettings(TypedDict, total=False):
+    """Arguments that the calls of both pipelines take; `SpectralPathwaysPipeline.__call__` describes them."""
+
+    pathway: Pathway | Literal["both"] | None
+    num_eigenvectors: int | None
+    num_segments: int | Literal["auto"] | None
+    method: SegmentationMethod
+    instances: bool
+    solver: str | Solver | None
+    affinity: Affinity | AffinityName | None
+    temperature: float | None
+    num_neighbors: int | None
+    threshold: float | None
+    heads: Heads
+    layers: Sequence[int] | None
+    layer_weights: Any
+    seed: int | None
+    resolution: int | None
+    timeout: float | None
+    basis: SpectralBasis | str | os.PathLike[str] | None
+    walk: float | None
+
+
+SETTINGS = frozenset(CallSettings.__annotations__)
 SOLVERS: dict[str, type[Solver]] = {"eigen": EigenSolver, "gradient": GradientSolver}
 _CONFIG_NAMES = frozenset(field.name for field in dataclasses.fields(SpectralConfig))
 SPECTRAL_NAMES = _CONFIG_NAMES | PARAMETERS.keys()
 SEGMENT_NAMES = frozenset({"num_segments", "method", "instances"})
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 READ_NAMES = frozenset({"resolution", "timeout"})
-BASIS_NAMES = frozenset({"basis", "walk"})
 HOST_NAMES = frozenset({"batch_size", "num_workers", "image_column"})
 
 
@@ -41,11 +66,10 @@ def configs_of(settings: Mapping[str, Any]) -> list[SpectralConfig]:
     num_segments, method = settings.get("num_segments"), settings.get("method", "ward")
     if num_segments is not None and num_segments != "auto":
         require_positive_int("num_segments", num_segments)
-    if method not in get_args(SegmentationMethod):
-        raise SpectralError("method", expected="'ward' or 'kmeans'", got=repr(method), fix="Choose one of these")
+    require_one_of("method", method, get_args(SegmentationMethod))
     if settings.get("timeout") is not None:
         require_number("timeout", settings["timeout"], 0, threading.TIMEOUT_MAX)
-    own = {name: settings[name] for name in _CONFIG_NAMES & set(settings)}
+    own = {name: settings[name] for name in _CONFIG_NAMES & set(settings) if settings[name] is not None}
     pathways = [{"pathway": pathway} for pathway in PATHWAYS] if own.get("pathway") == "both" else [{}]
     configs = [SpectralConfig(**own | pathway) for pathway in pathways]
     for name, kind in PARAMETERS.items():
@@ -78,18 +102,24 @@ def over_defaults(defaults: Mapping[str, Any], said: Mapping[str, Any]) -> dict[
         said: Arguments of the call, by name.
 
     Returns:
-        Settings by name.
+        Settings by name, `basis` and `solver` as objects.
 
     Raises:
-        SpectralError: If the call, or the defaults, name a basis and settings of an image's own problem.
+        SpectralError: If the basis or the solver is none, or the call, or the defaults, name a basis
+            and settings of an image's own problem, or a walk without a basis.
     """
     replaced: frozenset[str] = frozenset()
     if "basis" in said:
         replaced = frozenset({"walk"}) if said["basis"] is None else SPECTRAL_NAMES | {"solver"}
     settings = {name: value for name, value in defaults.items() if name not in replaced} | dict(said)
+    if settings.get("solver") is not None:
+        settings["solver"] = as_solver(settings["solver"])
     if settings.get("basis") is not None:
+        settings["basis"] = as_basis(settings["basis"])
         _require_no_rival(settings)
         settings.setdefault("resolution", settings["basis"].backbone.get("resolution"))
+    elif settings.get("walk") is not None:
+        raise SpectralError("walk", expected="a basis beside it", got=settings["walk"], fix="Pass basis=...")
     return settings
 
 
@@ -113,16 +143,9 @@ def checked_batching(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _require_no_rival(settings: Mapping[str, Any]) -> None:
-    """Refuse settings of an image's own problem beside a basis, which brings its own.
-
-    Args:
-        settings: Arguments by name, the basis among them.
-
-    Raises:
-        SpectralError: If there are any.
-    """
+    """Reject settings of an image's own problem when a basis is given: the basis fixes them."""
     basis: SpectralBasis = settings["basis"]
-    rivals = sorted(set(settings) & (SPECTRAL_NAMES | {"solver"}))
+    rivals = sorted(name for name in SPECTRAL_NAMES | {"solver"} if settings.get(name) is not None)
     if settings.get("pathway") == basis.config.pathway:
         rivals.remove("pathway")
     if rivals:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from hf_spectral.affinities import Affinity, AffinityName
-from hf_spectral.basis import SpectralBasis, as_basis
 from hf_spectral.capture import capture_attention, check_supported
-from hf_spectral.checks import require_positive_int, require_seed
+from hf_spectral.checks import require_known, require_positive_int, require_seed
 from hf_spectral.config import defaults_hold
 from hf_spectral.errors import SpectralError
 from hf_spectral.families.diffusers import Condition, DenoiserFamily, family_of
@@ -38,19 +35,30 @@ from hf_spectral.pipelines.diffusers.outputs import outputs_of
 from hf_spectral.pipelines.diffusers.reading import DenoiserRun, Reading, digest
 from hf_spectral.pipelines.images import read_image
 from hf_spectral.pipelines.inputs import image_column
-from hf_spectral.pipelines.settings import as_solver, checked_batching, configs_of, over_defaults
-from hf_spectral.problem import ProblemBuilder
+from hf_spectral.pipelines.outputs import Analysis
+from hf_spectral.pipelines.settings import SEGMENT_NAMES, CallSettings, checked_batching, configs_of, over_defaults
+from hf_spectral.pipelines.settings import SETTINGS as CALL_SETTINGS
 from hf_spectral.records import AttentionRecord, Pathway, SkippedLayer
 from hf_spectral.restoring import undoing
-from hf_spectral.segmentation import SegmentationMethod
-from hf_spectral.solvers import Solver, solve
 from hf_spectral.torch_state import plain_torch
 
-# Arguments whose defaults `at` sets, besides timesteps, prompt and seed.
-SETTINGS = frozenset(
-    {"pathway", "num_noise_samples", "num_eigenvectors", "num_segments", "layers", "solver", "affinity", "resolution"}
-    | {"layer_weights", "heads", "method", "instances", "batch_size", "image_column", "basis", "walk", "timeout"}
-)
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class DiffusionSettings(CallSettings, total=False):
+    """Arguments of a call; `SpectralDiffusionPipeline.__call__` describes them."""
+
+    timesteps: Sequence[float] | float | None
+    num_noise_samples: int
+    prompt: str | None
+    generator: torch.Generator | list[torch.Generator] | None
+    return_dict: bool
+
+
+#: Arguments whose defaults `at` sets, besides timesteps, prompt and seed.
+SETTINGS = (CALL_SETTINGS - {"seed"}) | {"num_noise_samples", "batch_size", "image_column"}
+_ENCODERS = [f"{part}{ending}" for part in ("text_encoder", "tokenizer") for ending in ("", "_2", "_3")]
 
 
 class SpectralDiffusionPipeline(DiffusionPipeline):
@@ -80,17 +88,7 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
     _reading: Reading | None = None  # What `at` has set.
     _told: Mapping[str, Any] = MappingProxyType({})  # Other settings that `at` has set.
     model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->vae->unet->transformer"
-    _optional_components = [  # noqa: RUF012 - the host's own form
-        "unet",
-        "transformer",
-        "vae",
-        "text_encoder",
-        "text_encoder_2",
-        "text_encoder_3",
-        "tokenizer",
-        "tokenizer_2",
-        "tokenizer_3",
-    ]
+    _optional_components = ["unet", "transformer", "vae", *_ENCODERS]  # noqa: RUF012 - the host's own form
 
     def __init__(
         self,
@@ -115,18 +113,9 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
                 fix="Load a text-to-image or class-to-image pipeline",
             )
         check_supported(denoisers[0])
-        self.register_modules(
-            scheduler=scheduler,
-            unet=unet,
-            transformer=transformer,
-            vae=vae,
-            text_encoder=text_encoder,
-            text_encoder_2=text_encoder_2,
-            text_encoder_3=text_encoder_3,
-            tokenizer=tokenizer,
-            tokenizer_2=tokenizer_2,
-            tokenizer_3=tokenizer_3,
-        )
+        self.register_modules(scheduler=scheduler, unet=unet, transformer=transformer, vae=vae)
+        self.register_modules(text_encoder=text_encoder, text_encoder_2=text_encoder_2, text_encoder_3=text_encoder_3)
+        self.register_modules(tokenizer=tokenizer, tokenizer_2=tokenizer_2, tokenizer_3=tokenizer_3)
         check_components(self._family, self.denoiser, vae, scheduler)
 
     @classmethod
@@ -171,57 +160,27 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         """The `unet` or the `transformer`."""
         return self.unet if self.unet is not None else self.transformer
 
-    @defaults_hold
     @plain_torch()
-    def __call__(
-        self,
-        image: Any,
-        pathway: Literal["where", "what", "both"] | None = None,
-        timesteps: Sequence[float] | float | None = None,
-        num_noise_samples: int = 1,
-        prompt: str | None = None,
-        num_eigenvectors: int | None = None,
-        num_segments: int | Literal["auto"] | None = "auto",
-        layers: Sequence[int] | None = None,
-        solver: str | Solver | None = None,
-        affinity: Affinity | AffinityName | None = None,
-        resolution: int | None = None,
-        seed: int | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        layer_weights: Any = "equal",
-        heads: Literal["merged", "separate"] = "merged",
-        method: SegmentationMethod = "ward",
-        instances: bool = False,
-        basis: SpectralBasis | str | os.PathLike[str] | None = None,
-        walk: float | None = None,
-        return_dict: bool = True,
-    ) -> Any:
+    def __call__(self, image: Any, **settings: Unpack[DiffusionSettings]) -> Any:
         """Analyze one picture, or many.
 
         Args:
             image: A path, URL, PIL image, numpy array or bytes; or a list of them.
-            pathway: "where" (queries with keys), "what" (values with values), or "both"; None means "what", or the
-                pathway of the basis.
-            timesteps: Where on the way from data (0) to noise the denoiser is looked at; all enter one problem. None
-                takes those of `at`, or 5, 15 and 25 percent of the schedule.
-            num_noise_samples: How often to draw noise at each timestep.
-            prompt: What the denoiser is told; None takes that of `at`, or none: most look best at a picture without.
-            num_eigenvectors: Eigenvectors to return, the trivial one among them; None means 16, or those of the basis.
-            num_segments: A number, "auto", or None for no segmentation.
-            layers: Indices of the layers, in call order, negative ones counted from the end; None means all.
-            solver: "eigen", "gradient" or a solver object.
-            affinity: See `SpectralConfig`; None takes its default. Memory grows with timesteps for `cosine` and `knn`.
-            resolution: Longer side in pixels at which the picture is read; None takes the denoiser's own.
-            seed: Of the solver's start and, with the picture's own pixels, of its noise; None takes that of `at`, or 0.
-            generator: Source of the noise; in a list one per picture. One for many pictures is drawn from in turn.
-            layer_weights: See `SpectralConfig`; all timesteps and noise samples of a layer share its weight.
-            heads: See `SpectralConfig`.
-            method: Of segmentation, "ward" or "kmeans".
-            instances: True adds instance masks.
-            basis: A `SpectralBasis` or its folder, fitted at the same timesteps, prompt and seed: then the eigenvectors
-                are those of its dataset, and all settings of the problem are its own.
-            walk: With a basis, see `SpectralBasis.project`.
-            return_dict: False gives tuples in the place of outputs.
+            **settings: Those of `SpectralPathwaysPipeline.__call__`, and:
+
+                - `timesteps`: where on the way from data (0) to noise the denoiser is run; all enter one problem. None
+                  takes those of `at`, or 5, 15 and 25 percent of the schedule. Memory grows with their number for the
+                  affinities `cosine` and `knn`.
+                - `num_noise_samples` (1): how often to draw noise at each timestep.
+                - `prompt`: None takes that of `at`, or the empty prompt, which suits most images best.
+                - `seed`: seeds the start of the solver and, together with the pixels of the image, its noise; None
+                  takes that of `at`, or 0.
+                - `generator`: source of the noise; a list holds one per image. One for many images is drawn from in
+                  turn.
+                - `layer_weights` and `heads`: see `SpectralConfig`. All timesteps and noise samples of a layer share
+                  its weight.
+                - `basis`: fitted at the same timesteps, prompt and seed.
+                - `return_dict` (True): False returns tuples instead of outputs.
 
         Returns:
             `SpectralDiffusionOutput`, for a list of pictures a list; with `pathway="both"` a dict of two by pathway.
@@ -229,57 +188,33 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         Raises:
             SpectralError: If an argument is out of range, or a picture cannot be read.
         """
+        require_known(settings, DiffusionSettings.__annotations__)
+        said: dict[str, Any] = {"num_noise_samples": 1, **self._told, **settings}
+        own = {name: said[name] for name in CALL_SETTINGS & settings.keys() - {"seed"}}
+        found = over_defaults({name: self._told[name] for name in CALL_SETTINGS & self._told.keys()}, own)
+        seed = found["seed"] = self._seed if said.get("seed") is None else said["seed"]
+        configs, basis = configs_of(found), found.get("basis")
+        if basis is None:
+            check_pathways(self._family, [config.pathway for config in configs])
+        num_noise_samples = require_positive_int("num_noise_samples", said["num_noise_samples"])
         is_many = isinstance(image, (list, tuple))
         images = list(image) if is_many else [image]
-        seed = self._seed if seed is None else seed
-        settings = {"affinity": affinity, "layers": layers, "layer_weights": layer_weights, "heads": heads}
-        settings |= {"pathway": "what" if pathway is None else pathway, "seed": seed}
-        settings["num_eigenvectors"] = 16 if num_eigenvectors is None else num_eigenvectors
-        cut = {"num_segments": num_segments, "method": method}
-        configs = configs_of({**settings, **cut})
-        if basis is None and walk is not None:
-            raise SpectralError("walk", expected="a basis beside it", got=walk, fix="Pass basis=...")
-        if basis is not None:
-            basis = as_basis(basis)
-            said: dict[str, Any] = {"pathway": pathway, "num_eigenvectors": num_eigenvectors, "solver": solver}
-            said |= {"layers": layers, "affinity": affinity, "heads": heads, "layer_weights": layer_weights}
-            default = {"heads": "merged", "layer_weights": "equal"}
-            rivals = {
-                name: one
-                for name, one in said.items()
-                if not (one is None or (isinstance(one, str) and one == default.get(name)))
-            }
-            over_defaults({}, rivals | {"basis": basis})
-            resolution = basis.backbone.get("resolution") if resolution is None else resolution
-            layers = [layer.index for layer in basis.layers]
-        else:
-            check_pathways(self._family, [config.pathway for config in configs])
-            layers = configs[0].layers
-        solver = None if solver is None else as_solver(solver)
-        num_noise_samples = require_positive_int("num_noise_samples", num_noise_samples)
-        given = noise_of.given_generators(generator, len(images))
+        generators = noise_of.given_generators(said.get("generator"), len(images))
         if not images:
             return []
-        reading = self._reading_at(timesteps, prompt, seed)
+        reading = self._reading_at(said.get("timesteps"), said.get("prompt"), seed)
         if basis is not None:
             is_flow = noise_of.is_flow(self._family, self.scheduler)
             basis.check_backbone(reading.describe(self, is_flow, basis.backbone.get("resolution")))
+        cut = {name: found[name] for name in SEGMENT_NAMES & found.keys()}
         outputs = []
         with undoing(self.maybe_free_model_hooks):
-            for source, own in zip(images, given, strict=True):
-                prepared = self.preprocess(source, resolution)
-                builders = [ProblemBuilder(config) for config in configs]
-                projector = None if basis is None else basis.projector(walk)
-                add = _all_of(builders) if projector is None else projector.add
-                self._record([prepared], [own], reading, add, layers, num_noise_samples, True)
-                if projector is None:
-                    solved = [solve(builder.build(), solver) for builder in builders]
-                else:
-                    solved = projector.results()
-                results = [dataclasses.replace(result, notes=prepared["notes"]) for result in solved]
-                outputs.append(
-                    outputs_of(results, prepared, reading.timesteps, return_dict, with_instances=instances, **cut)
-                )
+            for source, generator in zip(images, generators, strict=True):
+                prepared = self.preprocess(source, found.get("resolution"), found.get("timeout"))
+                analysis = Analysis(found, 1)
+                self._record([prepared], [generator], reading, analysis.add, analysis.layers, num_noise_samples, True)
+                (results,) = analysis.results([prepared])
+                outputs.append(outputs_of(results, prepared, reading.timesteps, said.get("return_dict", True), **cut))
         return outputs if is_many else outputs[0]
 
     @plain_torch()
@@ -310,14 +245,7 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
             SpectralError: If a timestep lies outside the schedule or is there twice, the prompt cannot be read, or a
                 setting is unknown or out of range.
         """
-        unknown = sorted(set(settings) - SETTINGS)
-        if unknown:
-            raise SpectralError(
-                unknown[0],
-                expected=f"one of the arguments {', '.join(sorted(SETTINGS))}",
-                got=unknown,
-                fix="Check its name",
-            )
+        require_known(settings, SETTINGS)
         configs_of(settings)
         settings = checked_batching(settings)
         reading = self._reading_at(timesteps, prompt, self._seed if seed is None else seed)
@@ -447,10 +375,7 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         """Describe the models and what `at` has set, as a basis stores it: see `Reading.describe`."""
         return self._defaults.describe(self, noise_of.is_flow(self._family, self.scheduler), resolution)
 
-    @staticmethod
-    def image_column(features: Mapping[str, Any], names: Iterable[str], given: str | None = None) -> str:
-        """Find the column of a dataset that holds the pictures: see `inputs.image_column`."""
-        return image_column(features, names, given)
+    image_column = staticmethod(image_column)
 
     def _record(
         self,
@@ -497,11 +422,3 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
     @property
     def _family(self) -> DenoiserFamily:
         return family_of(type(self.denoiser))
-
-
-def _all_of(builders: Sequence[ProblemBuilder]) -> Callable[[AttentionRecord], None]:
-    def add(record: AttentionRecord) -> None:
-        for builder in builders:
-            builder.add(record)
-
-    return add

@@ -7,7 +7,7 @@ import dataclasses
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -17,36 +17,36 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_spectral.basis import SpectralBasis, as_basis
 from hf_spectral.capture import capture_attention, check_supported, vision_tower
-from hf_spectral.config import SpectralConfig, defaults_hold
+from hf_spectral.checks import require_known
+from hf_spectral.config import defaults_hold
 from hf_spectral.errors import SpectralError, UnsupportedBackboneError
 from hf_spectral.families.transformers import family_of
 from hf_spectral.pipelines.backbone import blamed, describe_backbone, warn_once
 from hf_spectral.pipelines.hosts import checked_device
 from hf_spectral.pipelines.images import read_image
 from hf_spectral.pipelines.inputs import image_column, iterable_of_images
-from hf_spectral.pipelines.outputs import image_output
+from hf_spectral.pipelines.outputs import Analysis, image_output
 from hf_spectral.pipelines.settings import (
-    BASIS_NAMES,
     HOST_NAMES,
     HUB_ARGUMENTS,
     READ_NAMES,
     SEGMENT_NAMES,
-    SPECTRAL_NAMES,
-    as_solver,
+    SETTINGS,
+    CallSettings,
     checked_batching,
     configs_of,
     over_defaults,
 )
 from hf_spectral.pipelines.transformers.offline import DefaultBackbone
-from hf_spectral.problem import ProblemBuilder
 from hf_spectral.records import AttentionRecord, Pathway, SkippedLayer
 from hf_spectral.result import SpectralResult
-from hf_spectral.solvers import Solver, solve
 from hf_spectral.tensor_files import DAMAGE, one_line
 from hf_spectral.torch_state import plain_torch
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 TASK = "spectral-pathways"
-_NAMES = SPECTRAL_NAMES | SEGMENT_NAMES | READ_NAMES | BASIS_NAMES | {"solver"}
 
 
 class SpectralPathwaysPipeline(Pipeline):
@@ -80,7 +80,7 @@ class SpectralPathwaysPipeline(Pipeline):
         if kwargs.get("device") is not None:
             checked_device(kwargs["device"])
         host = {name: kwargs[name] for name in HOST_NAMES & set(kwargs) if kwargs[name] is not None}
-        given = {name: kwargs.pop(name) for name in _NAMES & set(kwargs)}
+        given = {name: kwargs.pop(name) for name in SETTINGS & set(kwargs)}
         kwargs.pop("image_column", None)
         self.defaults: dict[str, Any] = {}
         super().__init__(model, *args, **kwargs)
@@ -97,21 +97,37 @@ class SpectralPathwaysPipeline(Pipeline):
 
     @defaults_hold
     @plain_torch()
-    def __call__(self, inputs: Any, image_column: str | None = None, **kwargs: Any) -> Any:
+    def __call__(
+        self,
+        inputs: Any,
+        image_column: str | None = None,
+        *,
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+        **settings: Unpack[CallSettings],
+    ) -> Any:
         """Analyze one picture, or many.
 
         Args:
             inputs: A path, URL, PIL image, numpy array or bytes; a list of them; a generator; a `datasets` dataset, or
                 a column of one. Pictures of one batch may differ in size.
             image_column: Column of a dataset that holds the pictures; None finds the only image column.
-            **kwargs: `pathway` ("where", "what" or "both"), `num_eigenvectors` (16), `num_segments` (a number, "auto",
-                or None for no segmentation), `method` of segmentation ("ward" or "kmeans"), `instances` (False; True
-                adds instance masks), `solver` ("eigen", "gradient" or a solver object), `affinity` (an object, as
-                `NearestNeighbors(20)`, or its name), `heads`, `layers`, `seed` (see `SpectralConfig`), `temperature`,
-                `num_neighbors`, `threshold` (short for parameters of the affinity), `resolution` (longer side in
-                pixels at which the picture is read; None takes the backbone's image size), `timeout` (seconds for
-                URLs), `basis` (a `SpectralBasis` or its folder: then the pathway and all else about the problem are
-                its own), `walk` (with a basis, see `SpectralBasis.project`), `batch_size`, `num_workers`.
+            batch_size: Pictures that are read together; None takes the default of the host.
+            num_workers: Processes that read pictures ahead; None takes the default of the host.
+            **settings: All of them may be left out:
+
+                - `pathway`: "where", "what" (the default) or "both"
+                - `num_eigenvectors` (16), the trivial one among them
+                - `num_segments` ("auto"): a number, "auto", or None for no segmentation; `method` of segmentation:
+                  "ward" or "kmeans"; `instances` (False): True adds instance masks
+                - `solver`: "eigen", "gradient" or a solver object
+                - `affinity` (an object such as `NearestNeighbors(20)`, or its name), `heads`, `layers`, `seed`,
+                  `layer_weights`: see `SpectralConfig`; `temperature`, `num_neighbors`, `threshold`: short for
+                  parameters of the affinity
+                - `resolution`: longer side in pixels at which the picture is read; None takes the backbone's image
+                  size; `timeout`: seconds for URLs
+                - `basis`: a `SpectralBasis` or its folder, which fixes the pathway and all other settings of the
+                  problem; `walk`: see `SpectralBasis.project`
 
         Returns:
             For one picture a dict, for a list of them a list, for a dataset or generator an iterator:
@@ -130,12 +146,12 @@ class SpectralPathwaysPipeline(Pipeline):
         Raises:
             SpectralError: If an argument is unknown or out of range, or a picture cannot be read.
         """
-        kwargs = checked_batching(kwargs)
+        host = checked_batching({"batch_size": batch_size, "num_workers": num_workers})
         if isinstance(inputs, (list, tuple)):
             inputs = list(inputs)
             if not inputs:
                 return []
-        return super().__call__(iterable_of_images(inputs, image_column), **kwargs)
+        return super().__call__(iterable_of_images(inputs, image_column), **host, **settings)
 
     def get_iterator(self, *args: Any, **kwargs: Any) -> Any:
         """Return the host's iterator over many pictures; it draws no number from the program's random generator."""
@@ -144,24 +160,14 @@ class SpectralPathwaysPipeline(Pipeline):
         return _Stream(outputs)
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        unknown = sorted(set(kwargs) - _NAMES)
-        if unknown:
-            raise SpectralError(
-                unknown[0],
-                expected=f"one of the arguments {', '.join(sorted(_NAMES | HOST_NAMES))}",
-                got=unknown,
-                fix="Check its name",
-            )
+        require_known(kwargs, SETTINGS | HOST_NAMES)
         if kwargs.get("basis") is not None:
             kwargs["basis"] = self._own_basis(kwargs["basis"])
         settings = over_defaults(self.defaults, kwargs)
-        if "solver" in settings:
-            settings["solver"] = as_solver(settings["solver"])
         configs_of(settings)
-        of_forward = SPECTRAL_NAMES | BASIS_NAMES | {"solver"}
         read, forward, segment = (
             {name: settings[name] for name in names & set(settings)}
-            for names in (READ_NAMES, of_forward, SEGMENT_NAMES)
+            for names in (READ_NAMES, SETTINGS - READ_NAMES - SEGMENT_NAMES, SEGMENT_NAMES)
         )
         return read, forward, segment
 
@@ -182,10 +188,7 @@ class SpectralPathwaysPipeline(Pipeline):
         notes = self._geometry.notes_for(*size, resolution)
         return {"inputs": tensors, "size": size, "read_size": read_size, "notes": notes}
 
-    @staticmethod
-    def image_column(features: Mapping[str, Any], names: Iterable[str], given: str | None = None) -> str:
-        """Find the column of a dataset that holds the pictures: see `inputs.image_column`."""
-        return image_column(features, names, given)
+    image_column = staticmethod(image_column)
 
     def describe_backbone(self, resolution: int | None = None) -> dict[str, Any]:
         """Describe the backbone as a basis stores it: see `backbone.describe_backbone`."""
@@ -252,14 +255,7 @@ class SpectralPathwaysPipeline(Pipeline):
             return self._run(tensors, on_record, layers)
 
     @plain_torch()
-    def _forward(
-        self,
-        model_inputs: dict[str, Any],
-        solver: Solver | None = None,
-        basis: SpectralBasis | None = None,
-        walk: float | None = None,
-        **settings: Any,
-    ) -> dict[str, Any]:
+    def _forward(self, model_inputs: dict[str, Any], **settings: Any) -> dict[str, Any]:
         """Run the backbone once per group of equal sizes; solve one problem per image and pathway, or project."""
         # A batch arrives as lists, a single picture does not.
         batch: list[Mapping[str, Any]] = [model_inputs]
@@ -268,34 +264,17 @@ class SpectralPathwaysPipeline(Pipeline):
         results: dict[int, list[SpectralResult]] = {}
         for positions in self.grouped(batch):
             group = [batch[position] for position in positions]
-            if basis is None and walk is not None:
-                raise SpectralError("walk", expected="a basis beside it", got=walk, fix="Pass basis=...")
-            if basis is None:
-                found = self._analyze(group, configs_of(settings), solver)
-            else:
-                projector = basis.projector(walk)
-                self.records(group, projector.add, [layer.index for layer in basis.layers])
-                found = [[result] for result in projector.results()]
-            for position, own in zip(positions, found, strict=True):
-                notes = tuple(batch[position]["notes"])
-                results[position] = [dataclasses.replace(result, notes=notes) for result in own]
+            analysis = Analysis(settings, len(group))
+            self.records(group, analysis.add, analysis.layers)
+            results |= zip(positions, analysis.results(group), strict=True)
         return {"results": [results[position] for position in range(len(batch))], "size": model_inputs["size"]}
 
     @plain_torch()
-    def postprocess(
-        self,
-        model_outputs: dict[str, Any],
-        num_segments: int | Literal["auto"] | None = "auto",
-        method: Literal["ward", "kmeans"] = "ward",
-        instances: bool = False,
-    ) -> dict[str, Any]:
-        """Segment, and name what was found."""
+    def postprocess(self, model_outputs: dict[str, Any], **cut: Any) -> dict[str, Any]:
+        """Segment the images; see `image_output`."""
         results = model_outputs["results"]
         results = results[0] if isinstance(results[0], list) else results
-        outputs = {
-            result.config.pathway: image_output(result, model_outputs["size"], num_segments, method, instances)
-            for result in results
-        }
+        outputs = {result.config.pathway: image_output(result, model_outputs["size"], **cut) for result in results}
         return outputs if len(outputs) > 1 else next(iter(outputs.values()))
 
     def _read(self, image: Image.Image, resolution: int | None) -> dict[str, Tensor]:
@@ -318,21 +297,6 @@ class SpectralPathwaysPipeline(Pipeline):
             placed = self._ensure_tensor_on_device(tensors, self.device)
             self._tower(**placed, **self._geometry.forward_arguments)
         return capture.skipped
-
-    def _analyze(
-        self, group: Sequence[Mapping[str, Any]], configs: list[SpectralConfig], solver: Solver | None
-    ) -> list[list[SpectralResult]]:
-        """Solve every image for every pathway, from one forward pass whose layers are consumed as they arrive."""
-        builders = [[ProblemBuilder(config) for config in configs] for _ in group]
-
-        def consume(record: AttentionRecord) -> None:
-            for position, image_builders in enumerate(builders):
-                image = record.image(position)
-                for builder in image_builders:
-                    builder.add(image)
-
-        self.records(group, consume, configs[0].layers)
-        return [[solve(builder.build(), solver) for builder in image_builders] for image_builders in builders]
 
     def _own_basis(self, basis: SpectralBasis | str | os.PathLike[str]) -> SpectralBasis:
         """Return the basis, once it is clear that it was fitted on this backbone."""
