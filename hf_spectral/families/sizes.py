@@ -22,6 +22,7 @@ class InputGeometry:
         is_fixed: True if it reads no other size; pictures are then stretched to it.
         forward_arguments: What its forward needs to be told so that it reads any size.
         is_square: True if it reads squares only; pictures are then stretched to one.
+        longest: Longest side that it has positions for, in pixels; None if there is no bound.
     """
 
     multiple: tuple[int, int]
@@ -29,6 +30,7 @@ class InputGeometry:
     is_fixed: bool
     forward_arguments: dict[str, Any]
     is_square: bool = False
+    longest: int | None = None
 
     def size_for(self, height: int, width: int, resolution: int | None = None) -> tuple[int, int]:
         """Return the size at which a picture is read: its sides are multiples of `multiple`.
@@ -45,7 +47,7 @@ class InputGeometry:
 
         Raises:
             SpectralError: If `resolution` is no positive integer, or the backbone's size is fixed to another one, or
-                the picture would have more than `MAX_TOKENS` tokens.
+                the picture would be longer than `longest` or have more than `MAX_TOKENS` tokens.
         """
         if resolution is not None:
             require_positive_int("resolution", resolution)
@@ -59,6 +61,13 @@ class InputGeometry:
                 )
             return self.default
         size = self._kept(1, 1, resolution) if self.is_square else self._kept(height, width, resolution)
+        if self.longest is not None and max(size) > self.longest:
+            raise SpectralError(
+                "resolution",
+                expected=f"at most {self.longest} pixels, for which the backbone has positions",
+                got=max(size),
+                fix="Give a smaller resolution",
+            )
         rows, columns = size[0] // self.multiple[0], size[1] // self.multiple[1]
         if rows * columns > MAX_TOKENS:
             raise SpectralError(

@@ -162,7 +162,7 @@ def check_pathways(family: DenoiserFamily, pathways: Sequence[Pathway]) -> None:
 
 
 def geometry_of(family: DenoiserFamily, denoiser: Any, vae: Any) -> InputGeometry:
-    """Return the sizes that a denoiser reads, apart from an upper limit.
+    """Return the sizes that a denoiser reads: sides that the VAE, the patches and the levels of a UNet divide.
 
     Args:
         family: Of the denoiser.
@@ -176,38 +176,9 @@ def geometry_of(family: DenoiserFamily, denoiser: Any, vae: Any) -> InputGeometr
     multiple = factor * family.latent_multiple(denoiser.config)
     height, width = as_pair(denoiser.config.get("sample_size") or family.default_side)
     default = (factor * height, factor * width)
-    return InputGeometry((multiple, multiple), default, False, {}, is_square=family.is_square)
-
-
-def size_for(
-    family: DenoiserFamily, denoiser: Any, vae: Any, size: tuple[int, int], resolution: int | None
-) -> tuple[int, int]:
-    """Return the size at which a picture is read: sides that the VAE, the patches and the UNet's levels divide.
-
-    Args:
-        family: Of the denoiser.
-        denoiser: The denoiser.
-        vae: Its autoencoder, or None.
-        size: Height and width of the picture, in pixels.
-        resolution: Longer side wanted, in pixels; None takes the denoiser's own.
-
-    Returns:
-        Height and width in pixels; the picture's aspect ratio is kept, but by families that read squares only.
-
-    Raises:
-        SpectralError: If the denoiser has no positions for a picture of that size.
-    """
-    config, factor = denoiser.config, vae_factor(vae)
-    found = geometry_of(family, denoiser, vae).size_for(*size, resolution)
-    longest = family.max_latents(config)
-    if longest is not None and max(found) > factor * longest:
-        raise SpectralError(
-            "resolution",
-            expected=f"at most {factor * longest} pixels, for which {family.class_name} has positions",
-            got=max(found),
-            fix="Give a smaller resolution",
-        )
-    return found
+    longest = family.max_latents(denoiser.config)
+    longest = None if longest is None else factor * longest
+    return InputGeometry((multiple, multiple), default, False, {}, family.is_square, longest)
 
 
 def to_pixels(image: Image.Image, size: tuple[int, int], channels: int = 3) -> Tensor:

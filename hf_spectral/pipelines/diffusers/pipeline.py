@@ -18,6 +18,7 @@ from hf_spectral.checks import require_known, require_positive_int, require_seed
 from hf_spectral.config import defaults_hold
 from hf_spectral.errors import SpectralError
 from hf_spectral.families.diffusers import Condition, DenoiserFamily, family_of
+from hf_spectral.families.sizes import InputGeometry
 from hf_spectral.pipelines.backbone import blamed, warn_once
 from hf_spectral.pipelines.diffusers import noise as noise_of
 from hf_spectral.pipelines.diffusers import prompt as prompts
@@ -28,11 +29,10 @@ from hf_spectral.pipelines.diffusers.latents import (
     encode_image,
     geometry_of,
     half_precision_explained,
-    size_for,
     to_pixels,
 )
 from hf_spectral.pipelines.diffusers.outputs import outputs_of
-from hf_spectral.pipelines.diffusers.reading import DenoiserRun, Reading, digest
+from hf_spectral.pipelines.diffusers.reading import Reading, digest
 from hf_spectral.pipelines.images import read_image
 from hf_spectral.pipelines.inputs import image_column
 from hf_spectral.pipelines.outputs import Analysis
@@ -116,7 +116,7 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         self.register_modules(scheduler=scheduler, unet=unet, transformer=transformer, vae=vae)
         self.register_modules(text_encoder=text_encoder, text_encoder_2=text_encoder_2, text_encoder_3=text_encoder_3)
         self.register_modules(tokenizer=tokenizer, tokenizer_2=tokenizer_2, tokenizer_3=tokenizer_3)
-        check_components(self._family, self.denoiser, vae, scheduler)
+        check_components(self.family, self.denoiser, vae, scheduler)
 
     @classmethod
     def from_pretrained(
@@ -195,7 +195,7 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         seed = found["seed"] = self._seed if said.get("seed") is None else said["seed"]
         configs, basis = configs_of(found), found.get("basis")
         if basis is None:
-            check_pathways(self._family, [config.pathway for config in configs])
+            check_pathways(self.family, [config.pathway for config in configs])
         num_noise_samples = require_positive_int("num_noise_samples", said["num_noise_samples"])
         is_many = isinstance(image, (list, tuple))
         images = list(image) if is_many else [image]
@@ -204,8 +204,7 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
             return []
         reading = self._reading_at(said.get("timesteps"), said.get("prompt"), seed)
         if basis is not None:
-            is_flow = noise_of.is_flow(self._family, self.scheduler)
-            basis.check_backbone(reading.describe(self, is_flow, basis.backbone.get("resolution")))
+            basis.check_backbone(reading.describe(self, basis.backbone.get("resolution")))
         cut = {name: found[name] for name in SEGMENT_NAMES & found.keys()}
         outputs = []
         with undoing(self.maybe_free_model_hooks):
@@ -282,17 +281,16 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
             SpectralError: If the picture cannot be read, or its latents are not finite.
         """
         picture = read_image(image, timeout)
-        read_size = size_for(self._family, self.denoiser, self.vae, (picture.height, picture.width), resolution)
-        with blamed(self.vae, read_size, self._encoded):
+        with blamed(self.vae, self._geometry.size_for(picture.height, picture.width, resolution), self._encoded):
             return self._encoded(picture, resolution)
 
     def _encoded(self, picture: Image.Image, resolution: int | None) -> dict[str, Any]:
         size = (picture.height, picture.width)
-        read_size = size_for(self._family, self.denoiser, self.vae, size, resolution)
+        read_size = self._geometry.size_for(*size, resolution)
         pixels = to_pixels(picture, read_size, 3 if self.vae is not None else self.denoiser.config.in_channels)
         with half_precision_explained():
-            latents = encode_image(self.vae, pixels.to(self._execution_device), self.denoiser, self._family)
-        notes = geometry_of(self._family, self.denoiser, self.vae).notes_for(*size, resolution)
+            latents = encode_image(self.vae, pixels.to(self._execution_device), self.denoiser, self.family)
+        notes = self._geometry.notes_for(*size, resolution)
         return {"latents": latents, "read_size": read_size, "size": size, "digest": digest(pixels), "notes": notes}
 
     @plain_torch()
@@ -308,7 +306,7 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         Raises:
             SpectralError: If the family reads no prompt, or its text encoders are not loaded, or it is too long.
         """
-        return prompts.encode_prompt(self._family, self.components, self.denoiser, prompt, self._execution_device)
+        return prompts.encode_prompt(self.family, self.components, self.denoiser, prompt, self._execution_device)
 
     @staticmethod
     def grouped(batch: Sequence[Mapping[str, Any]]) -> list[list[int]]:
@@ -365,15 +363,15 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
             SpectralError: If the denoiser reads no such size, has no such layer or serves no such pathway, or the
                 prompt cannot be read.
         """
-        check_pathways(self._family, pathways)
-        size_for(self._family, self.denoiser, self.vae, (1, 10**6), resolution)
+        check_pathways(self.family, pathways)
+        self._geometry.size_for(1, 10**6, resolution)
         with capture_attention(self.denoiser, layers=layers):
             pass
         self._defaults.require_each_timestep_once()
 
     def describe_backbone(self, resolution: int | None = None) -> dict[str, Any]:
         """Describe the models and what `at` has set, as a basis stores it: see `Reading.describe`."""
-        return self._defaults.describe(self, noise_of.is_flow(self._family, self.scheduler), resolution)
+        return self._defaults.describe(self, resolution)
 
     image_column = staticmethod(image_column)
 
@@ -390,13 +388,14 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         warn_once(self, group)
         steps = reading.timesteps * num_noise_samples
         shown = self.progress_bar(steps) if progress else steps
-        run = DenoiserRun(self._family, self.denoiser, self.scheduler, reading)
 
         def run_black(picture: Image.Image, resolution: int | None) -> None:
-            run.record([self._encoded(picture, resolution)], [None], reading.timesteps, lambda record: None, None)
+            reading.record(
+                self, [self._encoded(picture, resolution)], [None], reading.timesteps, lambda record: None, None
+            )
 
         with blamed(self.denoiser, group[0]["read_size"], run_black):
-            return run.record(group, given, shown, on_record, None if layers is None else tuple(layers))
+            return reading.record(self, group, given, shown, on_record, None if layers is None else tuple(layers))
 
     def _reading_at(self, timesteps: Sequence[float] | float | None, prompt: str | None, seed: int) -> Reading:
         """Return how pictures are read; what is None comes from `at`, or else from the defaults."""
@@ -404,7 +403,7 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         if timesteps is None and kept is not None:
             steps = kept.timesteps
         else:
-            steps = noise_of.checked_timesteps(timesteps, self._family, self.scheduler)
+            steps = noise_of.checked_timesteps(timesteps, self.family, self.scheduler)
         if prompt is None and kept is not None:
             return Reading(steps, kept.prompt, seed, kept.condition)
         return Reading(steps, prompt or "", seed, self.encode_prompt("" if prompt is None else prompt))
@@ -420,5 +419,10 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         return 0 if self._reading is None else self._reading.seed
 
     @property
-    def _family(self) -> DenoiserFamily:
+    def _geometry(self) -> InputGeometry:
+        return geometry_of(self.family, self.denoiser, self.vae)
+
+    @property
+    def family(self) -> DenoiserFamily:
+        """The family of the denoiser."""
         return family_of(type(self.denoiser))

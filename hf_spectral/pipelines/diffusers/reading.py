@@ -14,10 +14,10 @@ from transformers.utils.hub import extract_commit_hash
 
 from hf_spectral.capture import attention_fingerprint, capture_attention
 from hf_spectral.errors import SpectralError
-from hf_spectral.families.diffusers import Condition, DenoiserFamily
+from hf_spectral.families.diffusers import Condition
 from hf_spectral.pipelines.backbone import public_name
 from hf_spectral.pipelines.diffusers.latents import half_precision_explained
-from hf_spectral.pipelines.diffusers.noise import noised, num_timesteps, told
+from hf_spectral.pipelines.diffusers.noise import is_flow, noised, num_timesteps, told
 from hf_spectral.pipelines.diffusers.prompt import forward_arguments
 from hf_spectral.records import AttentionRecord, SkippedLayer
 
@@ -66,12 +66,11 @@ class Reading:
         """
         return torch.Generator().manual_seed((self.seed ^ pixels_digest) % 2**63)
 
-    def describe(self, pipe: Any, is_flow: bool, resolution: int | None) -> dict[str, Any]:
+    def describe(self, pipe: Any, resolution: int | None) -> dict[str, Any]:
         """Describe a pipeline and how pictures are read by it, without a path of this machine.
 
         Args:
             pipe: The pipeline.
-            is_flow: True if its noise is that of flow matching.
             resolution: Longer side of the pictures, in pixels; None stands for the denoiser's own.
 
         Returns:
@@ -86,7 +85,7 @@ class Reading:
             "model_type": type(pipe.denoiser).__name__,
             "vae": None if pipe.vae is None else type(pipe.vae).__name__,
             "text_encoders": [type(one).__name__ for one in encoders if one is not None],
-            "noise": "flow" if is_flow else "diffusion",
+            "noise": "flow" if is_flow(pipe.family, pipe.scheduler) else "diffusion",
             "timesteps": list(self.timesteps),
             "prompt": self.prompt,
             "noise_seed": self.seed,
@@ -94,26 +93,10 @@ class Reading:
             "attention_weights": attention_fingerprint(pipe.denoiser),
         }
 
-
-@dataclasses.dataclass(frozen=True)
-class DenoiserRun:
-    """A denoiser that is shown pictures.
-
-    Args:
-        family: Name of its class.
-        denoiser: The denoiser.
-        scheduler: The pipeline's scheduler, or None.
-        reading: How it looks at them.
-    """
-
-    family: DenoiserFamily
-    denoiser: Any
-    scheduler: Any
-    reading: Reading
-
     @torch.no_grad()
     def record(
         self,
+        pipe: Any,
         group: Sequence[Mapping[str, Any]],
         given: Sequence[torch.Generator | None],
         steps: Iterable[float],
@@ -123,6 +106,7 @@ class DenoiserRun:
         """Run the denoiser once per step, handing on one layer at a time.
 
         Args:
+            pipe: The pipeline of the denoiser.
             group: What `preprocess` gave, for pictures of one size.
             given: A source of noise for each picture; None takes the picture's own.
             steps: The timesteps, as often as each is to be run.
@@ -134,24 +118,24 @@ class DenoiserRun:
         """
         latents = torch.cat([prepared["latents"] for prepared in group])
         generators = [
-            self.reading.generator(prepared["digest"]) if own is None else own
+            self.generator(prepared["digest"]) if own is None else own
             for own, prepared in zip(given, group, strict=True)
         ]
         skipped: list[SkippedLayer] = []
         for step in steps:
-            share = step / num_timesteps(self.scheduler)
+            share = step / num_timesteps(pipe.scheduler)
             arguments = forward_arguments(
-                self.family,
-                self.denoiser,
-                noised(latents, step, self.family, self.scheduler, generators),
+                pipe.family,
+                pipe.denoiser,
+                noised(latents, step, pipe.family, pipe.scheduler, generators),
                 share,
-                torch.full((len(group),), told(step, self.scheduler), device=latents.device),
-                self.reading.condition,
+                torch.full((len(group),), told(step, pipe.scheduler), device=latents.device),
+                self.condition,
                 group[0]["read_size"],
             )
             hand_on = functools.partial(_hand_on, on_record, float(step))
-            with half_precision_explained(), capture_attention(self.denoiser, hand_on, layers) as capture:
-                self.denoiser(**arguments, return_dict=False)
+            with half_precision_explained(), capture_attention(pipe.denoiser, hand_on, layers) as capture:
+                pipe.denoiser(**arguments, return_dict=False)
             skipped = capture.skipped
         return skipped
 
