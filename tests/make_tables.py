@@ -1,4 +1,4 @@
-"""Write the tables of backbones from the registries of families: `docs/backbones.md`, and the short one in `README.md`.
+"""Write the tables of backbones from the registries of families: `docs/pages/backbones.md`, and README's short one.
 
 python -m tests.make_tables
 """
@@ -16,7 +16,7 @@ from tests.families.tiny_backbones import BACKBONES
 from tests.families.tiny_denoisers import DENOISERS
 
 ROOT = Path(hf_spectral.__file__).parent.parent
-PAGE, README = ROOT / "docs" / "backbones.md", ROOT / "README.md"
+PAGE, README = ROOT / "docs" / "pages" / "backbones.md", ROOT / "README.md"
 START, END = "<!-- backbones: python -m tests.make_tables -->", "<!-- end of backbones -->"
 # README shows these; the page shows all.
 MOST_USED = ("dinov2", "dinov3_vit", "vit", "clip_vision_model", "siglip_vision_model", "siglip2_vision_model")
@@ -52,7 +52,7 @@ def short():
     """Return the table of README."""
     rows = [row for row in (*rows_of_towers(), *rows_of_denoisers()) if set(re.findall(r"\w+", row[1])) & {*MOST_USED}]
     count = len({*map(id, transformers.FAMILIES.values())}) + len(diffusers.FAMILIES)
-    told = f"[All {count} families](docs/backbones.md), with what is refused and why."
+    told = f"[All {count} families](docs/pages/backbones.md), with what is refused and why."
     return "\n".join([*table((*TITLES[:1], *TITLES[2:5]), [(*row[:1], *row[2:5]) for row in rows]), "", told])
 
 
@@ -146,6 +146,5 @@ def _several(number):
 
 
 if __name__ == "__main__":
-    PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(page(), encoding="utf-8")
     README.write_text(readme(README.read_text(encoding="utf-8")), encoding="utf-8")
