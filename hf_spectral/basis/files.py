@@ -16,6 +16,8 @@ from torch import Tensor
 from hf_spectral.affinities import Cosine
 from hf_spectral.atomic import replacing
 from hf_spectral.basis.factors import BasisLayer
+from hf_spectral.basis.walk import MAX_WALK
+from hf_spectral.clusters import Clusters
 from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
 from hf_spectral.fingerprint import WEIGHTS, is_fingerprint
@@ -24,6 +26,8 @@ from hf_spectral.tensor_files import DAMAGE, Form, one_line, parse_json, read_te
 FORMAT = "hf_spectral.SpectralBasis/1"
 CONFIG_NAME = "config.json"
 TENSORS_NAME = "basis.safetensors"
+#: Tensors of `Clusters`, stored by the names of its fields.
+CLUSTER_TENSORS = ("mean", "directions", "centers", "cluster")
 
 _MAX_LAYER_WIDTH = 1 << 17
 # Pictures are enlarged to it when a basis is used.
@@ -52,6 +56,20 @@ def write(folder: Path, described: dict[str, Any], tensors: dict[str, Tensor]) -
     return folder
 
 
+def describe_clusters(clusters: Clusters) -> dict[str, Any]:
+    """Describe clusters as `config.json` holds them: their settings, and the sizes of their tensors.
+
+    Args:
+        clusters: Of the basis.
+
+    Returns:
+        Numbers by name.
+    """
+    num_centers, num_directions = clusters.centers.shape
+    sizes = {"num_centers": num_centers, "num_directions": num_directions}
+    return {"num_segments": clusters.num_segments, "walk": clusters.walk, **sizes}
+
+
 def read(folder: Path, name: str | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read both files. The sizes that the description implies are compared with the file's before it is read.
 
@@ -68,7 +86,7 @@ def read(folder: Path, name: str | None = None) -> tuple[dict[str, Any], dict[st
     try:
         described = _parsed(read_text(folder / CONFIG_NAME))
         forms = _expected_forms(described)
-        return described, _tensors(folder / TENSORS_NAME, forms, described.pop("sha256"))
+        return described, _tensors(folder / TENSORS_NAME, forms, described)
     except DAMAGE as error:
         raise SpectralError(
             "basis",
@@ -97,7 +115,10 @@ def _parsed(text: str) -> dict[str, Any]:
         ),
         "versions": lambda value: isinstance(value, dict) and all(isinstance(one, str) for one in value.values()),
         "skipped": lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value),
+        "clusters": lambda value: value is None or _describes_clusters(value),
     }
+    if isinstance(values, dict):
+        values.setdefault("clusters", None)  # A basis that has none does not mention them.
     if not isinstance(values, dict) or set(values) != set(checks):
         raise ValueError(f"{CONFIG_NAME} does not have the keys {', '.join(sorted(checks))}, and these only")
     for name, holds in checks.items():
@@ -115,6 +136,17 @@ def _parsed(text: str) -> dict[str, Any]:
     values["config"] = _settings(values["config"])
     values["skipped"] = tuple(values["skipped"])
     return values
+
+
+def _describes_clusters(values: Any) -> bool:
+    names = ("num_segments", "num_centers", "num_directions")
+    return (
+        isinstance(values, dict)
+        and set(values) == {*names, "walk"}
+        and all(_is_count(values[name]) for name in names)
+        and _is_number(values["walk"])
+        and 0 <= values["walk"] <= MAX_WALK
+    )
 
 
 def _settings(values: dict[str, Any]) -> SpectralConfig:
@@ -145,10 +177,16 @@ def _expected_forms(described: dict[str, Any]) -> dict[str, Form]:
     for position, layer in enumerate(described["layers"]):
         forms[f"projection.{position}"] = (torch.float32, (layer.rank(config.pathway), count))
         forms[f"sum.{position}"] = (torch.float64, (layer.rank(config.pathway),))
+    if kept := described["clusters"]:
+        centers, directions = kept["num_centers"], kept["num_directions"]
+        forms["clusters.mean"] = (torch.float32, (count - 1,))
+        forms["clusters.directions"] = (torch.float32, (count - 1, directions))
+        forms["clusters.centers"] = (torch.float32, (centers, directions))
+        forms["clusters.cluster"] = (torch.int64, (centers,))
     return forms
 
 
-def _tensors(path: Path, forms: dict[str, Form], checksum: str) -> dict[str, Tensor]:
+def _tensors(path: Path, forms: dict[str, Form], described: dict[str, Any]) -> dict[str, Tensor]:
     """Return the tensors, after the header and the file's size were compared with the forms.
 
     Raises:
@@ -157,7 +195,11 @@ def _tensors(path: Path, forms: dict[str, Form], checksum: str) -> dict[str, Ten
     tensors, content = read_tensors(path, forms)
     if (tensors["num_tokens"] < 1).any() or (tensors["eigenvalues"].diff() < 0).any():
         raise ValueError("the tensors hold counts below 1 or eigenvalues out of order")
-    if hashlib.sha256(content).hexdigest() != checksum:
+    if kept := described["clusters"]:
+        numbers = tensors["clusters.cluster"]
+        if (numbers < 0).any() or (numbers >= kept["num_segments"]).any():
+            raise ValueError("the tensors hold a cluster beyond their number")
+    if hashlib.sha256(content).hexdigest() != described.pop("sha256"):
         raise ValueError(f"{path.name} is not the file that {CONFIG_NAME} was written with")
     return tensors
 

@@ -17,6 +17,7 @@ from hf_spectral.basis.factors import BasisLayer, factor, layer_columns, match, 
 from hf_spectral.basis.gram import coupling
 from hf_spectral.basis.walk import diffuse, require_walk, walk_config
 from hf_spectral.checks import require_same
+from hf_spectral.clusters import Clusters
 from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
 from hf_spectral.fingerprint import WEIGHTS, require_same_weights
@@ -56,6 +57,8 @@ class SpectralBasis(Kept):
         backbone: What the caller says about the backbone: names with JSON values.
         versions: Of the packages that made it.
         skipped: Images of the dataset that were left out, each as its name and the reason.
+        clusters: What `dataset.transform(num_segments=...)` found last, with which the pipeline labels any image; None
+            before.
     """
 
     eigenvalues: Float[Tensor, " eigenvectors"]
@@ -72,6 +75,7 @@ class SpectralBasis(Kept):
     backbone: dict[str, Any] = dataclasses.field(default_factory=dict)
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     skipped: tuple[str, ...] = ()
+    clusters: Clusters | None = None
 
     def _facts(self) -> dict[str, str]:
         backbone = self.backbone.get("id") or self.backbone.get("model_type")
@@ -80,6 +84,7 @@ class SpectralBasis(Kept):
             "eigenvectors": f"{len(self.eigenvalues)} of {len(self.layers)} layers",
             "eigenvalues": shown_eigenvalues(self.eigenvalues),
             "fitted on": f"{self.num_images:,} images, {self.num_nodes:,} tokens, {len(self.skipped)} skipped",
+            **({"clusters": str(self.clusters.num_segments)} if self.clusters else {}),
             **({"backbone": str(backbone)} if backbone else {}),
         }
 
@@ -100,13 +105,21 @@ class SpectralBasis(Kept):
             (self._columns[position],) = layer_columns(self.layers[position : position + 1], self.config.seed)
         return self._columns[position]
 
+    def keep_clusters(self, clusters: Clusters) -> None:
+        """Set `clusters`, the one thing that a basis learns after its fit.
+
+        Args:
+            clusters: Found in this basis's eigenvectors.
+        """
+        object.__setattr__(self, "clusters", clusters)
+
     def project(self, records: Iterable[AttentionRecord], walk: float | int | None = None) -> SpectralResult:
         """Return the dataset's eigenvectors on one image, seen or not.
 
         Args:
             records: Its layers; those that the basis does not use are passed over.
-            walk: Strength of the walk inside the image (`walk.diffuse`), from 0 (off) to 0.999; None takes
-                `DEFAULT_WALK`: 0.9 for `what`, 0.8 for `where`.
+            walk: Strength of the walk inside the image (`walk.diffuse`), from 0 (off) to 0.999; None takes the one
+                that `clusters` were found with, or else `DEFAULT_WALK`: 0.9 for `what`, 0.8 for `where`.
 
         Returns:
             Maps on the image's common grid, scaled as over the dataset: together over all its images, without
@@ -135,7 +148,7 @@ class SpectralBasis(Kept):
         Returns:
             A fresh projector: `add` each record, then `results`.
         """
-        default = DEFAULT_WALK[self.config.pathway]
+        default = DEFAULT_WALK[self.config.pathway] if self.clusters is None else self.clusters.walk
         return Projector(self, require_walk(default if walk is None else walk))
 
     def check_backbone(self, description: dict[str, Any]) -> None:
@@ -185,6 +198,9 @@ class SpectralBasis(Kept):
             "versions": self.versions,
             "skipped": list(self.skipped),
         }
+        if self.clusters is not None:
+            described["clusters"] = files.describe_clusters(self.clusters)
+            tensors |= {f"clusters.{name}": getattr(self.clusters, name) for name in files.CLUSTER_TENSORS}
         return files.write(Path(folder), described, tensors)
 
     @classmethod
@@ -217,6 +233,9 @@ class SpectralBasis(Kept):
         folder = located(source, names, "basis", revision, cache_dir, token, local_files_only)
         described, tensors = files.read(folder, str(source))
         count = len(described["layers"])
+        if kept := described["clusters"]:
+            parts = {name: tensors[f"clusters.{name}"] for name in files.CLUSTER_TENSORS}
+            described["clusters"] = Clusters(**parts, num_segments=kept["num_segments"], walk=kept["walk"])
         return cls(
             eigenvalues=tensors["eigenvalues"],
             residuals=tensors["residuals"],

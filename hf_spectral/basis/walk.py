@@ -14,6 +14,8 @@ from hf_spectral.records import Pathway
 
 #: The graph inside an image: see `walk_config`.
 NEIGHBORS = NearestNeighbors(num_neighbors=20, threshold=0.1)
+#: Strength up to which a walk still restarts.
+MAX_WALK = 0.999
 # Up to here the walk is solved by a Cholesky factor of a dense matrix (256 MiB), above by conjugate gradients.
 _DENSE_BELOW = 8192
 _TOLERANCE = 1e-6
@@ -48,7 +50,7 @@ def require_walk(strength: object) -> float:
     Raises:
         SpectralError: If it is not from 0 to 0.999.
     """
-    return require_number("walk", strength, 0, 0.999, "Give 0 for no walk, or try walk=0.9")
+    return require_number("walk", strength, 0, MAX_WALK, "Give 0 for no walk, or try walk=0.9")
 
 
 def diffuse(

@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 import hf_spectral
 from hf_spectral.affinities import AFFINITIES
 from hf_spectral.atomic import replacing, require_writable, save_picture
-from hf_spectral.cli.common import DONE, MISTAKE, SOME_FAILED, add_command, complain, load
+from hf_spectral.cli.common import DONE, MISTAKE, SOME_FAILED, add_command, complain, count_or_auto, load
 from hf_spectral.dataset.folder import list_pictures
 from hf_spectral.errors import HFSpectralError, shown
 from hf_spectral.fingerprint import WEIGHTS
@@ -56,7 +56,7 @@ def add_parsers(commands: Any) -> None:
     text = "eigenvectors and segments of pictures"
     many = add_command(commands, "analyze", analyze, text, shared, num_eigenvectors=16, output=folder)
     many.add_argument("images", nargs="+", metavar="IMAGE", help="file, URL, or folder with its subfolders")
-    many.add_argument("--num-segments", type=_count_or_auto, default="auto", metavar="N", help="a number, auto or none")
+    many.add_argument("--num-segments", type=count_or_auto, default="auto", metavar="N", help="a number, auto or none")
     many.add_argument("--affinity", choices=AFFINITIES, help="default: attention for where, exponential for what")
     many.add_argument("--solver", choices=sorted(SOLVERS), default="eigen", help="default: eigen")
 
@@ -116,15 +116,6 @@ def analyze(options: argparse.Namespace) -> int:
     if done:
         print(f"{len(done)} of {len(sources)} images written to {options.output}")
     return DONE if not failed else SOME_FAILED if done else MISTAKE
-
-
-def _count_or_auto(text: str) -> int | Literal["auto"] | None:
-    if text in ("auto", "none"):
-        return "auto" if text == "auto" else None
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a number, auto or none, got {text!r}") from None
 
 
 def _described(source: str | Path) -> str:

@@ -7,7 +7,7 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from tqdm.auto import tqdm
 
@@ -144,3 +144,23 @@ def load(
                 option, expected="a diffusion model beside it", got=type(pipe.model).__name__, fix="Leave it out"
             )
     return pipe
+
+
+def count_or_auto(text: str) -> int | Literal["auto"] | None:
+    """Read the number of segments.
+
+    Args:
+        text: What the user wrote.
+
+    Returns:
+        A number, "auto", or None for none.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is none of these.
+    """
+    if text in ("auto", "none"):
+        return "auto" if text == "auto" else None
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, auto or none, got {text!r}") from None

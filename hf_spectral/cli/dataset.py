@@ -8,7 +8,7 @@ from typing import Any
 
 from hf_spectral.atomic import require_writable
 from hf_spectral.basis import SpectralBasis
-from hf_spectral.cli.common import DONE, SOME_FAILED, add_command, chosen, load
+from hf_spectral.cli.common import DONE, SOME_FAILED, add_command, chosen, count_or_auto, load
 from hf_spectral.dataset import fit, transform
 from hf_spectral.dataset.processes import Processes, announced_device
 from hf_spectral.records import PATHWAYS
@@ -39,7 +39,8 @@ def add_parsers(commands: Any) -> None:
     text = "eigenvectors of all pictures of a folder, as rows of a dataset"
     rows = add_command(commands, "transform", run_transform, text, read, output=Path("rows"))
     rows.add_argument("--basis", required=True, metavar="DIR", help="folder written by fit, or user/name on the Hub")
-    rows.add_argument("--num-segments", type=int, metavar="N", help="clusters over all pictures; default: none")
+    clusters = "clusters over all pictures, or auto for those that the basis has; default: none"
+    rows.add_argument("--num-segments", type=count_or_auto, metavar="N", help=clusters)
     rows.add_argument("--walk", type=float, metavar="A", help="0 (off) to 0.999; default: 0.9, where: 0.8")
     rows.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="default: float16")
 

@@ -35,7 +35,9 @@ _PART_BYTES = 64 << 20
 _FIX = "Make room and begin anew in another folder; datasets.load_from_disk reads what was written so far"
 # A file that is there, and locked, while rows are being written.
 _UNFINISHED = ".unfinished.lock"
-_OWN = (_UNFINISHED, "data-*.arrow", "dataset_info.json", "state.json", ".*.partial")
+#: The basis with its clusters, beside the rows.
+BASIS_FOLDER = "basis"
+_OWN = (_UNFINISHED, BASIS_FOLDER, "data-*.arrow", "dataset_info.json", "state.json", ".*.partial")
 
 
 class RowWriter:
@@ -144,9 +146,21 @@ def encoded(image: Any, picture: Image.Image) -> dict[str, Any]:
     """
     is_plain = isinstance(image, Image.Image) and image.mode in ("1", "L", "LA", "RGB", "RGBA")
     kept = ImageOps.exif_transpose(image) if is_plain and "transparency" not in image.info else picture
+    return {"bytes": png(kept), "path": None}
+
+
+def png(picture: Image.Image) -> bytes:
+    """Encode a picture without loss.
+
+    Args:
+        picture: Of a mode that PNG holds.
+
+    Returns:
+        The content of a file.
+    """
     content = io.BytesIO()
-    kept.save(content, format="png")
-    return {"bytes": content.getvalue(), "path": None}
+    picture.save(content, format="png")
+    return content.getvalue()
 
 
 @contextlib.contextmanager
@@ -229,7 +243,8 @@ def _claim(folder: Path, lock: filelock.BaseFileLock) -> None:
             got=f"{folder}, {why}",
             fix="Empty it or give another one",
         )
-    for name in names - {_UNFINISHED}:
+    shutil.rmtree(folder / BASIS_FOLDER, ignore_errors=True)
+    for name in names - {_UNFINISHED, BASIS_FOLDER}:
         (folder / name).unlink()
 
 

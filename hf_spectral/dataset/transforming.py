@@ -12,18 +12,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
 
-from hf_spectral.basis import SpectralBasis, as_basis
+from hf_spectral.basis import DEFAULT_WALK, SpectralBasis, as_basis
 from hf_spectral.checks import require_positive_int
+from hf_spectral.clusters import Clusters, unit_rows
 from hf_spectral.config import defaults_hold
-from hf_spectral.dataset.clusters import find_centroids, label_images
 from hf_spectral.dataset.processes import Processes
 from hf_spectral.dataset.reading import Add, Backbone, OnError, Read, Reader, progress_bar
-from hf_spectral.dataset.rows import RowWriter, delete_with, embedded, encoded, list_parts, output_folder, read_parts
+from hf_spectral.dataset.rows import (
+    BASIS_FOLDER,
+    RowWriter,
+    delete_with,
+    embedded,
+    encoded,
+    list_parts,
+    output_folder,
+    png,
+    read_parts,
+)
 from hf_spectral.dataset.source import Source, none_left, open_source
 from hf_spectral.dataset.summary import FitReport, Skipped, log_skipped
 from hf_spectral.errors import SpectralError
 from hf_spectral.result import SpectralResult
+from hf_spectral.segmentation import find_clusters, label_image, sample_tokens
 from hf_spectral.torch_state import plain_torch
 
 if TYPE_CHECKING:
@@ -39,7 +53,7 @@ def transform(
     dataset: Any,
     basis: SpectralBasis | str | os.PathLike[str],
     *,
-    num_segments: int | None = ...,
+    num_segments: int | Literal["auto"] | None = ...,
     walk: float | None = ...,
     output_dir: str | os.PathLike[str] | None = ...,
     image_column: str | None = ...,
@@ -69,7 +83,7 @@ def transform(
     dataset: Any,
     basis: SpectralBasis | str | os.PathLike[str],
     *,
-    num_segments: int | None = None,
+    num_segments: int | Literal["auto"] | None = None,
     walk: float | None = None,
     output_dir: str | os.PathLike[str] | None = None,
     image_column: str | None = None,
@@ -90,9 +104,10 @@ def transform(
     - `eigenvectors`: flat list, to be reshaped to `shape`; times sqrt(basis.num_nodes), so that over the dataset
       fitted on their mean square is 1 however large it was, as float16 needs it
     - `shape`: eigenvectors, height, width
-    - `segmentation`: PNG picture of the image's size, value = cluster, the same in every image. K-means over unit
-      rows of a random sample of all tokens, the trivial eigenvector dropped; clusters numbered by size. Distances to
-      the centroids are interpolated between tokens.
+    - `segmentation`: PNG picture of the image's size, value = cluster, the same in every image, the largest 0. Found
+      by `segmentation.find_clusters` on a random sample of all tokens, and kept as `basis.clusters`: the pipeline, and
+      the Space, give any other image the same numbers by `pipe(image, basis=basis)`. With `output_dir`, the basis with
+      its clusters is written to its folder `basis` too.
 
     Images are read as the dataset shows them (`dataset.with_transform` and `datasets.Image(mode=...)` are obeyed) and
     stored inside the rows, encoded as they were. Under `with_transform`, the column of pictures holds what was read, as
@@ -107,7 +122,8 @@ def transform(
         pipe: The pipeline of the backbone that the basis was fitted on.
         dataset: A `datasets.Dataset`, an `IterableDataset`, or a folder of pictures, subfolders included.
         basis: The basis, or its folder.
-        num_segments: Clusters over all images, at most 65,536; None writes no segmentation.
+        num_segments: Clusters to find over all images, at most 65,536; "auto" labels them with `basis.clusters`, found
+            on other images; None writes no segmentation.
         walk: See `SpectralBasis.project`.
         output_dir: A new or empty folder, or one that an interrupted call has left, whose rows are then written anew.
             None takes a temporary one, which is deleted once no dataset reads from it any more.
@@ -129,9 +145,12 @@ def transform(
     begun = time.perf_counter()
     _require_datasets()
     basis = as_basis(basis)
+    kept = basis.clusters if num_segments == "auto" else None
     batch_size, num_segments = _checked_settings(basis, num_segments, batch_size, dtype)
     resolution = pipe.defaults.get("resolution", basis.backbone.get("resolution"))
     basis.check_backbone(pipe.describe_backbone(basis.backbone.get("resolution")))
+    if walk is None:  # Clusters found before do not matter to those found now.
+        walk = DEFAULT_WALK[basis.config.pathway] if kept is None else kept.walk
     basis.projector(walk)  # A wrong strength is refused here.
     reader = Reader(pipe, resolution, on_error)
     source = open_source(dataset, image_column, pipe.image_column, whole_rows=True)
@@ -139,7 +158,9 @@ def transform(
     processes = Processes(pipe.device)
     with _shared_folder(output_dir, features, processes) as folder:
         run = _Run(basis, walk, reader, source, processes, RowWriter(folder, features, processes.rank), progress)
-        rows, skipped = run.rows(batch_size, num_segments)
+        rows, skipped = run.rows(batch_size, num_segments, kept)
+        if num_segments is not None and output_dir is not None and processes.is_main:
+            basis.save_pretrained(folder / BASIS_FOLDER)
     if output_dir is None and processes.is_main:
         delete_with(rows, folder)
     if processes.is_main:
@@ -153,14 +174,16 @@ class _Run:
     """What one process writes, and what it does together with the others."""
 
     basis: SpectralBasis
-    walk: float | None
+    walk: float
     reader: Reader
     source: Source
     processes: Processes
     writer: RowWriter
     progress: bool
 
-    def rows(self, batch_size: int, num_segments: int | None) -> tuple[datasets.Dataset, tuple[Skipped, ...]]:
+    def rows(
+        self, batch_size: int, num_segments: int | None, clusters: Clusters | None
+    ) -> tuple[datasets.Dataset, tuple[Skipped, ...]]:
         with self.processes.agreed():
             self._project(batch_size)
         gathered = self.processes.gathered((self.writer.parts, self.writer.positions, self.reader.skipped))
@@ -171,7 +194,7 @@ class _Run:
             raise none_left(in_order)
         order = np.argsort([position for _, share, _ in gathered for position in share], kind="stable")
         if num_segments is not None:
-            self._segment(parts, order, num_segments)
+            self._segment(clusters or self._found_clusters(parts, order, num_segments))
         if self.processes.is_main:
             list_parts(self.writer.folder)
         self.processes.gathered(None)
@@ -216,22 +239,38 @@ class _Run:
             "segmentation": None,
         }
 
-    def _segment(self, parts: Sequence[Path], order: np.ndarray, num_segments: int) -> None:
-        import pyarrow as pa
-
-        found = None
+    def _found_clusters(self, parts: Sequence[Path], order: np.ndarray, num_segments: int) -> Clusters:
+        """Cluster a sample of the tokens of all processes' rows, in the first process."""
+        found: Clusters | None = None
         with self.processes.agreed():
             if self.processes.is_main:
                 rows = read_parts(parts).select_columns(["eigenvectors", "shape"]).with_format("arrow")
                 counts = np.array([shape[1] * shape[2] for shape in rows["shape"][:].to_pylist()])[order]
-                images = (_maps(rows[int(place)])[0] for place in order)
-                found = find_centroids(images, counts.tolist(), num_segments, self.basis.config.seed)
-        centers, cluster = self.processes.from_main(found)
+                if num_segments > counts.sum():
+                    raise SpectralError(
+                        "num_segments",
+                        expected=f"at most the number of tokens of all images, {counts.sum()}",
+                        got=num_segments,
+                        fix="Ask for fewer",
+                    )
+                seed = self.basis.config.seed
+                chosen = zip(order, map(torch.from_numpy, sample_tokens(counts.tolist(), seed)), strict=True)
+                sample = [unit_rows(_maps(rows[int(place)])[0])[tokens] for place, tokens in chosen]
+                found = find_clusters(torch.cat(sample), num_segments, seed, self.walk)
+        clusters: Clusters = self.processes.from_main(found)
+        self.basis.keep_clusters(clusters)
+        return clusters
+
+    def _segment(self, clusters: Clusters) -> None:
+        import pyarrow as pa
+
+        kind = np.uint8 if clusters.num_segments <= 256 else np.uint16
 
         def change(table: pa.Table, sizes: Sequence[tuple[int, int]]) -> pa.Table:
-            pictures = label_images(_maps(table), sizes, centers, cluster, num_segments)
+            pairs = zip(_maps(table), sizes, strict=True)
+            labels = (label_image(maps, clusters, size)[0].numpy().astype(kind) for maps, size in pairs)
+            column = [{"bytes": png(Image.fromarray(one)), "path": None} for one in labels]
             place = table.schema.get_field_index("segmentation")
-            column = [{"bytes": picture, "path": None} for picture in pictures]
             field = table.schema.field(place)
             return table.set_column(place, field, pa.array(column, field.type)).cast(table.schema)
 
@@ -244,9 +283,10 @@ class _Run:
                 bar.update(count)
 
 
-def _maps(table: pa.Table) -> list[np.ndarray]:
+def _maps(table: pa.Table) -> list[Tensor]:
     columns = zip(table["eigenvectors"], table["shape"], strict=True)
-    return [values.values.to_numpy(zero_copy_only=False).reshape(shape.as_py()) for values, shape in columns]
+    flat = [(values.values.to_numpy(zero_copy_only=False), shape.as_py()) for values, shape in columns]
+    return [torch.from_numpy(values.astype(np.float32)).reshape(shape) for values, shape in flat]
 
 
 @contextlib.contextmanager
@@ -304,13 +344,22 @@ def _shared_folder(
 
 
 def _checked_settings(
-    basis: SpectralBasis, num_segments: int | None, batch_size: int, dtype: str
+    basis: SpectralBasis, num_segments: int | Literal["auto"] | None, batch_size: int, dtype: str
 ) -> tuple[int, int | None]:
     batch_size = require_positive_int("batch_size", batch_size)
     if dtype not in ("float16", "float32"):
         raise SpectralError("dtype", expected="'float16' or 'float32'", got=repr(dtype), fix="Choose one of these")
     if num_segments is None:
         return batch_size, None
+    if num_segments == "auto":
+        if basis.clusters is None:
+            raise SpectralError(
+                "num_segments",
+                expected="a number, or a basis that has clusters",
+                got="'auto' and a basis that has none",
+                fix="Transform the images that the clusters are to be found on, with their number",
+            )
+        return batch_size, basis.clusters.num_segments
     num_segments = require_positive_int("num_segments", num_segments)
     if num_segments > 2**16 or len(basis.eigenvalues) < 2:
         raise SpectralError(

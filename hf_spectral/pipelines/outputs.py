@@ -6,14 +6,16 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from hf_spectral.basis import SpectralBasis
 from hf_spectral.pipelines.settings import configs_of
 from hf_spectral.problem import ProblemBuilder
 from hf_spectral.records import AttentionRecord
 from hf_spectral.result import SpectralResult
-from hf_spectral.segmentation import SegmentationMethod, segment
+from hf_spectral.segmentation import SegmentationMethod, label_image, segment
 from hf_spectral.segmentation import instances as find_instances
 from hf_spectral.solvers import solve
 
@@ -62,6 +64,7 @@ def image_output(
     num_segments: int | Literal["auto"] | None = "auto",
     method: SegmentationMethod = "ward",
     instances: bool = False,
+    basis: SpectralBasis | None = None,
 ) -> dict[str, Any]:
     """Segment what was found on one image, as far as asked for.
 
@@ -71,6 +74,8 @@ def image_output(
         num_segments: A number, "auto", or None for no segmentation.
         method: Of segmentation.
         instances: True adds instance masks.
+        basis: Whose eigenvectors these are. If it has clusters, and `num_segments` is "auto" or their number, they take
+            the place of segments of this image alone.
 
     Returns:
         What `SpectralPathwaysPipeline.__call__` describes.
@@ -84,13 +89,18 @@ def image_output(
         "layers": result.layers,
         "result": result,
     }
+    clusters = None if basis is None else basis.clusters
     if num_segments is not None:
-        segmentation = segment(result, num_segments=num_segments, method=method, size=size)
-        labels = segmentation.labels.cpu().numpy()
-        output["segmentation"] = Image.fromarray(labels.astype("uint8" if labels.max() < 256 else "uint16"))
+        if clusters is not None and num_segments in ("auto", clusters.num_segments):
+            labels, scores, kind = *label_image(result.eigenvectors, clusters, size), "cluster"
+        else:
+            segmentation = segment(result, num_segments=num_segments, method=method, size=size)
+            labels, scores, kind = segmentation.labels, segmentation.scores, "segment"
+        pixels = labels.cpu().numpy()
+        output["segmentation"] = Image.fromarray(pixels.astype("uint8" if pixels.max() < 256 else "uint16"))
         output["segments"] = [
-            {"label": f"segment {index}", "score": float(score), "mask": _mask_image(segmentation.labels == index)}
-            for index, score in enumerate(segmentation.scores)
+            {"label": f"{kind} {index}", "score": float(scores[index]), "mask": _mask_image(labels == index)}
+            for index in np.unique(pixels).tolist()
         ]
     if instances:
         output["instances"] = [

@@ -46,6 +46,7 @@ SOLVERS: dict[str, type[Solver]] = {"eigen": EigenSolver, "gradient": GradientSo
 _CONFIG_NAMES = frozenset(field.name for field in dataclasses.fields(SpectralConfig))
 SPECTRAL_NAMES = _CONFIG_NAMES | PARAMETERS.keys()
 SEGMENT_NAMES = frozenset({"num_segments", "method", "instances"})
+CUT_NAMES = SEGMENT_NAMES | {"basis"}  # A basis may bring clusters.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 READ_NAMES = frozenset({"resolution", "timeout"})
 HOST_NAMES = frozenset({"batch_size", "num_workers", "image_column"})

@@ -2,17 +2,18 @@
 
 from hf_spectral.segmentation.embedding import spectral_embedding
 from hf_spectral.segmentation.instances import Instance, instances
-from hf_spectral.segmentation.merging import merged_clusters
 from hf_spectral.segmentation.partition import Segmentation, SegmentationMethod, segment
-from hf_spectral.segmentation.semantic import semantic_segmentation
+from hf_spectral.segmentation.semantic import find_clusters, label_image, sample_tokens, semantic_segmentation
 from hf_spectral.segmentation.upsampling import upsample
 
 __all__ = [
     "Instance",
     "Segmentation",
     "SegmentationMethod",
+    "find_clusters",
     "instances",
-    "merged_clusters",
+    "label_image",
+    "sample_tokens",
     "segment",
     "semantic_segmentation",
     "spectral_embedding",

@@ -7,15 +7,25 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.spatial.distance import cdist
+from sklearn.cluster import KMeans
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from hf_spectral.checks import require_positive_int, require_seed
+from hf_spectral.clusters import Clusters, discriminant_rows, unit_rows
 from hf_spectral.errors import SpectralError
 from hf_spectral.segmentation.merging import merged_clusters
 from hf_spectral.segmentation.upsampling import upsample
 from hf_spectral.torch_state import plain_torch
+
+# Tokens that decide where the clusters are: more than enough for the mean of a cluster, seconds of k-means.
+SAMPLE_TOKENS = 50_000
+# Pseudo-clusters for each cluster asked for, and at most: the directions that tell them apart are fewer than those.
+_PSEUDO_PER_CLUSTER, _MAX_PSEUDO = 4, 512
+# Eigenvectors that make the pseudo-clusters, and directions kept: the last eigenvectors are noisier than the first.
+_LEADING = 63
+# Added to the variance within pseudo-clusters: a share of its mean over all directions, and a least variance.
+_RIDGE, _FLOOR = 0.01, 1e-8
 
 
 @plain_torch()
@@ -27,16 +37,15 @@ def semantic_segmentation(
 ) -> list[Int[Tensor, "_rows _columns"]]:
     """Cluster the tokens of all images together, so that a label means the same in every image.
 
-    k-means and merging (`merging.merged_clusters`) of the rows of the dataset-level eigenvectors, the trivial one left
-    out, each row divided by its length (Ng, Jordan, Weiss, NIPS 2001): tokens of one direction are alike, however
-    strongly they belong. Score the labels of all images, put into one array, with `metrics.matched_miou` and its kin.
+    `find_clusters` on a random sample of tokens, then `label_image` on each image. Score the labels of all images, put
+    into one array, with `metrics.matched_miou` and its kin.
 
     Args:
         eigenvectors: Maps of each image from one basis, the trivial one at index 0, at least two.
         num_segments: Clusters, at most the number of tokens that differ.
         sizes: Height and width in pixels of each image's labels, which are interpolated softly (`upsample`); None keeps
             the token grids.
-        seed: Seed of k-means.
+        seed: Seed of the sample and of k-means.
 
     Returns:
         Labels from 0, the largest cluster, one map per image.
@@ -48,25 +57,117 @@ def semantic_segmentation(
     num_segments, seed = require_positive_int("num_segments", num_segments), require_seed(seed)
     maps = list(eigenvectors)
     _check(maps, sizes)
-    rows = [normalize(one[1:].detach().cpu().double().flatten(1).T, dim=1).numpy() for one in maps]
-    embedding = np.concatenate(rows)
-    distinct = len(np.unique(embedding, axis=0))
-    if distinct < num_segments:
+    chosen = sample_tokens([one[0].numel() for one in maps], seed)
+    rows = torch.cat([unit_rows(one)[torch.from_numpy(tokens)] for one, tokens in zip(maps, chosen, strict=True)])
+    clusters = find_clusters(rows, num_segments, seed)
+    found = int(clusters.cluster.max()) + 1
+    if found < num_segments:
         raise SpectralError(
             "num_segments",
-            expected=f"at most the {distinct} tokens that differ",
+            expected=f"at most the {found} tokens that differ",
             got=num_segments,
             fix="Ask for fewer clusters or give more images",
         )
-    centers, cluster, labels = merged_clusters(embedding, num_segments, distinct, seed)
-    parts = np.split(labels, np.cumsum([len(row) for row in rows])[:-1])
-    if sizes is None:
-        return [torch.from_numpy(part).view(one.shape[1:]) for part, one in zip(parts, maps, strict=True)]
-    of_center = torch.from_numpy(cluster)
-    return [
-        of_center[upsample(torch.from_numpy(cdist(row, centers).T.reshape(-1, *one.shape[1:])).float(), size)]
-        for row, one, size in zip(rows, maps, sizes, strict=True)
-    ]
+    of_pixels = [(one.shape[1], one.shape[2]) for one in maps] if sizes is None else sizes
+    return [label_image(one, clusters, size)[0] for one, size in zip(maps, of_pixels, strict=True)]
+
+
+def sample_tokens(num_tokens: Sequence[int], seed: int) -> list[Int[np.ndarray, " chosen"]]:
+    """Choose tokens of a dataset at random, the same ones however the images are shared among processes.
+
+    Args:
+        num_tokens: Of each image, in the order of the dataset.
+        seed: Seed of the choice.
+
+    Returns:
+        Chosen tokens of each image, ascending; all of them if there are few.
+    """
+    ends = np.cumsum(num_tokens)
+    if ends[-1] <= SAMPLE_TOKENS:
+        return [np.arange(count) for count in num_tokens]
+    chosen = np.unique(np.random.default_rng(seed).integers(0, ends[-1], SAMPLE_TOKENS))
+    images = np.searchsorted(ends, chosen, side="right")
+    within = chosen - (ends - num_tokens)[images]
+    return np.split(within, np.searchsorted(images, np.arange(1, len(num_tokens))))
+
+
+@plain_torch()
+def find_clusters(
+    rows: Float[Tensor, "nodes channels"], num_segments: int, seed: int = 0, walk: float = 0.0
+) -> Clusters:
+    """Cluster tokens in the directions that tell pseudo-clusters apart, without labels.
+
+    k-means finds several times as many pseudo-clusters as are asked for; the linear discriminants of these (Fisher
+    1936; the within-cluster scatter with a ridge) are the directions in which tokens differ by what they are rather
+    than by noise. The rows in those directions are clustered by k-means and merging (`merging.merged_clusters`).
+    `tests/benchmarks/dataset.py` measures what the directions are worth.
+
+    Args:
+        rows: A sample of `clusters.unit_rows`.
+        num_segments: Clusters; there are fewer where fewer rows differ.
+        seed: Seed of k-means.
+        walk: Strength of the walk that made the eigenvectors, which is kept with the clusters.
+
+    Returns:
+        The clusters.
+    """
+    # Rounding makes copies of a token differ in the last bits.
+    distinct = len(np.unique(rows.numpy().round(4), axis=0))
+    mean, directions = _discriminants(rows, min(_PSEUDO_PER_CLUSTER * num_segments, _MAX_PSEUDO, distinct), seed)
+    told_apart = discriminant_rows(rows, mean, directions)
+    centers, cluster, _ = merged_clusters(told_apart.numpy(), min(num_segments, distinct), distinct, seed)
+    return Clusters(mean, directions, torch.from_numpy(centers).float(), torch.from_numpy(cluster), num_segments, walk)
+
+
+def _discriminants(
+    rows: Float[Tensor, "nodes channels"], count: int, seed: int
+) -> tuple[Float[Tensor, " channels"], Float[Tensor, "channels directions"]]:
+    """Return the mean of the rows and the linear discriminants of `count` pseudo-clusters."""
+    leading = normalize(rows[:, :_LEADING], dim=1)
+    labels = torch.from_numpy(KMeans(count, n_init=1, random_state=seed).fit(leading.numpy()).labels_).long()
+    mean = rows.double().mean(0)
+    centered = rows.double() - mean
+    sizes = torch.bincount(labels, minlength=count).clamp_min(1).double()
+    sums = torch.zeros(count, rows.shape[1], dtype=torch.float64).index_add_(0, labels, centered)
+    between = sums.T @ (sums / sizes[:, None])
+    within = centered.T @ centered - between
+    # The floor counts where every token is a cluster of its own.
+    ridge = _RIDGE * within.diagonal().mean().clamp_min(0) + _FLOOR * len(rows)
+    inverse = torch.linalg.inv(torch.linalg.cholesky(within + ridge * torch.eye(len(within), dtype=torch.float64)))
+    _, vectors = torch.linalg.eigh(inverse @ between @ inverse.T)
+    kept = max(1, min(_LEADING, count - 1, rows.shape[1]))
+    # Scaled so that rows vary by about 1 within a pseudo-cluster.
+    directions = len(rows) ** 0.5 * inverse.T @ vectors.flip(1)[:, :kept]
+    return mean.float(), directions.float()
+
+
+@plain_torch()
+def label_image(
+    eigenvectors: Float[Tensor, "eigenvectors _h _w"], clusters: Clusters, size: tuple[int, int]
+) -> tuple[Int[Tensor, "_rows _columns"], Float[Tensor, " _clusters"]]:
+    """Label the pixels of one image with the clusters of a dataset, distances interpolated between tokens.
+
+    Args:
+        eigenvectors: Maps of the image from the basis that the clusters belong to, the trivial one at index 0.
+        clusters: The clusters.
+        size: Height and width of the labels in pixels.
+
+    Returns:
+        Cluster of each pixel, and the score of each cluster: the mean over its tokens of 1 - a / b, with a the
+        distance to the nearest center of the cluster and b that to the nearest one of another; 0 without tokens.
+    """
+    distances = clusters.distances(eigenvectors)
+    labels = clusters.cluster[upsample(distances.contiguous(), size)]
+    count = int(clusters.cluster.max()) + 1
+    if count == 1:
+        return labels, torch.ones(1)
+    nearest = torch.full((count, distances[0].numel()), torch.inf)
+    of_centers = distances.flatten(1)
+    nearest.scatter_reduce_(0, clusters.cluster[:, None].expand_as(of_centers), of_centers, "amin")
+    (own, rival), (cluster, _) = nearest.topk(2, dim=0, largest=False)
+    margin = 1 - own / rival.clamp_min(torch.finfo(rival.dtype).tiny)
+    scores = torch.zeros(count).index_add_(0, cluster, margin) / torch.bincount(cluster, minlength=count).clamp_min(1)
+    return labels, scores
 
 
 def _check(maps: list[Tensor], sizes: Sequence[tuple[int, int]] | None) -> None:

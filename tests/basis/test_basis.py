@@ -16,9 +16,11 @@ from sklearn.metrics import adjusted_rand_score
 from hf_spectral.affinities import NearestNeighbors
 from hf_spectral.basis import BasisAccumulator, SpectralBasis, walk
 from hf_spectral.basis import eigen as eigen_room
+from hf_spectral.clusters import unit_rows
 from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
 from hf_spectral.problem import build_problem
+from hf_spectral.segmentation import find_clusters
 from tests.dense import cosine_affinity, dense_joint, rows_of
 from tests.synthetic import EQUAL, dataset, fitted, planted_record, random_record, three_blobs
 
@@ -319,23 +321,6 @@ def test_a_basis_survives_the_disk_bit_by_bit(pathway, max_width, tmp_path):
     assert torch.equal(loaded.project(images[0]).eigenvectors, basis.project(images[0]).eigenvectors)
 
 
-def test_another_backbone_is_refused_with_the_difference():
-    basis = fitted(dataset(EQUAL[:2])).solve(2, backbone={"id": "facebook/dinov2-small", "hidden_size": 384})
-    basis.check_backbone({"id": "facebook/dinov2-small", "hidden_size": 384, "extra": 1})
-    with pytest.raises(
-        SpectralError, match="expected the backbone it was fitted on, hidden_size=384, got hidden_size=768"
-    ):
-        basis.check_backbone({"id": "facebook/dinov2-small", "hidden_size": 768})
-
-
-def test_a_revision_counts_where_both_are_known():
-    basis = fitted(dataset(EQUAL[:2])).solve(2, backbone={"revision": "a" * 40})
-    basis.check_backbone({"revision": None})
-    basis.check_backbone({"revision": "a" * 40})
-    with pytest.raises(SpectralError, match="revision='bb"):
-        basis.check_backbone({"revision": "b" * 40})
-
-
 def _edit_config(change):
     def edit(folder):
         values = json.loads((folder / "config.json").read_text())
@@ -356,6 +341,64 @@ def _edit_tensors(change):
 
 def _edit_bytes(name, change):
     return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
+
+
+def clustered(images):
+    basis = fitted(images).solve(4)
+    rows = torch.cat([unit_rows(basis.project(one).eigenvectors) for one in images])
+    basis.keep_clusters(find_clusters(rows, 3, walk=0.5))
+    return basis
+
+
+def test_clusters_survive_the_disk_and_bring_their_walk(tmp_path):
+    images = dataset(EQUAL[:3])
+    basis = clustered(images)
+    loaded = SpectralBasis.from_pretrained(basis.save_pretrained(tmp_path))
+    for field in dataclasses.fields(basis.clusters):
+        mine, theirs = getattr(basis.clusters, field.name), getattr(loaded.clusters, field.name)
+        assert torch.equal(mine, theirs) if isinstance(mine, torch.Tensor) else mine == theirs
+    assert torch.equal(loaded.project(images[0]).eigenvectors, basis.project(images[0], walk=0.5).eigenvectors)
+    assert "clusters: 3" in repr(loaded)
+
+
+CLUSTER_DAMAGES = {
+    "too many centers": _edit_config(lambda values: values["clusters"].update(num_centers=10**15)),
+    "no segments": _edit_config(lambda values: values["clusters"].update(num_segments=0)),
+    "a cluster beyond the number": _edit_config(lambda values: values["clusters"].update(num_segments=2)),
+    "directions as text": _edit_config(lambda values: values["clusters"].update(num_directions="2")),
+    "walk without restart": _edit_config(lambda values: values["clusters"].update(walk=1)),
+    "missing size": _edit_config(lambda values: values["clusters"].pop("num_centers")),
+    "a list": _edit_config(lambda values: values.update(clusters=[])),
+    "not described": _edit_config(lambda values: values.pop("clusters")),
+    "missing tensor": _edit_tensors(lambda tensors: tensors.pop("clusters.mean")),
+    "other shape": _edit_tensors(lambda tensors: tensors.update({"clusters.mean": torch.zeros(7)})),
+    "negative cluster": _edit_tensors(lambda tensors: tensors["clusters.cluster"].fill_(-1)),
+}
+
+
+@pytest.mark.parametrize("damage", CLUSTER_DAMAGES.values(), ids=CLUSTER_DAMAGES)
+def test_damaged_clusters_are_refused(damage, tmp_path):
+    folder = clustered(dataset(EQUAL[:2])).save_pretrained(tmp_path)
+    damage(folder)
+    with pytest.raises(SpectralError, match="`basis`: expected a folder that SpectralBasis.save_pretrained"):
+        SpectralBasis.from_pretrained(folder)
+
+
+def test_another_backbone_is_refused_with_the_difference():
+    basis = fitted(dataset(EQUAL[:2])).solve(2, backbone={"id": "facebook/dinov2-small", "hidden_size": 384})
+    basis.check_backbone({"id": "facebook/dinov2-small", "hidden_size": 384, "extra": 1})
+    with pytest.raises(
+        SpectralError, match="expected the backbone it was fitted on, hidden_size=384, got hidden_size=768"
+    ):
+        basis.check_backbone({"id": "facebook/dinov2-small", "hidden_size": 768})
+
+
+def test_a_revision_counts_where_both_are_known():
+    basis = fitted(dataset(EQUAL[:2])).solve(2, backbone={"revision": "a" * 40})
+    basis.check_backbone({"revision": None})
+    basis.check_backbone({"revision": "a" * 40})
+    with pytest.raises(SpectralError, match="revision='bb"):
+        basis.check_backbone({"revision": "b" * 40})
 
 
 DAMAGES = {

@@ -33,9 +33,10 @@ from hf_spectral import (
     transform,
 )
 from hf_spectral.capture import capture_attention
-from hf_spectral.dataset import clusters, rows
+from hf_spectral.dataset import rows
 from hf_spectral.dataset.folder import list_pictures
 from hf_spectral.dataset.source import open_source
+from hf_spectral.segmentation import label_image, semantic
 from tests.families.tiny_backbones import BACKBONES, PROCESSOR, build_dinov2, saved_backbone
 from tests.synthetic import photo
 
@@ -64,8 +65,13 @@ def table(images):
 
 
 @pytest.fixture(scope="module")
-def basis(pipe, table):
+def fitted_basis(pipe, table):
     return fit(pipe, table, num_eigenvectors=5, progress=False)
+
+
+@pytest.fixture
+def basis(fitted_basis):
+    return dataclasses.replace(fitted_basis)  # A transform may give it clusters.
 
 
 def same(one: SpectralBasis, other: SpectralBasis, tolerance=1e-5):
@@ -496,17 +502,43 @@ def test_rows_hold_what_they_promise(pipe, table, images, basis, tmp_path):
 def test_the_same_number_means_the_same_thing_in_every_image(pipe, table, basis):
     found = transform(pipe, table, basis, num_segments=3, dtype="float32", progress=False)
     again = transform(pipe, table, basis, num_segments=3, dtype="float32", batch_size=5, progress=False)
-    maps = [np.asarray(row["eigenvectors"], np.float32).reshape(row["shape"]) for row in found]
-    centers, cluster = clusters.find_centroids(maps, [one[0].size for one in maps], 3, 0)
-    for one, row, other in zip(maps, found, again, strict=True):
-        nearest = cluster[((clusters.unit_rows(one)[:, None] - centers) ** 2).sum(-1).argmin(1)].reshape(one.shape[1:])
+    for row, other in zip(found, again, strict=True):
         labels = np.asarray(row["segmentation"])
-        height, width = labels.shape
-        # At the centers of tokens the interpolated label is the token's own, but for rounding to whole pixels.
-        rows_at = ((np.arange(one.shape[1]) + 0.5) * height / one.shape[1]).astype(int)
-        columns_at = ((np.arange(one.shape[2]) + 0.5) * width / one.shape[2]).astype(int)
-        assert (labels[np.ix_(rows_at, columns_at)] == nearest).mean() > 0.8
         assert np.mean(labels == np.asarray(other["segmentation"])) > 0.99
+        maps = torch.tensor(row["eigenvectors"]).reshape(row["shape"])
+        assert np.array_equal(labels, label_image(maps, basis.clusters, labels.shape)[0])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_kept_basis_gives_any_image_the_cluster_of_the_rows(pipe, table, basis, tmp_path, dtype):
+    half = table.select(range(4))
+    found = transform(pipe, half, basis, num_segments=3, walk=0.5, dtype=dtype, output_dir=tmp_path, progress=False)
+    assert (basis.clusters.num_segments, basis.clusters.walk) == (3, 0.5)
+    kept = SpectralBasis.from_pretrained(tmp_path / "basis")
+    for row, of_basis in zip(found, [kept, basis] * 2, strict=True):
+        labels = np.asarray(row["segmentation"])
+        for num_segments in (3, "auto"):
+            out = pipe(row["picture"], basis=of_basis, num_segments=num_segments)
+            assert np.mean(np.asarray(out["segmentation"]) == labels) > 0.99
+            assert {one["label"] for one in out["segments"]} == {f"cluster {index}" for index in np.unique(labels)}
+    # Images that were not clustered, by the pipeline and by transform.
+    others = table.select(range(4, NUM_IMAGES))
+    rows_of_others = transform(pipe, others, kept, num_segments="auto", dtype=dtype, batch_size=2, progress=False)
+    for row in rows_of_others:
+        out = pipe(row["picture"], basis=basis)
+        assert np.mean(np.asarray(out["segmentation"]) == np.asarray(row["segmentation"])) > 0.99
+    # Another number cuts this picture alone.
+    alone = pipe(table[0]["picture"], basis=kept, num_segments=2)
+    assert {one["label"] for one in alone["segments"]} == {"segment 0", "segment 1"}
+
+
+def test_clusters_do_not_depend_on_those_found_before(pipe, table, basis):
+    fresh, used = dataclasses.replace(basis, clusters=None), dataclasses.replace(basis, clusters=None)
+    transform(pipe, table, used, num_segments=2, walk=0.2, progress=False)
+    for one in (fresh, used):
+        transform(pipe, table, one, num_segments=3, progress=False)
+    assert torch.equal(fresh.clusters.centers, used.clusters.centers)
+    assert fresh.clusters.walk == used.clusters.walk == 0.9
 
 
 def test_a_folder_becomes_rows_with_the_pictures_inside(pipe, folder, basis, tmp_path):
@@ -539,21 +571,11 @@ def test_float16_holds_a_basis_of_any_number_of_images(pipe, table, basis):
 
 def test_many_parts_and_many_segments(pipe, table, basis, monkeypatch, tmp_path):
     monkeypatch.setattr(rows, "PART_ROWS", 2)
-    monkeypatch.setattr(clusters, "SAMPLE_TOKENS", 200)
+    monkeypatch.setattr(semantic, "SAMPLE_TOKENS", 200)
     found = transform(pipe, table, basis, num_segments=300, output_dir=tmp_path, progress=False)
     assert len(list(tmp_path.glob("data-*.arrow"))) == 4
     assert found[0]["segmentation"].mode == "I;16"
     assert not list(tmp_path.glob(".*"))
-
-
-def test_samples_of_tokens_do_not_depend_on_how_images_are_shared(monkeypatch):
-    monkeypatch.setattr(clusters, "SAMPLE_TOKENS", 30)
-    counts = [50, 7, 0, 100, 3]
-    chosen = clusters.sample_tokens(counts, seed=0)
-    assert len(chosen) == len(counts)
-    assert 20 <= sum(map(len, chosen)) <= 30
-    assert all((one < count).all() and (np.diff(one) > 0).all() for one, count in zip(chosen, counts, strict=True))
-    assert all(np.array_equal(one, two) for one, two in zip(chosen, clusters.sample_tokens(counts, 0), strict=True))
 
 
 @pytest.mark.parametrize("failing_call", [4, 7])
@@ -725,6 +747,7 @@ def test_an_image_that_only_the_second_pass_cannot_read_ends_the_fit(pipe, table
         (lambda table: table.rename_column("label", "shape"), {}, "no columns named eigenvectors, shape.*got shape"),
         (lambda table: table, {"dtype": "int8"}, "`dtype`: expected 'float16' or 'float32'"),
         (lambda table: table, {"num_segments": 0}, "`num_segments`"),
+        (lambda table: table, {"num_segments": "auto"}, "expected a number, or a basis that has clusters, got 'auto'"),
         (lambda table: table, {"num_segments": 60_000}, "at most the number of tokens of all images"),
         (lambda table: table, {"walk": 2}, "`walk`"),
         (lambda table: table, {"basis": "nowhere"}, "`basis`: expected a path"),

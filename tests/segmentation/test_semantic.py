@@ -1,10 +1,14 @@
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
+from sklearn.cluster import KMeans
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
+from hf_spectral.clusters import unit_rows
 from hf_spectral.errors import SpectralError
 from hf_spectral.metrics import adjusted_rand_index
-from hf_spectral.segmentation import semantic_segmentation
+from hf_spectral.segmentation import find_clusters, label_image, sample_tokens, semantic, semantic_segmentation
 
 
 def planted(shapes=((8, 10), (10, 6), (7, 7)), classes=4, noise=0.1):
@@ -66,3 +70,67 @@ def test_messages():
         semantic_segmentation(maps, 4, [(8, 8)])
     with pytest.raises(SpectralError, match="finite values"):
         semantic_segmentation([torch.full((3, 4, 4), torch.nan)], 2)
+
+
+def noisy(classes=6, channels=40, nodes=3000, seed=0):
+    """Unit rows whose classes differ in few directions, with a common noise that is large in a few others."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (nodes,), generator=generator)
+    means = torch.zeros(classes, channels)
+    means[:, :classes] = torch.eye(classes)
+    spread = torch.cat(
+        [torch.full((classes,), 0.2), torch.full((4,), 1.0), torch.full((channels - classes - 4,), 0.05)]
+    )
+    rows = means[labels] + spread * torch.randn(nodes, channels, generator=generator)
+    return torch.nn.functional.normalize(rows, dim=1), labels
+
+
+def test_directions_are_the_linear_discriminants_of_the_pseudo_clusters():
+    rows, _ = noisy(nodes=1000)
+    clusters = find_clusters(rows, 3)
+    pseudo = KMeans(12, n_init=1, random_state=0).fit_predict(rows.numpy())
+    expected = LinearDiscriminantAnalysis().fit(rows.double().numpy(), pseudo).scalings_[:, :11]
+    # The same subspace, but for the ridge.
+    angles = scipy.linalg.subspace_angles(clusters.directions.double().numpy()[:, :5], expected[:, :5])
+    assert clusters.directions.shape == (40, 11)
+    assert np.degrees(angles.max()) < 6
+
+
+def test_a_label_of_an_image_is_the_nearest_center_by_the_written_formula():
+    maps, _ = planted(noise=0.5)
+    rows = torch.cat([unit_rows(one) for one in maps])
+    clusters = find_clusters(rows, 4, seed=3, walk=0.7)
+    assert (clusters.num_segments, clusters.walk) == (4, 0.7)
+    for one in maps:
+        u = one[1:].flatten(1).T.double()
+        u = u / u.norm(dim=1, keepdim=True)
+        y = (u - clusters.mean) @ clusters.directions.double()
+        y = y / y.norm(dim=1, keepdim=True)
+        distances = (y[:, None] - clusters.centers).norm(dim=2)
+        labels, scores = label_image(one, clusters, one.shape[1:])
+        assert torch.equal(labels.flatten(), clusters.cluster[distances.argmin(1)])
+        assert scores.shape == (4,)
+        assert (scores >= 0).all()
+        assert (scores <= 1).all()
+        assert set((scores > 0).nonzero().flatten().tolist()) == set(labels.unique().tolist())
+        torch.testing.assert_close(label_image(17 * one, clusters, one.shape[1:])[0], labels)  # Scale does not count.
+
+
+@pytest.mark.parametrize("num_segments", [1, 2, 5, 400])
+def test_few_tokens_copies_and_as_many_clusters_as_tokens(num_segments):
+    rows = torch.nn.functional.normalize(torch.randn(20, 3, generator=torch.Generator().manual_seed(0)), dim=1)
+    clusters = find_clusters(rows.repeat(3, 1), num_segments)
+    assert torch.isfinite(clusters.directions).all()
+    assert int(clusters.cluster.max()) + 1 == min(num_segments, 20)
+    alike = find_clusters(rows[:1].repeat(50, 1), num_segments)
+    assert int(alike.cluster.max()) == 0
+
+
+def test_samples_of_tokens_do_not_depend_on_how_images_are_shared(monkeypatch):
+    monkeypatch.setattr(semantic, "SAMPLE_TOKENS", 30)
+    counts = [50, 7, 0, 100, 3]
+    chosen = sample_tokens(counts, seed=0)
+    assert len(chosen) == len(counts)
+    assert 20 <= sum(map(len, chosen)) <= 30
+    assert all((one < count).all() and (np.diff(one) > 0).all() for one, count in zip(chosen, counts, strict=True))
+    assert all(np.array_equal(one, two) for one, two in zip(chosen, sample_tokens(counts, 0), strict=True))

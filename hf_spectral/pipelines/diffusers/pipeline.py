@@ -36,7 +36,7 @@ from hf_spectral.pipelines.diffusers.reading import Reading, digest
 from hf_spectral.pipelines.images import read_image
 from hf_spectral.pipelines.inputs import image_column
 from hf_spectral.pipelines.outputs import Analysis
-from hf_spectral.pipelines.settings import SEGMENT_NAMES, CallSettings, checked_batching, configs_of, over_defaults
+from hf_spectral.pipelines.settings import CUT_NAMES, CallSettings, checked_batching, configs_of, over_defaults
 from hf_spectral.pipelines.settings import SETTINGS as CALL_SETTINGS
 from hf_spectral.records import AttentionRecord, Pathway, SkippedLayer
 from hf_spectral.restoring import undoing
@@ -205,7 +205,7 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         reading = self._reading_at(said.get("timesteps"), said.get("prompt"), seed)
         if basis is not None:
             basis.check_backbone(reading.describe(self, basis.backbone.get("resolution")))
-        cut = {name: found[name] for name in SEGMENT_NAMES & found.keys()}
+        cut = {name: found[name] for name in CUT_NAMES & found.keys()}
         outputs = []
         with undoing(self.maybe_free_model_hooks):
             for source, generator in zip(images, generators, strict=True):

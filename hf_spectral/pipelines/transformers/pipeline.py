@@ -27,6 +27,7 @@ from hf_spectral.pipelines.images import read_image
 from hf_spectral.pipelines.inputs import image_column, iterable_of_images
 from hf_spectral.pipelines.outputs import Analysis, image_output
 from hf_spectral.pipelines.settings import (
+    CUT_NAMES,
     HOST_NAMES,
     HUB_ARGUMENTS,
     READ_NAMES,
@@ -135,7 +136,9 @@ class SpectralPathwaysPipeline(Pipeline):
             - `eigenvectors`: float32 tensor (num_eigenvectors, height, width) on the token grid; with a basis they are
               scaled as over its dataset
             - `eigenvalues`: float32 tensor (num_eigenvectors,), of the normalized Laplacian, ascending
-            - `segmentation`: PIL image of the picture's size, mode "L" ("I;16" beyond 256 segments), value = segment
+            - `segmentation`: PIL image of the picture's size, mode "L" ("I;16" beyond 256 segments), value = segment.
+              With a basis whose `clusters` were found, and `num_segments` their number or "auto", it is the cluster,
+              which means the same in every picture; any other number cuts this picture alone
             - `segments`: list of {"label", "score", "mask"}; `instances`: the same, if asked for
             - `grid`: (height, width) of the token grid; `layers`: names; `residuals`: float32 tensor, with a basis
               those of its dataset; `status`: "converged", or "not_checked" where there is no tolerance (`SolveStatus`)
@@ -167,7 +170,7 @@ class SpectralPathwaysPipeline(Pipeline):
         configs_of(settings)
         read, forward, segment = (
             {name: settings[name] for name in names & set(settings)}
-            for names in (READ_NAMES, SETTINGS - READ_NAMES - SEGMENT_NAMES, SEGMENT_NAMES)
+            for names in (READ_NAMES, SETTINGS - READ_NAMES - SEGMENT_NAMES, CUT_NAMES)
         )
         return read, forward, segment
 
