@@ -247,9 +247,6 @@ def test_a_layer_of_an_unforeseen_structure_is_refused_with_its_name(monkeypatch
 
 FIXED = {
     "aimv2": lambda: hf.Aimv2VisionModel(hf.Aimv2VisionConfig(**PLAIN)),
-    "radio": lambda: hf.RadioModel(hf.RadioConfig(**PLAIN)),
-    "yolos": lambda: hf.YolosModel(hf.YolosConfig(**{**PLAIN, "image_size": [64, 64]}, num_detection_tokens=5)),
-    "vitdet": lambda: hf.VitDetModel(hf.VitDetConfig(**SIZES, image_size=64, patch_size=8)),
     "pixtral": lambda: hf.PixtralVisionModel(hf.PixtralVisionConfig(**PLAIN, head_dim=8)),
     "hiera": BACKBONES["hiera"].model,
     "sam_vision": BACKBONES["sam_vision"].model,

@@ -20,9 +20,12 @@ def quarter_picture(height=96, width=144):
 
 
 def randomized(model, seed=0):
-    """Give every parameter random values: many position embeddings and gates start as zeros."""
+    """Give random values to what starts as zeros (positions, gates); let pixels count for more than places."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, (torch.nn.Conv2d, torch.nn.Conv3d)):
+                module.weight.mul_(10)
         for parameter in model.parameters():
             if parameter.ndim > 1 and not parameter.any():
                 parameter.normal_(std=0.02, generator=generator)

@@ -1,4 +1,4 @@
-"""The vision tower of SAM: padded windows without shift, and global layers between them."""
+"""The vision towers of SAM and SAM-HQ: padded windows without shift, and global layers between them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ class Sam(VisionFamily):
     """Windowed and global layers."""
 
     has_fused_projection: bool = True
+    pathways: str = "where from the global layers, what from all"
 
     def arrange(self, call: TowerCall) -> Arranged:
         """Put the windows of a windowed layer back on the map."""
@@ -29,4 +30,4 @@ class Sam(VisionFamily):
         return Arranged(attention, grid, windowed=window < max(height, width))
 
 
-SAM = Sam(("sam_vision_model",), example="facebook/sam-vit-base")
+SAM = Sam(("sam_vision_model", "sam_hq_vision_model"), example="facebook/sam-vit-base")

@@ -1,4 +1,4 @@
-"""Swin, Donut-Swin and Swin V2: windows, shifted in every other block; each stage halves the map, rounding up."""
+"""Swin, Donut-Swin, MaskFormer's Swin and Swin V2: windows, shifted in every other block; each stage halves the map."""
 
 from __future__ import annotations
 
@@ -52,5 +52,5 @@ class SwinV2(VisionFamily):
         )
 
 
-SWIN = Swin(("swin", "donut-swin"), example="microsoft/swin-tiny-patch4-window7-224")
+SWIN = Swin(("swin", "donut-swin", "maskformer-swin"), example="microsoft/swin-tiny-patch4-window7-224")
 SWIN_V2 = SwinV2(("swinv2",), example="microsoft/swinv2-tiny-patch4-window8-256")

@@ -1,5 +1,5 @@
-"""ViTDet: patches only, as a map; query, key and value are one projection."""
+"""ViTDet: windows, and global layers between them; query, key and value are one projection."""
 
-from hf_spectral.families.transformers.base import UnknownFamily
+from hf_spectral.families.transformers.sam import Sam
 
-VITDET = UnknownFamily(("vitdet",), has_fused_projection=True)
+VITDET = Sam(("vitdet",), reads_any_size=True)
