@@ -21,6 +21,7 @@ from hf_spectral.capture.diffusers_projections import (
     OBSERVED,
     PROJECTIONS,
     attention_from_projections,
+    is_attention,
     projected_values,
 )
 from hf_spectral.capture.diffusers_tokens import DenoiserCall, arrange, only_timestep
@@ -105,7 +106,7 @@ def _image_layers(model: nn.Module, family: DenoiserFamily) -> list[_Layer]:
     return [
         _Layer(name, module)
         for name, module in model.named_modules()
-        if all(isinstance(getattr(module, projection, None), nn.Module) for projection in PROJECTIONS)
+        if is_attention(module)
         and not getattr(module, "is_cross_attention", False)
         and not (family.text_only is not None and name.startswith(family.text_only))
     ]
@@ -133,7 +134,7 @@ class _DenoiserHooks(AttentionHooks[_Layer]):
     def begin(self) -> None:
         """Take the timestep, and the rotations of the image's positions where they are known in advance."""
         self._map_size = None
-        self._timestep = only_timestep(self.inputs.get("timestep"))
+        self._timestep = only_timestep(self.inputs.get(self._family.time_argument))
         self._image_rotation = self._family.image_rotation(self.model, self.inputs, None)
 
     def children(self, layer: _Layer) -> Iterable[str]:
@@ -151,7 +152,6 @@ class _DenoiserHooks(AttentionHooks[_Layer]):
     def read(self, call: Call[_Layer]) -> dict[str, Any]:
         """Take the image's tokens out of a layer."""
         name, module = call.layer.name, call.layer.module
-        rotation = call.kwargs.get("image_rotary_emb")
         seen = DenoiserCall(
             denoiser=self.model,
             family=self._family,
@@ -161,7 +161,9 @@ class _DenoiserHooks(AttentionHooks[_Layer]):
             inputs=self.inputs,
             map_size=_map_size(call.args, call.kwargs) or self._map_size,
             values=projected_values(module, call.projected),
-            rotation=rotation[0] if isinstance(rotation, tuple) else rotation,
+            shown=call.args[0] if call.args else call.kwargs.get("hidden_states"),
+            projected_from=call.given.get("to_v"),
+            rotation=self._family.rotation(call.kwargs),
             image_rotation=self._image_rotation,
         )
         attention, grid, num_text = arrange(seen)

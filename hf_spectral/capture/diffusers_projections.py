@@ -14,8 +14,22 @@ PROJECTIONS = ("to_q", "to_k", "to_v")
 _FUSED = "to_qkv"
 # Linear attention normalizes before it splits heads, so that the norms' outputs are as wide as the projections'.
 _NORMS = {"norm_q": "to_q", "norm_k": "to_k"}
+_FUSED_WITH_MLP = "to_qkv_mlp_proj"
 # Children of an attention module whose outputs are of use.
 OBSERVED = (*PROJECTIONS, _FUSED, *_NORMS)
+
+
+def is_attention(module: Any) -> bool:
+    """Tell whether a module attends: it projects queries, keys and values, each alone or all together.
+
+    Args:
+        module: A module of a denoiser.
+
+    Returns:
+        True if it does.
+    """
+    held = {name for name, child in module.named_children() if child is not None}
+    return held.issuperset(PROJECTIONS) or bool(held & {_FUSED, _FUSED_WITH_MLP})
 
 
 def attention_from_projections(

@@ -2,8 +2,9 @@
 
 Each family states the place, which is verified in every forward pass. In a double-stream block the projection of values
 sees image tokens only, and values are neither normalized nor rotated: the rows at the stated place must equal what the
-projection gave. Where a layer rotates queries and keys, the rotations of these rows must be those of the image's
-positions.
+projection gave. Where a module is given image and text apart and joins them itself, the rows at the stated place must
+be the image's before the projection. Where a layer rotates queries and keys, the rotations of these rows must be those
+of the image's positions.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ class DenoiserCall:
         attention: What it attends with, text tokens among them.
         inputs: Arguments of the denoiser's forward, by name.
         map_size: Rows and columns that reached the module's block as a map, or None.
+        shown: What the module was given as its hidden states.
+        projected_from: What its projection of values was given, or None if it was not called.
         values: What the module's own projection of values gave, split into heads, or None if it was not called.
         rotation: Rotations that the module was given, or None.
         image_rotation: Rotations of the image's positions as the denoiser's own embedding gives them, or None.
@@ -45,6 +48,8 @@ class DenoiserCall:
     attention: AttentionCall
     inputs: Mapping[str, Any]
     map_size: tuple[int, int] | None
+    shown: Any
+    projected_from: Any
     values: Tensor | None
     rotation: Tensor | None
     image_rotation: Tensor | None
@@ -68,7 +73,7 @@ def arrange(call: DenoiserCall) -> tuple[AttentionCall, TokenGrid, int]:
     height, width = call.map_size or call.family.token_map(call.denoiser, call.inputs)
     nodes, tokens = height * width, call.attention.query.shape[-2]
     sees_text = call.family.sees_text(call.path, call.module)
-    num_text = _num_text_tokens(call.inputs) if sees_text else 0
+    num_text = call.family.num_text_tokens(call.denoiser, call.inputs, call.path) if sees_text else 0
     if tokens != nodes + num_text:
         raise LayerSkipped(f"its {tokens} tokens are not {height} x {width} image tokens and {num_text} text tokens")
     start = num_text if call.family.text == "first" else 0
@@ -103,9 +108,16 @@ def only_timestep(timestep: Any) -> float | None:
 
 def _verify_place(call: DenoiserCall, value: Tensor, rows: slice) -> None:
     """Refuse image tokens that are not where the rule says."""
+    tokens, nodes = call.attention.value.shape[-2], value.shape[-2]
     is_double_stream = getattr(call.module, "added_kv_proj_dim", None) is not None
-    if is_double_stream and (call.values is None or not torch.equal(value, call.values)):
+    if call.values is not None and call.values.shape[-2] < tokens:
+        is_double_stream = True
+    if is_double_stream and (call.values is None or not torch.equal(value, call.values[..., :nodes, :])):
         _refuse(call, "values that differ from the projection of the image's tokens")
+    shown, joined = call.shown, call.projected_from
+    joins = isinstance(joined, Tensor) and isinstance(shown, Tensor) and shown.shape[-2] < joined.shape[-2]
+    if joins and not torch.equal(joined[..., rows, :], shown):
+        _refuse(call, "other tokens than those that the module was given as the image's")
     if call.family.rotates and (
         call.rotation is None
         or call.image_rotation is None
@@ -123,18 +135,3 @@ def _refuse(call: DenoiserCall, got: str) -> None:
         fix="Restore the family's own attention processors, e.g. by loading the model again; if that does not help, "
         "report the model",
     )
-
-
-def _num_text_tokens(inputs: Mapping[str, Any]) -> int:
-    mask = inputs.get("encoder_attention_mask")
-    if mask is None:
-        return inputs["encoder_hidden_states"].shape[1]
-    lengths = mask.sum(dim=1).unique().tolist()
-    if len(lengths) > 1:
-        raise SpectralError(
-            "encoder_attention_mask",
-            expected="prompts of one length",
-            got=f"{lengths} tokens",
-            fix="Capture images with different prompts one at a time",
-        )
-    return int(lengths[0])

@@ -47,6 +47,7 @@ class Call(Generic[AnyLayer]):
         kwargs: Its keyword arguments.
         attended: What it attends with, once that has been seen.
         projected: Outputs of its children, by name.
+        given: First inputs of its children, by name.
     """
 
     layer: AnyLayer
@@ -54,6 +55,7 @@ class Call(Generic[AnyLayer]):
     kwargs: dict[str, Any]
     attended: AttentionCall | None = None
     projected: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    given: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class AttentionHooks(abc.ABC, Generic[AnyLayer]):
@@ -210,6 +212,7 @@ class AttentionHooks(abc.ABC, Generic[AnyLayer]):
     def _see_child(self, layer: AnyLayer, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self._calls and self._calls[-1].layer is layer:
             self._calls[-1].projected[name] = output
+            self._calls[-1].given[name] = args[0] if args else None
 
 
 def is_compiled(model: nn.Module) -> bool:

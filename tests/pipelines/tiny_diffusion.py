@@ -31,8 +31,8 @@ def clip_tokenizer():
     return hf.CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
 
 
-def clip_text(with_projection=False, hidden_size=24):
-    settings = {**_TEXT, "hidden_size": hidden_size}
+def clip_text(with_projection=False, **settings):
+    settings = _TEXT | settings
     config = hf.CLIPTextConfig(**settings, projection_dim=20, bos_token_id=0, eos_token_id=1, pad_token_id=1)
     return (hf.CLIPTextModelWithProjection if with_projection else hf.CLIPTextModel)(config).eval()
 
@@ -54,8 +54,25 @@ def gemma_tokenizer():
     return tokenizer
 
 
-def gemma_text():
-    config = hf.Gemma2Config(**{**_TEXT, "vocab_size": 96}, num_key_value_heads=1, head_dim=12)
+def chat_tokenizer():
+    tokenizer = gemma_tokenizer()
+    tokenizer.chat_template = "{% for one in messages %}<{{ one.role }}>{{ one.content }}{% endfor %}"
+    return tokenizer
+
+
+def bert_tokenizer():
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{letter}" for letter in LETTERS)]
+    tokenizer = hf.BertTokenizer(vocab={piece: index for index, piece in enumerate(pieces)})
+    tokenizer.model_max_length = 77
+    return tokenizer
+
+
+def bert_text():
+    return hf.BertModel(hf.BertConfig(**{**_TEXT, "vocab_size": 96}), add_pooling_layer=False).eval()
+
+
+def gemma_text(**settings):
+    config = hf.Gemma2Config(**{**_TEXT, "vocab_size": 96, **settings}, num_key_value_heads=1, head_dim=12)
     return hf.Gemma2Model(config).eval()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterator
 
 from hf_spectral.errors import UnsupportedBackboneError
 from hf_spectral.families.diffusers.base import Condition, DenoiserFamily, Noised
@@ -13,9 +14,15 @@ __all__ = ["FAMILIES", "Condition", "DenoiserFamily", "Noised", "family_of"]
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
+
+def _families(base: type[DenoiserFamily]) -> Iterator[type[DenoiserFamily]]:
+    for one in base.__subclasses__():
+        yield from (one,) if "class_name" in vars(one) else _families(one)
+
+
 #: Each family by the name of its class.
 FAMILIES: dict[str, DenoiserFamily] = {
-    family.class_name: family() for family in sorted(DenoiserFamily.__subclasses__(), key=lambda one: one.class_name)
+    family.class_name: family() for family in sorted(_families(DenoiserFamily), key=lambda one: one.class_name)
 }
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from hf_spectral.errors import SpectralError
 from hf_spectral.families.attention_call import LayerSkipped
 
 
@@ -20,11 +21,26 @@ class Condition:
         states: `(1, tokens, channels)`.
         mask: `(1, tokens)`, False where a token is padding.
         pooled: `(1, channels)`.
+        others: Further embeddings by name, `(1, ...)` each.
     """
 
     states: Tensor | None = None
     mask: Tensor | None = None
     pooled: Tensor | None = None
+    others: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+
+    def apply(self, transform: Callable[[Tensor], Tensor]) -> Condition:
+        """Return the embeddings transformed alike.
+
+        Args:
+            transform: Takes and returns one tensor.
+
+        Returns:
+            A new condition, None where this one is None.
+        """
+        parts = (None if part is None else transform(part) for part in (self.states, self.mask, self.pooled))
+        states, mask, pooled = parts
+        return Condition(states, mask, pooled, {name: transform(one) for name, one in self.others.items()})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +88,8 @@ class DenoiserFamily:
         is_square: True if the denoiser reads squares only.
         default_side: Longer side in latents, where the configuration has no `sample_size`.
         max_prompt_tokens: Longest prompt, as the last tokenizer counts.
+        num_needed_encoders: So many of the text encoders have to be there for a prompt.
+        time_argument: Name of the timestep among the arguments of the forward.
     """
 
     class_name: ClassVar[str]
@@ -85,6 +103,8 @@ class DenoiserFamily:
     is_square: ClassVar[bool] = False
     default_side: ClassVar[int] = 64
     max_prompt_tokens: ClassVar[int] = 77
+    num_needed_encoders: ClassVar[int] = 2
+    time_argument: ClassVar[str] = "timestep"
 
     def refusal(self, config: Any) -> str | None:
         """Return why a configuration asks for conditions that are not known, or None.
@@ -107,6 +127,26 @@ class DenoiserFamily:
     def max_latents(self, config: Any) -> int | None:
         """Return the longest side in latents that the denoiser has positions for; None if there is no bound."""
         return int(config.pos_embed_max_size * config.patch_size) if config.get("pos_embed_max_size") else None
+
+    def scale_latents(self, vae: Any, latents: Tensor) -> Tensor:
+        """Return latents as the denoiser reads them.
+
+        Args:
+            vae: The autoencoder.
+            latents: What its encoder gave, `(pictures, channels, height, width)`.
+
+        Returns:
+            Latents of the same shape.
+        """
+        config = vae.config
+        factor = config.get("scaling_factor") or 1.0
+        if config.get("latents_mean") is not None and config.get("latents_std") is not None:
+            mean, deviation = (
+                torch.tensor(config[name], dtype=latents.dtype, device=latents.device).view(1, -1, 1, 1)
+                for name in ("latents_mean", "latents_std")
+            )
+            return (latents - mean) * factor / deviation
+        return (latents - (config.get("shift_factor") or 0.0)) * factor
 
     # What it is told
 
@@ -142,6 +182,19 @@ class DenoiserFamily:
         """Return tokens, channels and pooled channels of the zeros that stand in for an empty prompt."""
         raise NotImplementedError
 
+    def zeros(self, config: Any) -> Condition:
+        """Return the zeros that stand in for an empty prompt.
+
+        Args:
+            config: Of the denoiser.
+
+        Returns:
+            Embeddings that are all zero, with a mask that leaves out none.
+        """
+        tokens, width, pooled = self.empty_prompt(config)
+        mask = torch.ones(1, tokens, dtype=torch.bool)
+        return Condition(torch.zeros(1, tokens, width), mask, None if pooled is None else torch.zeros(1, pooled))
+
     def arguments(self, denoiser: Any, noised: Noised) -> dict[str, Any]:
         """Return the arguments of the denoiser's forward.
 
@@ -172,6 +225,33 @@ class DenoiserFamily:
         """
         return self.text is not None
 
+    def num_text_tokens(self, denoiser: Any, inputs: Mapping[str, Any], path: str) -> int:
+        """Return how many tokens attend beside those of the image, in a layer that sees text.
+
+        Args:
+            denoiser: The denoiser.
+            inputs: Arguments of its forward, by name.
+            path: Name of the attention module in the denoiser.
+
+        Returns:
+            Their number.
+
+        Raises:
+            SpectralError: If the prompts of a batch differ in length.
+        """
+        mask = inputs.get("encoder_attention_mask")
+        if mask is None:
+            return int(inputs["encoder_hidden_states"].shape[1])
+        lengths = mask.sum(dim=1).unique().tolist()
+        if len(lengths) > 1:
+            raise SpectralError(
+                "encoder_attention_mask",
+                expected="prompts of one length",
+                got=f"{lengths} tokens",
+                fix="Capture images with different prompts one at a time",
+            )
+        return int(lengths[0])
+
     def token_map(self, denoiser: Any, inputs: Mapping[str, Any]) -> tuple[int, int]:
         """Return rows and columns of the image tokens, from the arguments of the denoiser's forward.
 
@@ -191,6 +271,18 @@ class DenoiserFamily:
         patch = denoiser.config.patch_size
         return latents.shape[-2] // patch, latents.shape[-1] // patch
 
+    def rotation(self, arguments: Mapping[str, Any]) -> Tensor | None:
+        """Return the rotations that a layer applies to all its tokens.
+
+        Args:
+            arguments: Arguments of the attention module, by name.
+
+        Returns:
+            `(..., tokens, channels)`, or None if it is given none.
+        """
+        rotation = arguments.get("image_rotary_emb")
+        return rotation[0] if isinstance(rotation, tuple) else rotation
+
     def rotation_module(self, denoiser: Any) -> Any:
         """Return the submodule that computes the rotations of the image's positions in a forward pass, or None."""
         return None
@@ -204,6 +296,6 @@ class DenoiserFamily:
             output: What `rotation_module` gave; None before it has run.
 
         Returns:
-            `(tokens, channels)`, or None if the family has none.
+            `(..., tokens, channels)`, or None if the family has none.
         """
         return None

@@ -1,4 +1,4 @@
-"""UNets of Stable Diffusion 1, 2 and XL: attention on maps, several resolutions, text by cross-attention only."""
+"""UNets of Stable Diffusion 1, 2, XL and Kolors: attention on maps, text by cross-attention only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from hf_spectral.families.diffusers.base import Condition, DenoiserFamily, Noised
 
-# Images, a class, or embeddings of a further text encoder.
+# Images, a class, or further embeddings.
 _FURTHER_CONDITIONS = [
     "addition_embed_type",
     "class_embed_type",
@@ -19,7 +19,7 @@ _FURTHER_CONDITIONS = [
 
 
 class UNet(DenoiserFamily):
-    """`UNet2DConditionModel`; the configuration tells XL, which is also given a pooled prompt and sizes."""
+    """`UNet2DConditionModel`; the configuration tells XL and Kolors, which are also given a pooled prompt and sizes."""
 
     class_name = "UNet2DConditionModel"
     example = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -29,6 +29,8 @@ class UNet(DenoiserFamily):
         asked = {name: config.get(name) for name in _FURTHER_CONDITIONS if config.get(name)}
         if _is_xl(config):
             del asked["addition_embed_type"]
+        if _is_kolors(config):
+            del asked["encoder_hid_dim"], asked["encoder_hid_dim_type"]
         told = ", ".join(f"{name}={value!r}" for name, value in asked.items())
         return f"it is given more than a timestep and a prompt: {told}" if asked else None
 
@@ -37,7 +39,9 @@ class UNet(DenoiserFamily):
         return 2 ** (len(config.block_out_channels) - 1)
 
     def prompt_host(self, denoiser: Any) -> tuple[str | None, dict[str, Any]]:
-        """Encode as Stable Diffusion does, or as XL does."""
+        """Encode as Stable Diffusion does, as XL does, or as Kolors does."""
+        if _is_kolors(denoiser.config):
+            return "KolorsPipeline", {"unet": None}
         if _is_xl(denoiser.config):
             return "StableDiffusionXLPipeline", {"unet": None, "add_watermarker": False}
         no_checker = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -45,7 +49,7 @@ class UNet(DenoiserFamily):
 
     def num_text_encoders(self, denoiser: Any) -> int:
         """Return two for XL."""
-        return 2 if _is_xl(denoiser.config) else 1
+        return 2 if _is_xl(denoiser.config) and not _is_kolors(denoiser.config) else 1
 
     def encode(self, host: Any, prompt: str, device: torch.device) -> Condition:
         """Encode the prompt; XL has pooled embeddings too."""
@@ -55,12 +59,13 @@ class UNet(DenoiserFamily):
         return Condition(states, pooled=pooled[0] if pooled else None)
 
     def empty_prompt(self, config: Any) -> tuple[int, int, int | None]:
-        """Return the 77 tokens of CLIP."""
-        width = config.cross_attention_dim
+        """Return the 77 tokens of CLIP, or the 256 of Kolors."""
+        tokens = 256 if _is_kolors(config) else 77
+        width = config.encoder_hid_dim if _is_kolors(config) else config.cross_attention_dim
         pooled = None
         if _is_xl(config):
             pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        return 77, int(width if isinstance(width, int) else width[0]), pooled
+        return tokens, int(width if isinstance(width, int) else width[0]), pooled
 
     def arguments(self, denoiser: Any, noised: Noised) -> dict[str, Any]:
         """Add the original size, the crop's corner and the target size for XL."""
@@ -78,3 +83,7 @@ class UNet(DenoiserFamily):
 
 def _is_xl(config: Any) -> bool:
     return config.get("addition_embed_type") == "text_time"
+
+
+def _is_kolors(config: Any) -> bool:
+    return bool(_is_xl(config) and config.get("encoder_hid_dim_type") == "text_proj")

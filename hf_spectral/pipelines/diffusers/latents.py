@@ -212,7 +212,7 @@ def encode_image(vae: Any, pixels: Tensor, denoiser: Any, family: DenoiserFamily
     Raises:
         SpectralError: If their channels are not the denoiser's, or they are not finite.
     """
-    latents = pixels if vae is None else _scaled(vae, _encoded(vae, pixels))
+    latents = pixels if vae is None else family.scale_latents(vae, _encoded(vae, pixels))
     source = "of pixels, without a VAE" if vae is None else "from the VAE"
     _require_channels(family, denoiser.config, latents.shape[1], source)
     if not torch.isfinite(latents).all():
@@ -256,16 +256,7 @@ def _encoded(vae: Any, pixels: Tensor) -> Tensor:
     with undoing(functools.partial(vae.to, dtype)) if upcast else contextlib.nullcontext(), evaluation_mode(vae):
         if upcast:
             vae.to(torch.float32)
-        encoded = vae.encode(pixels.to(vae.dtype))
-    return (encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent).float()
-
-
-def _scaled(vae: Any, latents: Tensor) -> Tensor:
-    config = vae.config
-    if config.get("latents_mean") is not None and config.get("latents_std") is not None:
-        mean, deviation = (
-            torch.tensor(config[name], dtype=latents.dtype, device=latents.device).view(1, -1, 1, 1)
-            for name in ("latents_mean", "latents_std")
-        )
-        return (latents - mean) * config.scaling_factor / deviation
-    return (latents - (config.get("shift_factor") or 0.0)) * config.scaling_factor
+        of_frames = hasattr(vae, "temperal_downsample")  # Spelled so by the host: a picture is a video of one frame.
+        encoded = vae.encode(pixels[:, :, None].to(vae.dtype) if of_frames else pixels.to(vae.dtype))
+    latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
+    return (latents[:, :, 0] if of_frames else latents).float()

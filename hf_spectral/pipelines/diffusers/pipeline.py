@@ -58,7 +58,7 @@ class DiffusionSettings(CallSettings, total=False):
 
 #: Arguments whose defaults `at` sets, besides timesteps, prompt and seed.
 SETTINGS = (CALL_SETTINGS - {"seed"}) | {"num_noise_samples", "batch_size", "image_column"}
-_ENCODERS = [f"{part}{ending}" for part in ("text_encoder", "tokenizer") for ending in ("", "_2", "_3")]
+_ENCODERS = [f"{part}{ending}" for part in ("text_encoder", "tokenizer") for ending in ("", "_2", "_3", "_4")]
 
 
 class SpectralDiffusionPipeline(DiffusionPipeline):
@@ -80,14 +80,16 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         text_encoder: For prompts. Without text encoders an empty prompt is a row of zeros.
         text_encoder_2: For families that have two.
         text_encoder_3: For families that have three.
+        text_encoder_4: For families that have four.
         tokenizer: That of `text_encoder`.
         tokenizer_2: That of `text_encoder_2`.
         tokenizer_3: That of `text_encoder_3`.
+        tokenizer_4: That of `text_encoder_4`.
     """
 
     _reading: Reading | None = None  # What `at` has set.
     _told: Mapping[str, Any] = MappingProxyType({})  # Other settings that `at` has set.
-    model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->vae->unet->transformer"
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->text_encoder_4->vae->unet->transformer"
     _optional_components = ["unet", "transformer", "vae", *_ENCODERS]  # noqa: RUF012 - the host's own form
 
     def __init__(
@@ -99,9 +101,11 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         text_encoder: Any = None,
         text_encoder_2: Any = None,
         text_encoder_3: Any = None,
+        text_encoder_4: Any = None,
         tokenizer: Any = None,
         tokenizer_2: Any = None,
         tokenizer_3: Any = None,
+        tokenizer_4: Any = None,
     ) -> None:
         super().__init__()
         denoisers = [one for one in (unet, transformer) if one is not None]
@@ -114,8 +118,9 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
             )
         check_supported(denoisers[0])
         self.register_modules(scheduler=scheduler, unet=unet, transformer=transformer, vae=vae)
-        self.register_modules(text_encoder=text_encoder, text_encoder_2=text_encoder_2, text_encoder_3=text_encoder_3)
-        self.register_modules(tokenizer=tokenizer, tokenizer_2=tokenizer_2, tokenizer_3=tokenizer_3)
+        read_by = (text_encoder, text_encoder_2, text_encoder_3, text_encoder_4)
+        cut_by = (tokenizer, tokenizer_2, tokenizer_3, tokenizer_4)
+        self.register_modules(**dict(zip(_ENCODERS, (*read_by, *cut_by), strict=True)))
         check_components(self.family, self.denoiser, vae, scheduler)
 
     @classmethod

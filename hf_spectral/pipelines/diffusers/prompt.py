@@ -6,6 +6,7 @@ then exactly what the denoiser was trained with, templates, lengths and masks in
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import Any
 
@@ -50,10 +51,10 @@ def encode_prompt(
             expected = f"'': {family.class_name} reads a class, no text"
             raise SpectralError("prompt", expected=expected, got=repr(prompt), fix="Leave it out")
         return Condition()
-    endings = ("", "_2", "_3")[: family.num_text_encoders(denoiser)]
+    endings = ("", "_2", "_3", "_4")[: family.num_text_encoders(denoiser)]
     names = [f"{part}{ending}" for ending in endings for part in ("text_encoder", "tokenizer")]
     loaded: dict[str, Any] = {name: components.get(name) for name in names}
-    missing = [name for name in names[:4] if loaded[name] is None]  # The third pair may be left out.
+    missing = [name for name in names[: 2 * family.num_needed_encoders] if loaded[name] is None]
     if missing:
         return _zeros(family, denoiser, prompt, missing, device)
     _refuse_too_long(family, [loaded[f"tokenizer{ending}"] for ending in endings], prompt)
@@ -86,15 +87,13 @@ def forward_arguments(
         Arguments by name.
     """
     latents = noised.to(denoiser.dtype)
-    told = Condition(*(_for_each(latents, part) for part in (condition.states, condition.mask, condition.pooled)))
+    told = condition.apply(functools.partial(_for_each, latents))
     shares = torch.full_like(timestep, share, dtype=latents.dtype)
     return family.arguments(denoiser, Noised(latents, timestep, shares, told, size))
 
 
-def _for_each(latents: Tensor, told: Tensor | None) -> Tensor | None:
+def _for_each(latents: Tensor, told: Tensor) -> Tensor:
     """Return what one picture is told, `(1, ...)`, for every picture, where and in which precision the latents are."""
-    if told is None:
-        return None
     placed = told.to(latents.device, latents.dtype if told.is_floating_point() else None)
     return placed.expand(len(latents), *placed.shape[1:])
 
@@ -108,16 +107,12 @@ def _zeros(family: DenoiserFamily, denoiser: Any, prompt: str, missing: list[str
             fix="Load the pipeline with its text encoders and tokenizers, or leave the prompt out",
         )
     _logger.warning("No %s: zeros stand for the embeddings of the empty prompt.", ", ".join(missing))
-    tokens, width, pooled = family.empty_prompt(denoiser.config)
-    return Condition(
-        torch.zeros(1, tokens, width, device=device),
-        torch.ones(1, tokens, dtype=torch.bool, device=device),
-        None if pooled is None else torch.zeros(1, pooled, device=device),
-    )
+    return family.zeros(denoiser.config).apply(lambda part: part.to(device))
 
 
 def _refuse_too_long(family: DenoiserFamily, tokenizers: list[Any], prompt: str) -> None:
-    tokenizer = next(one for one in reversed(tokenizers) if one is not None)
+    last = next(one for one in reversed(tokenizers) if one is not None)
+    tokenizer = getattr(last, "tokenizer", last)  # A processor of pictures and text holds it.
     limit = min(family.max_prompt_tokens, tokenizer.model_max_length)
     length = len(tokenizer(prompt).input_ids)
     if length > limit:

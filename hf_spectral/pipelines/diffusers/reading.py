@@ -78,7 +78,7 @@ class Reading:
             `model_type` (class of the denoiser), `vae`, `text_encoders` (classes), `noise`, `timesteps`, `prompt`,
             `noise_seed`, `resolution`, `attention_weights` (see `attention_fingerprint`): JSON values.
         """
-        encoders = [pipe.components.get(f"text_encoder{ending}") for ending in ("", "_2", "_3")]
+        encoders = [pipe.components.get(f"text_encoder{ending}") for ending in ("", "_2", "_3", "_4")]
         return {
             "id": public_name(str(pipe.config.get("_name_or_path") or "")),
             "revision": extract_commit_hash(str(pipe.denoiser.config.get("_name_or_path") or ""), None),

@@ -22,6 +22,7 @@ class TinyPipeline:
         prompt: A prompt, or "" for a denoiser that reads none.
         step: From what the host tells as the timestep to the timestep of the schedule.
         pathways: Those that its layers serve.
+        same_size: False if the host's own call makes pictures of another size than asked for.
     """
 
     build: Callable[[], Any]
@@ -32,6 +33,7 @@ class TinyPipeline:
     prompt: str = ""
     step: Callable[[float], float] = float
     pathways: tuple[str, ...] = ("where", "what")
+    same_size: bool = True
 
     def pipeline(self, seed=0):
         """Build the pipeline, every parameter of its denoiser random (adaptive norms start as zeros)."""

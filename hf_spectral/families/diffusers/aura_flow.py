@@ -1,0 +1,44 @@
+"""AuraFlow: double-stream blocks, then blocks of one stream; registers and text tokens first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from hf_spectral.families.diffusers.base import Condition, DenoiserFamily, Noised
+
+
+class AuraFlow(DenoiserFamily):
+    """`AuraFlowTransformer2DModel`."""
+
+    class_name = "AuraFlowTransformer2DModel"
+    example = "fal/AuraFlow-v0.3"
+    is_flow = True
+    text = "first"
+    max_prompt_tokens = 256
+
+    def max_latents(self, config: Any) -> int | None:
+        """Return the side of the square of positions."""
+        return int(config.pos_embed_max_size**0.5) * int(config.patch_size)
+
+    def prompt_host(self, denoiser: Any) -> tuple[str | None, dict[str, Any]]:
+        """Encode as AuraFlow does."""
+        return "AuraFlowPipeline", {"transformer": denoiser}
+
+    def encode(self, host: Any, prompt: str, device: torch.device) -> Condition:
+        """Encode the prompt; its padding is zero and attends along."""
+        return Condition(host.encode_prompt(prompt, device=device, do_classifier_free_guidance=False)[0])
+
+    def empty_prompt(self, config: Any) -> tuple[int, int, int | None]:
+        """Return the 256 tokens of T5."""
+        return 256, config.joint_attention_dim, None
+
+    def arguments(self, denoiser: Any, noised: Noised) -> dict[str, Any]:
+        """Tell the time as a share."""
+        return super().arguments(denoiser, noised) | {"timestep": noised.share}
+
+    def num_text_tokens(self, denoiser: Any, inputs: Mapping[str, Any], path: str) -> int:
+        """Count the registers too."""
+        return denoiser.register_tokens.shape[1] + super().num_text_tokens(denoiser, inputs, path)

@@ -1,0 +1,61 @@
+"""Flux 2: double and single stream blocks, text tokens first, latents normalized in packs of two by two."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_spectral.families.diffusers.base import Condition, Noised
+from hf_spectral.families.diffusers.packed import Packed
+
+_GUIDANCE = 4.0  # What guidance-distilled models are run with by default.
+
+
+class Flux2(Packed):
+    """`Flux2Transformer2DModel`; the small models (klein) read their prompt by Qwen 3."""
+
+    class_name = "Flux2Transformer2DModel"
+    example = "black-forest-labs/FLUX.2-dev"
+
+    def scale_latents(self, vae: Any, latents: Tensor) -> Tensor:
+        """Normalize packs as the host does."""
+        from diffusers import Flux2Pipeline
+
+        encoder = SimpleNamespace(encode=lambda given: SimpleNamespace(latents=given), bn=vae.bn, config=vae.config)
+        host: Any = SimpleNamespace(vae=encoder, _patchify_latents=Flux2Pipeline._patchify_latents)
+        return Flux2Pipeline._unpatchify_latents(Flux2Pipeline._encode_vae_image(host, latents, None))
+
+    def prompt_host(self, denoiser: Any) -> tuple[str | None, dict[str, Any]]:
+        """Encode as Flux 2 does."""
+        return "Flux2Pipeline", {"transformer": denoiser}
+
+    def encode(self, host: Any, prompt: str, device: torch.device) -> Condition:
+        """Encode the prompt by the text encoder's kind."""
+        from diffusers import Flux2KleinPipeline
+
+        if type(host.text_encoder).__name__.startswith("Qwen3"):
+            by_qwen = Flux2KleinPipeline._get_qwen3_prompt_embeds
+            return Condition(by_qwen(host.text_encoder, host.tokenizer, prompt, device=device))
+        return Condition(host.encode_prompt(prompt, device=device)[0])
+
+    def empty_prompt(self, config: Any) -> tuple[int, int, int | None]:
+        """Return the 512 tokens of a prompt."""
+        return 512, config.joint_attention_dim, None
+
+    def arguments(self, denoiser: Any, noised: Noised) -> dict[str, Any]:
+        """Pack the latents, and number the positions of image and prompt."""
+        from diffusers import Flux2Pipeline
+
+        states, packs = noised.condition.states, Flux2Pipeline._patchify_latents(noised.latents)
+        assert states is not None  # Encoded, or zeros.
+        return {
+            "hidden_states": Flux2Pipeline._pack_latents(packs),
+            "encoder_hidden_states": states,
+            "timestep": noised.share,
+            "img_ids": Flux2Pipeline._prepare_latent_ids(packs).to(packs.device),
+            "txt_ids": Flux2Pipeline._prepare_text_ids(states).to(packs.device),
+            "guidance": torch.full_like(noised.share, _GUIDANCE) if denoiser.config.guidance_embeds else None,
+        }

@@ -1,0 +1,82 @@
+"""Z-Image: refiners of the image and of the caption, then joint layers with the image first; both are padded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_spectral.families.attention_call import LayerSkipped
+from hf_spectral.families.diffusers.base import Condition, DenoiserFamily, Noised
+
+_PADDED_TO = 32  # Image and caption are each padded to a multiple of so many tokens.
+
+
+class ZImage(DenoiserFamily):
+    """`ZImageTransformer2DModel`; it counts time from noise to data."""
+
+    class_name = "ZImageTransformer2DModel"
+    example = "Tongyi-MAI/Z-Image-Turbo"
+    is_flow = True
+    text = "last"
+    text_only = "context_refiner."
+    rotates = True
+    default_side = 128
+    max_prompt_tokens = 512
+    time_argument = "t"
+
+    def latent_multiple(self, config: Any) -> int:
+        """Return the side of a patch."""
+        return 2
+
+    def max_latents(self, config: Any) -> int | None:
+        """Return the bound of the rotary positions: of captions, rows and columns."""
+        return 2 * int(min(config.axes_lens[1:]))
+
+    def prompt_host(self, denoiser: Any) -> tuple[str | None, dict[str, Any]]:
+        """Encode as Z-Image does, its template included."""
+        return "ZImagePipeline", {"transformer": denoiser}
+
+    def encode(self, host: Any, prompt: str, device: torch.device) -> Condition:
+        """Encode the prompt without padding."""
+        return Condition(host.encode_prompt(prompt, device=device, do_classifier_free_guidance=False)[0][0][None])
+
+    def empty_prompt(self, config: Any) -> tuple[int, int, int | None]:
+        """Return one token."""
+        return 1, config.cap_feat_dim, None
+
+    def arguments(self, denoiser: Any, noised: Noised) -> dict[str, Any]:
+        """Give a list of videos of one frame and a list of prompts, and turn the time around."""
+        assert noised.condition.states is not None  # Encoded, or zeros.
+        images, captions = noised.latents[:, :, None].unbind(), noised.condition.states.unbind()
+        return {"x": list(images), "t": 1 - noised.share, "cap_feats": list(captions)}
+
+    def num_text_tokens(self, denoiser: Any, inputs: Mapping[str, Any], path: str) -> int:
+        """Count the padding of the image too, which follows it, and in the joint layers the padded caption."""
+        height, width = self.token_map(denoiser, inputs)
+        caption = _padded(len(inputs["cap_feats"][0])) if path.startswith("layers.") else 0
+        return _padded(height * width) - height * width + caption
+
+    def token_map(self, denoiser: Any, inputs: Mapping[str, Any]) -> tuple[int, int]:
+        """Read rows and columns from the latents of the first image."""
+        images, captions = inputs["x"], inputs["cap_feats"]
+        if isinstance(images[0], list) or len({one.shape for one in images} | {one.shape for one in captions}) > 2:
+            raise LayerSkipped("its input is not one image for each prompt, all of one size")
+        return images[0].shape[-2] // 2, images[0].shape[-1] // 2
+
+    def rotation(self, arguments: Mapping[str, Any]) -> Tensor | None:
+        """Return the complex numbers that turn queries and keys."""
+        return arguments.get("freqs_cis")
+
+    def image_rotation(self, denoiser: Any, inputs: Mapping[str, Any], output: Any) -> Tensor | None:
+        """Number the positions after those of the caption, and embed them as the denoiser does."""
+        first = (_padded(len(inputs["cap_feats"][0])) + 1, 0, 0)
+        size = (1, *self.token_map(denoiser, inputs))
+        places = denoiser.create_coordinate_grid(size, first, inputs["x"][0].device).flatten(0, 2)
+        return denoiser.rope_embedder(places).expand(len(inputs["x"]), -1, -1)
+
+
+def _padded(tokens: int) -> int:
+    return tokens + -tokens % _PADDED_TO
