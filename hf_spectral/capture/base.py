@@ -10,6 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
+from hf_spectral.checks import is_int
 from hf_spectral.errors import SpectralError, UnsupportedBackboneError
 from hf_spectral.families.attention_call import AttentionCall
 from hf_spectral.grid import TokenGrid
@@ -31,10 +32,18 @@ class Recorder:
         backbone: Name of the model's class, for messages.
         on_record: Receives each record as it arrives; None stores them in `capture`.
         layers: Layer indices to record; None means all.
+        steps: Steps of a generation to record; None means every forward pass.
+
+    Raises:
+        SpectralError: If `steps` holds anything but integers from 0, or nothing.
     """
 
     def __init__(
-        self, backbone: str, on_record: Callable[[AttentionRecord], object] | None, layers: Iterable[int] | None
+        self,
+        backbone: str,
+        on_record: Callable[[AttentionRecord], object] | None,
+        layers: Iterable[int] | None,
+        steps: Iterable[int] | None = None,
     ) -> None:
         self.capture = Capture()
         self._backbone = backbone
@@ -45,6 +54,13 @@ class Recorder:
         self._next_index = 0
         self._num_forwards = 0
         self._num_records = 0
+        self.steps = None if steps is None else frozenset(steps)
+        if self.steps is not None and not (self.steps and all(is_int(step) and step >= 0 for step in self.steps)):
+            fix = "Give e.g. steps=[0, 10], or leave it out for every forward pass"
+            raise SpectralError("steps", expected="integers from 0, at least one", got=sorted(self.steps), fix=fix)
+        self._num_steps = 0
+        self._timestep: float | None = None
+        self._in_wanted_step = True
 
     def expect(self, num_layers: int) -> None:
         """Take note of the number of attention layers, once the host knows it, and resolve negative indices.
@@ -59,8 +75,19 @@ class Recorder:
         if self._layers is not None:
             self._wanted = resolve_layers(self._layers, num_layers)
 
-    def start_forward(self) -> None:
-        """Count layers from 0 again."""
+    def start_forward(self, timestep: float | None = None) -> None:
+        """Count layers from 0 again.
+
+        A pass at another timestep than the one before begins a step. Where a step has several passes, as for guidance,
+        the first is that of the prompt, and the only one that is recorded.
+
+        Args:
+            timestep: What the denoiser is told; None for other models, where each pass is a step.
+        """
+        begins = timestep is None or timestep != self._timestep or not self._num_steps
+        self._num_steps += begins
+        self._timestep = timestep
+        self._in_wanted_step = self.steps is None or (begins and self._num_steps - 1 in self.steps)
         self._next_index = 0
 
     def end_forward(self) -> None:
@@ -75,7 +102,8 @@ class Recorder:
         """
         index = self._next_index
         self._next_index += 1
-        return index if self._wanted is None or index in self._wanted else None
+        is_wanted = self._in_wanted_step and (self._wanted is None or index in self._wanted)
+        return index if is_wanted else None
 
     def skip(self, name: str, reason: str, index: int) -> None:
         """Note a layer that attends but gives no record, once however often it runs.
@@ -147,11 +175,19 @@ class Recorder:
             self._on_record(record)
 
     def check(self) -> None:
-        """Refuse a capture that saw a forward pass but no layer of it.
+        """Refuse a capture that saw a forward pass but no layer of it, or not all of the steps.
 
         Raises:
+            SpectralError: If a step was asked for that did not come.
             UnsupportedBackboneError: If a forward pass gave no record.
         """
+        if self.steps is not None and self._num_forwards and max(self.steps) >= self._num_steps:
+            raise SpectralError(
+                "steps",
+                expected=f"steps from 0 to {self._num_steps - 1}, as many as were run inside the block",
+                got=sorted(self.steps),
+                fix="Leave out those beyond, or run more",
+            )
         if not self._num_forwards or self._num_records:
             return
         skipped = self.capture.skipped
@@ -165,6 +201,7 @@ def capture_attention(
     model: nn.Module,
     on_record: Callable[[AttentionRecord], object] | None = None,
     layers: Iterable[int] | None = None,
+    steps: Iterable[int] | None = None,
 ) -> Iterator[Capture]:
     """Record query, key and value of every self-attention layer that this thread runs inside the block.
 
@@ -180,19 +217,26 @@ def capture_attention(
         on_record: Called with each record as it arrives, in call order; the record is then not stored, so that memory
             holds one layer. None appends records to the capture.
         layers: Indices of the layers to record, in call order, negative ones counted from the end; None means all.
+        steps: For a call that generates pictures: the denoising steps to record, the first being 0. A step gives one
+            record per layer, of the pass with the prompt; where guidance runs both passes as one batch, the rows of
+            the pass without it are left out. None records every forward pass as it is.
+
+    Example:
+        >>> with capture_attention(pipe.transformer, steps=[0, 10]) as capture:  # doctest: +SKIP
+        ...     image = pipe("a cat", num_inference_steps=20).images[0]
 
     Yields:
         The capture: records and skipped layers, filled by each forward pass inside the block. Indices start from 0 in
         every forward pass.
 
     Raises:
-        SpectralError: If `layers` lies outside the model, the model is already captured by this thread, or a layer
-            holds NaN.
+        SpectralError: If `layers` lies outside the model or `steps` outside the steps that were run, the model is
+            already captured by this thread, or a layer holds NaN.
         UnsupportedBackboneError: If the model has no self-attention that can be read, with the reason.
     """
     host = host_of(model)
     host.check_supported(model)
-    recorder = Recorder(type(model).__name__, on_record, layers)
+    recorder = Recorder(type(model).__name__, on_record, layers, steps)
     with host.recording(model, recorder):
         yield recorder.capture
     recorder.check()

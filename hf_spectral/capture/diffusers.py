@@ -14,6 +14,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hf_spectral.capture.base import Recorder
@@ -130,12 +131,15 @@ class _DenoiserHooks(AttentionHooks[_Layer]):
         self._map_size: tuple[int, int] | None = None
         self._image_rotation: Tensor | None = None
         self._timestep: float | None = None
+        self._rows = slice(None)
 
-    def begin(self) -> None:
+    def begin(self) -> float | None:
         """Take the timestep, and the rotations of the image's positions where they are known in advance."""
         self._map_size = None
         self._timestep = only_timestep(self.inputs.get(self._family.time_argument))
         self._image_rotation = self._family.image_rotation(self.model, self.inputs, None)
+        self._rows = slice(None) if self.recorder.steps is None else self._rows_with_prompt()
+        return self._timestep
 
     def children(self, layer: _Layer) -> Iterable[str]:
         """Return the projections and norms that the module has."""
@@ -168,12 +172,20 @@ class _DenoiserHooks(AttentionHooks[_Layer]):
         )
         attention, grid, num_text = arrange(seen)
         return {
-            "attention": attention,
+            "attention": attention.apply(lambda tensor: tensor[self._rows]),
             "grid": grid,
             "timestep": self._timestep,
             "where_refused": self._family.where_refused,
             "num_text_tokens": num_text,
         }
+
+    def _rows_with_prompt(self) -> slice:
+        """Return the rows of a batch that are not repeated for guidance: there both halves hold the same latents."""
+        given = next((self.inputs[name] for name in ("sample", "hidden_states", "x") if name in self.inputs), ())
+        half = len(given) // 2
+        if not half or len(given) % 2 or not all(map(torch.equal, given[:half], given[half:])):
+            return slice(None)
+        return slice(None, half) if self._family.prompt_comes_first else slice(half, None)
 
     def _see_map(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._map_size = _map_size(args, kwargs)

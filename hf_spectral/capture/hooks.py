@@ -76,8 +76,12 @@ class AttentionHooks(abc.ABC, Generic[AnyLayer]):
         self._calls: list[Call[AnyLayer]] = []
 
     @abc.abstractmethod
-    def begin(self) -> None:
-        """Take from `inputs` what holds for a whole forward pass; called as one starts."""
+    def begin(self) -> float | None:
+        """Take from `inputs` what holds for a whole forward pass; called as one starts.
+
+        Returns:
+            The timestep, or None if the model is told none.
+        """
 
     @abc.abstractmethod
     def children(self, layer: AnyLayer) -> Iterable[str]:
@@ -179,8 +183,7 @@ class AttentionHooks(abc.ABC, Generic[AnyLayer]):
         # A wrong call is left to the forward itself, which says more about it.
         with contextlib.suppress(TypeError):
             self.inputs = dict(inspect.signature(type(model).forward).bind(model, *args, **kwargs).arguments)
-        self.begin()
-        self.recorder.start_forward()
+        self.recorder.start_forward(self.begin())
 
     def _end_forward(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.inputs = {}

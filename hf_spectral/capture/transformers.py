@@ -124,6 +124,7 @@ class _TowerHooks(AttentionHooks[AttentionLayer]):
 
     def begin(self) -> None:
         """Need nothing beyond the inputs."""
+        return None
 
     def children(self, layer: AttentionLayer) -> Iterable[str]:
         """Return the projections, of layers that the interface does not show."""

@@ -89,6 +89,7 @@ class DenoiserFamily:
         default_side: Longer side in latents, where the configuration has no `sample_size`.
         max_prompt_tokens: Longest prompt, as the last tokenizer counts.
         num_needed_encoders: So many of the text encoders have to be there for a prompt.
+        prompt_comes_first: True if the host puts the prompt before the empty one where guidance runs both at once.
         time_argument: Name of the timestep among the arguments of the forward.
     """
 
@@ -104,6 +105,7 @@ class DenoiserFamily:
     default_side: ClassVar[int] = 64
     max_prompt_tokens: ClassVar[int] = 77
     num_needed_encoders: ClassVar[int] = 2
+    prompt_comes_first: ClassVar[bool] = False
     time_argument: ClassVar[str] = "timestep"
 
     def refusal(self, config: Any) -> str | None:

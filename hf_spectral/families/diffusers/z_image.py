@@ -25,6 +25,7 @@ class ZImage(DenoiserFamily):
     rotates = True
     default_side = 128
     max_prompt_tokens = 512
+    prompt_comes_first = True
     time_argument = "t"
 
     def latent_multiple(self, config: Any) -> int:
@@ -56,13 +57,13 @@ class ZImage(DenoiserFamily):
     def num_text_tokens(self, denoiser: Any, inputs: Mapping[str, Any], path: str) -> int:
         """Count the padding of the image too, which follows it, and in the joint layers the padded caption."""
         height, width = self.token_map(denoiser, inputs)
-        caption = _padded(len(inputs["cap_feats"][0])) if path.startswith("layers.") else 0
+        caption = max(map(_padded, map(len, inputs["cap_feats"]))) if path.startswith("layers.") else 0
         return _padded(height * width) - height * width + caption
 
     def token_map(self, denoiser: Any, inputs: Mapping[str, Any]) -> tuple[int, int]:
         """Read rows and columns from the latents of the first image."""
-        images, captions = inputs["x"], inputs["cap_feats"]
-        if isinstance(images[0], list) or len({one.shape for one in images} | {one.shape for one in captions}) > 2:
+        images = inputs["x"]
+        if isinstance(images[0], list) or len({one.shape for one in images}) > 1:
             raise LayerSkipped("its input is not one image for each prompt, all of one size")
         return images[0].shape[-2] // 2, images[0].shape[-1] // 2
 
@@ -72,10 +73,10 @@ class ZImage(DenoiserFamily):
 
     def image_rotation(self, denoiser: Any, inputs: Mapping[str, Any], output: Any) -> Tensor | None:
         """Number the positions after those of the caption, and embed them as the denoiser does."""
-        first = (_padded(len(inputs["cap_feats"][0])) + 1, 0, 0)
-        size = (1, *self.token_map(denoiser, inputs))
-        places = denoiser.create_coordinate_grid(size, first, inputs["x"][0].device).flatten(0, 2)
-        return denoiser.rope_embedder(places).expand(len(inputs["x"]), -1, -1)
+        size, device = (1, *self.token_map(denoiser, inputs)), inputs["x"][0].device
+        starts = [(_padded(len(caption)) + 1, 0, 0) for caption in inputs["cap_feats"]]
+        places = (denoiser.create_coordinate_grid(size, start, device).flatten(0, 2) for start in starts)
+        return torch.stack([denoiser.rope_embedder(one) for one in places])
 
 
 def _padded(tokens: int) -> int:

@@ -22,6 +22,7 @@ from hf_spectral.families.sizes import InputGeometry
 from hf_spectral.pipelines.backbone import blamed, warn_once
 from hf_spectral.pipelines.diffusers import noise as noise_of
 from hf_spectral.pipelines.diffusers import prompt as prompts
+from hf_spectral.pipelines.diffusers.generating import GeneratedOutput, generated
 from hf_spectral.pipelines.diffusers.latents import (
     check_components,
     check_pathways,
@@ -58,6 +59,7 @@ class DiffusionSettings(CallSettings, total=False):
 
 #: Arguments whose defaults `at` sets, besides timesteps, prompt and seed.
 SETTINGS = (CALL_SETTINGS - {"seed"}) | {"num_noise_samples", "batch_size", "image_column"}
+_OF_GENERATION = CALL_SETTINGS - {"basis", "walk", "resolution", "timeout"}
 _ENCODERS = [f"{part}{ending}" for part in ("text_encoder", "tokenizer") for ending in ("", "_2", "_3", "_4")]
 
 
@@ -220,6 +222,34 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
                 (results,) = analysis.results([prepared])
                 outputs.append(outputs_of(results, prepared, reading.timesteps, said.get("return_dict", True), **cut))
         return outputs if is_many else outputs[0]
+
+    @plain_torch()
+    def generate(self, prompt: str, steps: Sequence[int] | None = None, **settings: Any) -> GeneratedOutput:
+        """Make a picture from a prompt by the host's own pipeline, and solve one problem per denoising step.
+
+        Example:
+            >>> made = pipe.generate("a cat on a sofa", steps=[5, 15, 25], num_inference_steps=28, pathway="what")
+            >>> made.image, made.outputs[0].eigenvectors
+
+        Args:
+            prompt: What to make.
+            steps: Denoising steps, the first being 0; None means all.
+            **settings: Those of a call that are of the problem and of segmentation; all others, such as
+                `num_inference_steps`, `guidance_scale`, `height`, `width` and `generator`, are handed to the host.
+
+        Returns:
+            The picture, and for each step what a call returns for a picture.
+
+        Raises:
+            SpectralError: If the denoiser reads no prompt, a setting is out of range, or a step does not come.
+        """
+        own = {name: settings[name] for name in settings.keys() & _OF_GENERATION}
+        kept = {name: one for name, one in self._told.items() if name in _OF_GENERATION}
+        found = over_defaults({**kept, "seed": self._seed}, own)
+        check_pathways(self.family, [config.pathway for config in configs_of(found)])
+        call = {name: one for name, one in settings.items() if name not in own}
+        with undoing(self.maybe_free_model_hooks):
+            return generated(self, prompt, steps, found, call)
 
     @plain_torch()
     def at(

@@ -51,16 +51,33 @@ def encode_prompt(
             expected = f"'': {family.class_name} reads a class, no text"
             raise SpectralError("prompt", expected=expected, got=repr(prompt), fix="Leave it out")
         return Condition()
-    endings = ("", "_2", "_3", "_4")[: family.num_text_encoders(denoiser)]
-    names = [f"{part}{ending}" for ending in endings for part in ("text_encoder", "tokenizer")]
-    loaded: dict[str, Any] = {name: components.get(name) for name in names}
-    missing = [name for name in names[: 2 * family.num_needed_encoders] if loaded[name] is None]
-    if missing:
+    if missing := missing_encoders(family, components, denoiser):
         return _zeros(family, denoiser, prompt, missing, device)
-    _refuse_too_long(family, [loaded[f"tokenizer{ending}"] for ending in endings], prompt)
+    loaded: dict[str, Any] = {name: components.get(name) for name in _parts(family, denoiser)}
+    _refuse_too_long(family, [one for name, one in loaded.items() if name.startswith("tokenizer")], prompt)
     encoder: Any = getattr(diffusers, host)(**loaded, vae=None, scheduler=None, **arguments)
     with evaluation_mode(*(one for one in loaded.values() if isinstance(one, torch.nn.Module))):
         return family.encode(encoder, prompt, device)
+
+
+def missing_encoders(family: DenoiserFamily, components: dict[str, Any], denoiser: Any) -> list[str]:
+    """Return the names of text encoders and tokenizers that are not loaded, of those that a prompt needs.
+
+    Args:
+        family: Of the denoiser.
+        components: Text encoders and tokenizers by name, None where they are not loaded.
+        denoiser: The denoiser.
+
+    Returns:
+        Names of components.
+    """
+    needed = _parts(family, denoiser)[: 2 * family.num_needed_encoders]
+    return [name for name in needed if components.get(name) is None]
+
+
+def _parts(family: DenoiserFamily, denoiser: Any) -> list[str]:
+    endings = ("", "_2", "_3", "_4")[: family.num_text_encoders(denoiser)]
+    return [f"{part}{ending}" for ending in endings for part in ("text_encoder", "tokenizer")]
 
 
 def forward_arguments(
