@@ -17,7 +17,7 @@ Form = tuple[torch.dtype, tuple[int, ...]]
 
 #: No description and no header of this package comes near; a description of a few hundred layers takes some 10 kB.
 MAX_TEXT_BYTES = 4 << 20
-_DTYPES = {torch.float32: ("F32", 4), torch.float64: ("F64", 8), torch.int64: ("I64", 8)}
+_DTYPES = {torch.float32: ("F32", 4), torch.float64: ("F64", 8), torch.int64: ("I64", 8), torch.int32: ("I32", 4)}
 
 #: What reading a hostile file can raise, before it is said in a sentence.
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError, SafetensorError)

@@ -60,9 +60,10 @@ class Analysis:
 
 def image_output(
     result: SpectralResult,
+    picture: Image.Image,
     size: tuple[int, int],
     num_segments: int | Literal["auto"] | None = "auto",
-    method: SegmentationMethod = "ward",
+    method: SegmentationMethod = "tree",
     instances: bool = False,
     basis: SpectralBasis | None = None,
 ) -> dict[str, Any]:
@@ -70,6 +71,7 @@ def image_output(
 
     Args:
         result: Eigenvectors of the image.
+        picture: The image, or a smaller copy, see `segmentation.working_copy`.
         size: Its height and width in pixels.
         num_segments: A number, "auto", or None for no segmentation.
         method: Of segmentation.
@@ -94,8 +96,9 @@ def image_output(
         if clusters is not None and num_segments in ("auto", clusters.num_segments):
             labels, scores, kind = *label_image(result.eigenvectors, clusters, size), "cluster"
         else:
-            segmentation = segment(result, num_segments=num_segments, method=method, size=size)
+            segmentation = segment(result, image=picture, num_segments=num_segments, method=method, size=size)
             labels, scores, kind = segmentation.labels, segmentation.scores, "segment"
+            output["hierarchy"] = segmentation
         pixels = labels.cpu().numpy()
         output["segmentation"] = Image.fromarray(pixels.astype("uint8" if pixels.max() < 256 else "uint16"))
         output["segments"] = [

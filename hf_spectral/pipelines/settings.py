@@ -10,7 +10,7 @@ from typing import Any, Literal, TypedDict, get_args
 
 from hf_spectral.affinities import PARAMETERS, Affinity, AffinityName
 from hf_spectral.basis import SpectralBasis, as_basis
-from hf_spectral.checks import require_int, require_number, require_positive_int
+from hf_spectral.checks import require_int, require_number, require_one_of, require_positive_int
 from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
 from hf_spectral.records import PATHWAYS, Heads, Pathway
@@ -64,11 +64,10 @@ def configs_of(settings: Mapping[str, Any]) -> list[SpectralConfig]:
     Raises:
         SpectralError: If a value is out of range.
     """
-    num_segments, method = settings.get("num_segments"), settings.get("method", "ward")
+    num_segments, method = settings.get("num_segments"), settings.get("method", "tree")
     if num_segments is not None and num_segments != "auto":
         require_positive_int("num_segments", num_segments)
-    if method not in get_args(SegmentationMethod):
-        raise SpectralError("method", expected="'ward' or 'kmeans'", got=repr(method), fix="Choose one of these")
+    require_one_of("method", method, get_args(SegmentationMethod))
     if settings.get("timeout") is not None:
         require_number("timeout", settings["timeout"], 0, threading.TIMEOUT_MAX)
     own = {name: settings[name] for name in _CONFIG_NAMES & set(settings) if settings[name] is not None}

@@ -2,12 +2,15 @@
 
 from hf_spectral.segmentation.embedding import spectral_embedding
 from hf_spectral.segmentation.instances import Instance, instances
-from hf_spectral.segmentation.partition import Segmentation, SegmentationMethod, segment
+from hf_spectral.segmentation.partition import SegmentationMethod, segment
+from hf_spectral.segmentation.region_tree import RegionTree, working_copy
+from hf_spectral.segmentation.segments import Segmentation
 from hf_spectral.segmentation.semantic import find_clusters, label_image, sample_tokens, semantic_segmentation
 from hf_spectral.segmentation.upsampling import upsample
 
 __all__ = [
     "Instance",
+    "RegionTree",
     "Segmentation",
     "SegmentationMethod",
     "find_clusters",
@@ -18,4 +21,5 @@ __all__ = [
     "semantic_segmentation",
     "spectral_embedding",
     "upsample",
+    "working_copy",
 ]

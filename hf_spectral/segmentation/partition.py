@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import ArrayLike
+from PIL import Image
 from scipy import ndimage
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
@@ -18,35 +19,22 @@ from sklearn.feature_extraction.image import grid_to_graph
 from sklearn.metrics import silhouette_score
 from torch import Tensor
 
-from hf_spectral.checks import is_int, require_number, require_positive_int
+from hf_spectral.checks import is_int, require_number, require_one_of, require_positive_int
 from hf_spectral.errors import SpectralError
 from hf_spectral.result import SpectralResult
 from hf_spectral.segmentation.embedding import centroids, kmeans, parts_of, spectral_embedding
+from hf_spectral.segmentation.region_tree import NUM_ATOMS, as_picture, region_tree
+from hf_spectral.segmentation.segments import Segmentation, margins
 from hf_spectral.segmentation.upsampling import checked_size, upsample
 from hf_spectral.torch_state import plain_torch
 
-SegmentationMethod = Literal["ward", "kmeans"]
+SegmentationMethod = Literal["tree", "ward", "kmeans"]
 
+# Costs of a merge that is not made where the number of segments is automatic.
+_TREE_THRESHOLD = 0.041
+_WARD_THRESHOLD = 0.25
 _REACH = 2  # tokens around a segment that soft upsampling may give it; measured: 1 to 4 are equal, unbounded is worse
 _SILHOUETTE_NODES = 2_000  # the silhouette is quadratic in the nodes: a fixed sample decides for larger grids
-
-
-@dataclasses.dataclass(frozen=True)
-class Segmentation:
-    """A partition of one image.
-
-    Args:
-        labels: Segment of each pixel, 0 to `num_segments` - 1, numbered by decreasing area; no number is missing.
-        scores: One value per segment, 0 to 1: the mean over its tokens of 1 - a / b, with a the distance to the
-            segment's own centroid and b that to the nearest rival's (a touching segment for `ward`, any other for
-            `kmeans`), not less than 0. 1: every token sits on its centroid; 0: tokens are as near to the rival, or (as
-            for the silhouette) the segment is a single token. A sole segment has 1.
-        num_segments: Number of segments.
-    """
-
-    labels: Int[Tensor, "height width"]
-    scores: Float[Tensor, " segments"]
-    num_segments: int
 
 
 @plain_torch()
@@ -54,36 +42,42 @@ def segment(
     result: SpectralResult | Float[Tensor, "eigenvectors height width"],
     eigenvalues: Float[Tensor, " eigenvectors"] | None = None,
     *,
+    image: Image.Image | ArrayLike | None = None,
     num_segments: int | Literal["auto"] = "auto",
-    method: SegmentationMethod = "ward",
+    method: SegmentationMethod | None = None,
     size: tuple[int, int] | None = None,
     seed: int | None = None,
-    ward_threshold: float = 0.25,
+    threshold: float | None = None,
     max_auto_segments: int = 20,
 ) -> Segmentation:
     """Cut one image into segments.
 
-    `ward` merges neighboring tokens so that the variance inside segments grows least (Ward 1963), hence its segments
-    are connected on the token grid. `kmeans` groups tokens by value alone, as the paper does.
+    `tree` merges superpixels of the picture along its own edges (`region_tree`), and gives every other number of
+    segments too (`Segmentation.at`). `ward` merges neighboring tokens so that the variance inside segments grows least
+    (Ward 1963). The segments of both are connected. `kmeans` groups tokens by value alone, as the paper does.
 
     Example:
-        >>> found = hf_spectral.segment(pipe("photo.jpg")["result"], num_segments=8, size=(480, 640))
-        >>> found.labels
+        >>> found = hf_spectral.segment(pipe("photo.jpg")["result"], image=PIL.Image.open("photo.jpg"))
+        >>> found.labels, found.at(8).labels
 
     Args:
         result: What a solver or a pipeline returns for one image; or its eigenvectors alone, of shape (eigenvectors,
             height, width), the trivial one at index 0.
         eigenvalues: Beside eigenvectors alone, those of the normalized Laplacian, ascending, from 0 to 2.
-        num_segments: How many, 1 to the number of tokens. `"auto"`: with `ward`, merging stops where the next merge
-            costs more than `ward_threshold`; with `kmeans`, 2 to 10, whichever has the highest silhouette.
-        method: `"ward"` or `"kmeans"`.
-        size: Height and width of the labels in pixels; `None` keeps the token grid.
+        image: The picture that the eigenvectors belong to, of any size: a PIL image, or an array of bytes of shape
+            (height, width, 3).
+        num_segments: How many, 1 to the number of tokens. `"auto"`: with `tree` and `ward`, merging stops where the
+            next merge costs more than `threshold`; with `kmeans`, 2 to 10, whichever has the highest silhouette.
+        method: `"tree"`, which needs the image, `"ward"` or `"kmeans"`; None takes `"tree"` if there is an image and
+            else `"ward"`.
+        size: Height and width of the labels in pixels; None takes those of the image, or of the token grid without one.
         seed: Seed of k-means, 0 to 2**32 - 1; None takes that of the result, or 0.
-        ward_threshold: Cost of a merge that is not made, as a Ward distance in units of the embedding's Frobenius norm.
-        max_auto_segments: Upper bound of the automatic number for `ward`.
+        threshold: Cost of a merge that is not made, at least 0. For `tree` see `Segmentation.at`, 0.041 by default; for
+            `ward` a Ward distance in units of the embedding's Frobenius norm, 0.25 by default.
+        max_auto_segments: Upper bound of the automatic number for `tree` and `ward`.
 
     Returns:
-        The labels. There are fewer segments than asked for where tokens are identical or `size` is too small for one.
+        The segments. There are fewer than asked for where tokens are identical, or the picture or `size` is too small.
 
     Raises:
         SpectralError: If an argument is out of range.
@@ -91,24 +85,53 @@ def segment(
     eigenvectors, eigenvalues, seed = parts_of(result, eigenvalues, seed)
     grid = (eigenvectors.shape[1], eigenvectors.shape[2])
     embedding = spectral_embedding(eigenvectors, eigenvalues).detach().to("cpu", torch.float64).numpy()
+    picture = None if image is None else as_picture(image)
+    method = method or ("ward" if picture is None else "tree")
     _check_settings(num_segments, method, len(embedding))
     max_auto_segments = require_positive_int("max_auto_segments", max_auto_segments)
-    ward_threshold = require_number("ward_threshold", ward_threshold, 0, math.inf)
-    size = checked_size(size, grid)
+    if threshold is not None:
+        threshold = require_number("threshold", threshold, 0, math.inf)
+    size = checked_size(size, grid if picture is None else (picture.height, picture.width))
+    if method == "tree":
+        return _by_tree(embedding, grid, picture, num_segments, threshold, max_auto_segments, size)
     if method == "ward":
         limit = min(max_auto_segments, len(embedding))
-        nodes = _ward_labels(embedding, grid, num_segments, ward_threshold, limit)
+        nodes = _ward_labels(embedding, grid, num_segments, _WARD_THRESHOLD if threshold is None else threshold, limit)
         if num_segments == "auto":
             nodes = _absorb_crumbs(embedding, nodes, grid)
     else:
         nodes = _kmeans_labels(embedding, num_segments, seed)
     distances = cdist(embedding, centroids(embedding, nodes))
-    scores = _margins(distances, nodes, grid if method == "ward" else None)
+    scores = margins(distances, nodes, _touching(nodes, grid) if method == "ward" else None)
     if method == "ward":
         # Far regions that look alike have nearly the same centroid: each may claim only its own tokens and a rim.
         distances[~_reach(nodes, grid, _REACH)] = 2 * distances.max() + 1
     maps = torch.from_numpy(distances.T.reshape(-1, *grid)).float()
     return _by_area(upsample(maps, size), torch.from_numpy(scores).float())
+
+
+def _by_tree(
+    embedding: np.ndarray,
+    grid: tuple[int, int],
+    picture: Image.Image | None,
+    num_segments: int | str,
+    threshold: float | None,
+    limit: int,
+    size: tuple[int, int],
+) -> Segmentation:
+    if picture is None:
+        raise SpectralError(
+            "image",
+            expected="the picture, along whose edges method='tree' cuts",
+            got="none",
+            fix="Pass image=..., or method='ward'",
+        )
+    if isinstance(num_segments, str):
+        tree = region_tree(embedding, grid, picture)
+        num_segments = min(tree.count(_TREE_THRESHOLD if threshold is None else threshold), limit)
+    else:
+        tree = region_tree(embedding, grid, picture, max(NUM_ATOMS, 2 * num_segments))
+    return Segmentation(min(num_segments, len(tree.features)), size, tree)
 
 
 def _ward_labels(
@@ -164,22 +187,13 @@ def _absorb_crumbs(embedding: np.ndarray, labels: np.ndarray, grid: tuple[int, i
     return np.unique(kept, return_inverse=True)[1]
 
 
-def _margins(distances: np.ndarray, labels: np.ndarray, grid: tuple[int, int] | None) -> np.ndarray:
-    count = distances.shape[1]
-    if count == 1:
-        return np.ones(1)
-    own = distances[np.arange(len(labels)), labels]
-    rivals = distances.copy()
-    if grid is not None:
-        touching = np.zeros((count, count), dtype=bool)
-        tokens, segments = np.nonzero(_reach(labels, grid, 1))
-        touching[labels[tokens], segments] = True
-        rivals[~touching[labels]] = np.inf
-    rivals[np.arange(len(labels)), labels] = np.inf
-    nearest = rivals.min(1)
-    margin = np.divide(nearest - own, np.maximum(nearest, own), out=np.zeros_like(own), where=nearest > 0)
-    sizes = np.bincount(labels)
-    return np.where(sizes > 1, np.bincount(labels, margin) / sizes, 0).clip(0, 1)
+def _touching(labels: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """Return for each two segments whether a token of one lies beside a token of the other."""
+    near = _reach(labels, grid, 1)
+    touching = np.zeros((near.shape[1], near.shape[1]), dtype=bool)
+    tokens, segments = np.nonzero(near)
+    touching[labels[tokens], segments] = True
+    return touching
 
 
 def _by_area(labels: Int[Tensor, "height width"], scores: Float[Tensor, " segments"]) -> Segmentation:
@@ -187,12 +201,12 @@ def _by_area(labels: Int[Tensor, "height width"], scores: Float[Tensor, " segmen
     order = torch.argsort(areas, descending=True, stable=True)[: int((areas > 0).sum())]
     number = torch.zeros_like(areas)
     number[order] = torch.arange(len(order))
-    return Segmentation(labels=number[labels], scores=scores[order], num_segments=len(order))
+    height, width = labels.shape
+    return Segmentation(len(order), (height, width), given=(number[labels], scores[order]))
 
 
 def _check_settings(num_segments: int | str, method: str, num_nodes: int) -> None:
-    if method not in get_args(SegmentationMethod):
-        raise SpectralError("method", expected="'ward' or 'kmeans'", got=repr(method), fix="Choose one of these")
+    require_one_of("method", method, get_args(SegmentationMethod))
     if num_segments == "auto":
         return
     if not is_int(num_segments) or not 1 <= num_segments <= num_nodes:

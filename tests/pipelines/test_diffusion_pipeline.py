@@ -551,7 +551,7 @@ def test_heads_method_and_instances_as_in_the_other_pipeline(pixels):
     assert [one["score"] for one in output.instances] == [one.score for one in expected]
     assert pixels.at(instances=True, method="kmeans")(photo(), **given).instances is not None
     assert pixels(photo(), **given).instances is None
-    with pytest.raises(SpectralError, match="`method`: expected 'ward' or 'kmeans', got 'watershed'"):
+    with pytest.raises(SpectralError, match="`method`: expected one of 'tree', 'ward', 'kmeans', got 'watershed'"):
         pixels(photo(), method="watershed")
 
 

@@ -127,7 +127,7 @@ def test_crumbs_are_absorbed_when_the_number_is_automatic():
     truth[:, 30:] = 1
     maps, values = planted(truth)
     maps[:, 20, 10] = 40 * maps[:, 20, 10].abs().max()  # an outlier token
-    automatic = segment(maps, values, ward_threshold=0.1)
+    automatic = segment(maps, values, threshold=0.1)
     assert torch.bincount(automatic.labels.flatten()).min() >= 3
     assert automatic.labels[20, 10] == automatic.labels[20, 9]
     assert torch.bincount(segment(maps, values, num_segments=3).labels.flatten()).min() == 1
@@ -189,7 +189,7 @@ def test_any_precision(dtype):
 
 def test_automatic_number_is_bounded():
     maps, values = planted(quarters(), noise=3.0)
-    assert segment(maps, values, ward_threshold=0.0, max_auto_segments=6).num_segments <= 6
+    assert segment(maps, values, threshold=0.0, max_auto_segments=6).num_segments <= 6
 
 
 def test_memory_stays_bounded_at_photo_size():

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hf_spectral.pipelines.outputs import image_output
 from hf_spectral.result import SpectralResult
+from hf_spectral.segmentation import Segmentation
 
 
 @dataclasses.dataclass
@@ -33,6 +34,7 @@ class SpectralDiffusionOutput(BaseOutput):
         segments: List of {"label", "score" (0 to 1), "mask" (PIL image, 0 or 255)}, or None.
         instances: Candidate objects in the form of `segments`, or None.
         status: "converged", "max_steps" or "not_checked", see `SolveStatus`.
+        hierarchy: The `Segmentation`, which with the method "tree" gives every other number of segments, or None.
     """
 
     eigenvectors: Tensor
@@ -47,6 +49,7 @@ class SpectralDiffusionOutput(BaseOutput):
     segments: list[dict[str, Any]] | None = None
     status: str | None = None
     instances: list[dict[str, Any]] | None = None
+    hierarchy: Segmentation | None = None
 
 
 def outputs_of(
@@ -70,7 +73,7 @@ def outputs_of(
     """
     found = {}
     for result in results:
-        fields = image_output(result, prepared["size"], **cut)
+        fields = image_output(result, prepared["picture"], prepared["size"], **cut)
         output = SpectralDiffusionOutput(**fields, size=prepared["read_size"], timesteps=timesteps)
         found[result.config.pathway] = output if return_dict else output.to_tuple()
     return found if len(found) > 1 else next(iter(found.values()))

@@ -41,6 +41,7 @@ from hf_spectral.pipelines.settings import CUT_NAMES, CallSettings, checked_batc
 from hf_spectral.pipelines.settings import SETTINGS as CALL_SETTINGS
 from hf_spectral.records import AttentionRecord, Pathway, SkippedLayer
 from hf_spectral.restoring import undoing
+from hf_spectral.segmentation import working_copy
 from hf_spectral.torch_state import plain_torch
 
 if TYPE_CHECKING:
@@ -326,7 +327,8 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         with half_precision_explained():
             latents = encode_image(self.vae, pixels.to(self._execution_device), self.denoiser, self.family)
         notes = self._geometry.notes_for(*size, resolution)
-        return {"latents": latents, "read_size": read_size, "size": size, "digest": digest(pixels), "notes": notes}
+        seen = {"picture": working_copy(picture), "read_size": read_size, "size": size, "notes": notes}
+        return {"latents": latents, "digest": digest(pixels), **seen}
 
     @plain_torch()
     def encode_prompt(self, prompt: str = "") -> Condition:

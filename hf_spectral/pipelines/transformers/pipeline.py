@@ -41,6 +41,7 @@ from hf_spectral.pipelines.settings import (
 from hf_spectral.pipelines.transformers.offline import DefaultBackbone
 from hf_spectral.records import AttentionRecord, Pathway, SkippedLayer
 from hf_spectral.result import SpectralResult
+from hf_spectral.segmentation import working_copy
 from hf_spectral.tensor_files import DAMAGE, one_line
 from hf_spectral.torch_state import plain_torch
 
@@ -120,7 +121,7 @@ class SpectralPathwaysPipeline(Pipeline):
                 - `pathway`: "where", "what" (the default) or "both"
                 - `num_eigenvectors` (16), the trivial one among them
                 - `num_segments` ("auto"): a number, "auto", or None for no segmentation; `method` of segmentation:
-                  "ward" or "kmeans"; `instances` (False): True adds instance masks
+                  "tree", along the picture's edges, "ward" or "kmeans"; `instances` (False): True adds instance masks
                 - `solver`: "eigen", "gradient" or a solver object
                 - `affinity` (an object such as `NearestNeighbors(20)`, or its name), `heads`, `layers`, `seed`,
                   `layer_weights`: see `SpectralConfig`; `temperature`, `num_neighbors`, `threshold`: short for
@@ -140,6 +141,7 @@ class SpectralPathwaysPipeline(Pipeline):
               With a basis whose `clusters` were found, and `num_segments` their number or "auto", it is the cluster,
               which means the same in every picture; any other number cuts this picture alone
             - `segments`: list of {"label", "score", "mask"}; `instances`: the same, if asked for
+            - `hierarchy`: the `Segmentation`, which with the method "tree" gives every other number of segments
             - `grid`: (height, width) of the token grid; `layers`: names; `residuals`: float32 tensor, with a basis
               those of its dataset; `status`: "converged", or "not_checked" where there is no tolerance (`SolveStatus`)
             - `result`: the `SpectralResult`, which can be saved; its `notes` say if the picture was stretched
@@ -189,7 +191,8 @@ class SpectralPathwaysPipeline(Pipeline):
         with blamed(self.model, read_size, self._read):
             tensors = self._to_tensors(image, read_size)
         notes = self._geometry.notes_for(*size, resolution)
-        return {"inputs": tensors, "size": size, "read_size": read_size, "notes": notes}
+        seen = {"picture": working_copy(image), "size": size, "read_size": read_size, "notes": notes}
+        return {"inputs": tensors, **seen}
 
     image_column = staticmethod(image_column)
 
@@ -270,14 +273,16 @@ class SpectralPathwaysPipeline(Pipeline):
             analysis = Analysis(settings, len(group))
             self.records(group, analysis.add, analysis.layers)
             results |= zip(positions, analysis.results(group), strict=True)
-        return {"results": [results[position] for position in range(len(batch))], "size": model_inputs["size"]}
+        of_all = [results[position] for position in range(len(batch))]
+        return {"results": of_all, "picture": model_inputs["picture"], "size": model_inputs["size"]}
 
     @plain_torch()
     def postprocess(self, model_outputs: dict[str, Any], **cut: Any) -> dict[str, Any]:
         """Segment the images; see `image_output`."""
         results = model_outputs["results"]
         results = results[0] if isinstance(results[0], list) else results
-        outputs = {result.config.pathway: image_output(result, model_outputs["size"], **cut) for result in results}
+        seen = model_outputs["picture"], model_outputs["size"]
+        outputs = {result.config.pathway: image_output(result, *seen, **cut) for result in results}
         return outputs if len(outputs) > 1 else next(iter(outputs.values()))
 
     def _read(self, image: Image.Image, resolution: int | None) -> dict[str, Tensor]:

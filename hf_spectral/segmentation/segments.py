@@ -1,0 +1,287 @@
+"""The segments of one image: labels, scores, every other number of them, kept in a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from PIL import Image
+from safetensors.torch import save
+from scipy.spatial.distance import cdist
+from torch import Tensor
+
+from hf_spectral.atomic import replacing
+from hf_spectral.checks import is_int, require_int, require_number
+from hf_spectral.errors import SpectralError
+from hf_spectral.segmentation.embedding import centroids
+from hf_spectral.segmentation.region_tree import RegionTree
+from hf_spectral.tensor_files import DAMAGE, one_line, parse_json, read_header, read_tensors
+from hf_spectral.torch_state import plain_torch
+
+#: Name of the file of a segmentation, beside that of a result.
+SEGMENTATION_NAME = "segmentation.safetensors"
+_FORMAT = "hf_spectral.Segmentation/1"
+_MOST_SIDE = 2**16
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Segmentation:
+    """A partition of one image.
+
+    Args:
+        num_segments: Number of segments.
+        size: Height and width of the labels in pixels.
+        tree: Every other number of segments; None if the method gives only one.
+        given: Labels and scores where there is no tree.
+    """
+
+    num_segments: int
+    size: tuple[int, int]
+    tree: RegionTree | None = None
+    given: tuple[Int[Tensor, "height width"], Float[Tensor, " segments"]] | None = None
+
+    @functools.cached_property
+    @plain_torch()
+    def labels(self) -> Int[Tensor, "height width"]:
+        """Segment of each pixel, 0 to `num_segments` - 1, numbered by decreasing area; no number is missing."""
+        if self.tree is None:
+            return self._given[0]
+        return torch.from_numpy(self._enlarged(self.tree.cut(self.num_segments)[self.tree.atoms]))
+
+    @functools.cached_property
+    @plain_torch()
+    def scores(self) -> Float[Tensor, " segments"]:
+        """One value per segment, from 0 to 1: how far it stands out.
+
+        The mean over its tokens (superpixels, of the tree) of 1 - a / b, with a the distance to the segment's own
+        centroid and b that to the nearest rival's (a touching segment; any other for `kmeans`), not less than 0. 1:
+        every token sits on its centroid; 0: tokens are as near to the rival, or (as for the silhouette) the segment is
+        a single token. A sole segment has 1.
+        """
+        if self.tree is None:
+            return self._given[1]
+        segments = self.tree.cut(self.num_segments)
+        touching = np.zeros((self.num_segments, self.num_segments), dtype=bool)
+        first, second = segments[self.tree.borders].T
+        touching[first, second] = touching[second, first] = True
+        distances = cdist(self.tree.features, centroids(self.tree.features, segments))
+        return torch.from_numpy(margins(distances, segments, touching, self.tree.areas)).float()
+
+    def at(self, num_segments: int | None = None, *, threshold: float | None = None) -> Segmentation:
+        """Return another number of segments of the same tree: each of them is one of these, or part or union of some.
+
+        Nothing is solved again. Every number of segments is nested in every smaller one.
+
+        Example:
+            >>> found = hf_spectral.segment(result, image=photo)
+            >>> coarse, fine = found.at(4), found.at(threshold=0.01)
+
+        Args:
+            num_segments: 1 to the number of superpixels.
+            threshold: Instead: the cost of a merge that is not made, at least 0. The cost of a merge is the growth of
+                the embedding's variance (1 over the whole picture) times the contrast of the border.
+
+        Returns:
+            The segments.
+
+        Raises:
+            SpectralError: If not exactly one of the two is given, it is out of range, or there is no tree.
+        """
+        if self.tree is None:
+            raise SpectralError(
+                "method",
+                expected="'tree', which gives every number of segments",
+                got="segments without a tree",
+                fix="Call segment(result, image=...)",
+            )
+        most = len(self.tree.features)
+        if (num_segments is None) == (threshold is None):
+            raise SpectralError(
+                "num_segments", expected="this or `threshold`", got="both or none", fix="Give one of the two"
+            )
+        if num_segments is None:
+            num_segments = self.tree.count(require_number("threshold", threshold, 0, math.inf))
+        if require_int("num_segments", num_segments, 1) > most:
+            raise SpectralError(
+                "num_segments",
+                expected=f"at most the number of superpixels, {most}",
+                got=num_segments,
+                fix=f"Segment with num_segments={num_segments} for finer superpixels",
+            )
+        return Segmentation(int(num_segments), self.size, self.tree)
+
+    def contour_map(self) -> Image.Image:
+        """Draw the ultrametric contour map: every border of the tree, the brighter the later its two sides are merged.
+
+        A pixel's value is 255 (h / h_max)^(1/4) on a border (rounded, at least 1), with h the cost of the merge that
+        removes it, and 0 elsewhere. Dark borders below a value go with all that are darker, so that those that remain
+        are closed.
+
+        Returns:
+            Picture of mode "L", of the labels' size.
+
+        Raises:
+            SpectralError: If there is no tree.
+
+        Reference:
+            Arbelaez, Maire, Fowlkes, Malik, Contour Detection and Hierarchical Image Segmentation, TPAMI 2011.
+        """
+        tree = self.at(1).tree
+        assert tree is not None
+        atoms = self._enlarged(tree.atoms)
+        values = np.zeros(self.size, dtype=np.uint8)
+        if len(tree.heights):
+            bright = np.rint(255 * (tree.heights / tree.heights.max()) ** 0.25).clip(1, 255)
+            # Two superpixels come together by the largest cost between them in the order of the tree.
+            table = np.zeros((len(bright) + 1, len(bright) + 1), dtype=np.uint8)
+            for first, second in tree.borders:
+                table[first, second] = table[second, first] = bright[first:second].max()
+            np.maximum(values[1:], table[atoms[1:], atoms[:-1]], out=values[1:])
+            np.maximum(values[:, 1:], table[atoms[:, 1:], atoms[:, :-1]], out=values[:, 1:])
+        return Image.fromarray(values)
+
+    def save_pretrained(self, path: str | os.PathLike[str]) -> Path:
+        """Write the segments, with their tree, as one safetensors file.
+
+        Example:
+            >>> result.save_pretrained("photo/"), found.save_pretrained("photo/")
+            >>> Segmentation.from_pretrained("photo/").at(8)
+
+        Args:
+            path: A folder, such as that of the result, which then holds `segmentation.safetensors`; or a file, whose
+                name ends in `.safetensors`. Missing folders are created.
+
+        Returns:
+            The path given, which `from_pretrained` reads.
+        """
+        path = Path(path)
+        if self.tree is None:
+            tensors = {"labels": self.labels.to(torch.int32).contiguous(), "scores": self.scores.contiguous()}
+        else:
+            tensors = {
+                "atoms": torch.from_numpy(self.tree.atoms.astype(np.int32)),
+                "heights": torch.from_numpy(self.tree.heights),
+                "features": torch.from_numpy(self.tree.features),
+            }
+        described = json.dumps({"format": _FORMAT, "num_segments": self.num_segments, "size": list(self.size)})
+        with replacing(path if path.suffix == ".safetensors" else path / SEGMENTATION_NAME) as partial:
+            partial.write_bytes(save(tensors, metadata={"hf_spectral": described}))
+        return path
+
+    @classmethod
+    @plain_torch()
+    def from_pretrained(cls, source: str | os.PathLike[str]) -> Segmentation:
+        """Read what `save_pretrained` wrote. Nothing in it is trusted.
+
+        Args:
+            source: A safetensors file, or a folder that holds `segmentation.safetensors`.
+
+        Returns:
+            The segments, with their tree.
+
+        Raises:
+            SpectralError: If the file is not one that `save_pretrained` wrote, or its parts do not fit each other.
+        """
+        path = Path(source)
+        try:
+            return cls(**_parsed(path if path.is_file() else path / SEGMENTATION_NAME))
+        except DAMAGE as error:
+            raise SpectralError(
+                "source",
+                expected="a file that Segmentation.save_pretrained wrote",
+                got=f"{source}: {one_line(error)}",
+                fix="Save it again",
+            ) from error
+
+    @property
+    def _given(self) -> tuple[Tensor, Tensor]:
+        assert self.given is not None
+        return self.given
+
+    def _enlarged(self, atoms: Int[np.ndarray, "rows columns"]) -> Int[np.ndarray, "height width"]:
+        """Return a map of superpixels at the labels' size."""
+        rows, columns = ((2 * np.arange(n) + 1) * m // (2 * n) for n, m in zip(self.size, atoms.shape, strict=True))
+        return atoms if self.size == atoms.shape else atoms[rows][:, columns]
+
+    def __repr__(self) -> str:
+        height, width = self.size
+        more = "" if self.tree is None else f", 1 to {len(self.tree.features)} by at()"
+        return f"Segmentation: {self.num_segments} segments of {height} x {width} pixels{more}"
+
+
+def margins(
+    distances: Float[np.ndarray, "nodes segments"],
+    labels: Int[np.ndarray, " nodes"],
+    touching: Bool[np.ndarray, "segments segments"] | None = None,
+    areas: Int[np.ndarray, " nodes"] | None = None,
+) -> Float[np.ndarray, " segments"]:
+    """Return how far each segment stands out, see `Segmentation.scores`.
+
+    Args:
+        distances: From each node, a token or superpixel, to each segment's centroid.
+        labels: Segment of each node.
+        touching: Whether two segments touch, which makes them rivals; None: all are.
+        areas: Weight of each node; None: all count the same.
+
+    Returns:
+        One value per segment, from 0 to 1.
+    """
+    count = distances.shape[1]
+    if count == 1:
+        return np.ones(1)
+    own = distances[np.arange(len(labels)), labels]
+    rivals = distances.copy()
+    if touching is not None:
+        rivals[~touching[labels]] = np.inf
+    rivals[np.arange(len(labels)), labels] = np.inf
+    nearest = rivals.min(1)
+    margin = np.divide(nearest - own, np.maximum(nearest, own), out=np.zeros_like(own), where=nearest > 0)
+    weights = np.ones(len(labels)) if areas is None else areas
+    means = np.bincount(labels, margin * weights) / np.bincount(labels, weights)
+    return np.where(np.bincount(labels) > 1, means, 0).clip(0, 1)
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    header, _ = read_header(path)
+    described = parse_json(header["__metadata__"]["hf_spectral"])
+    if described["format"] != _FORMAT:
+        raise ValueError(f"format {str(described['format'])[:60]!r}")
+    count, size = described["num_segments"], described["size"]
+    if not is_int(count) or len(size) != 2 or not all(is_int(side) and 1 <= side <= _MOST_SIDE for side in size):
+        raise ValueError(f"{str(count)[:20]} segments of {str(size)[:40]} pixels")
+    found = {"num_segments": count, "size": (size[0], size[1])}
+    if "labels" in header:
+        forms = {"labels": (torch.int32, tuple(size)), "scores": (torch.float32, (count,))}
+        tensors, _ = read_tensors(path, forms)
+        _require_numbers(tensors["labels"], count)
+        return {**found, "given": (tensors["labels"].long(), tensors["scores"])}
+    rows, columns = header["atoms"]["shape"]
+    atoms, channels = header["features"]["shape"]
+    if not 1 <= count <= atoms:
+        raise ValueError(f"{count} segments of {str(atoms)[:20]} superpixels")
+    tensors, _ = read_tensors(
+        path,
+        {
+            "atoms": (torch.int32, (rows, columns)),
+            "heights": (torch.float64, (atoms - 1,)),
+            "features": (torch.float32, (atoms, channels)),
+        },
+    )
+    _require_numbers(tensors["atoms"], atoms)
+    heights = tensors["heights"].numpy()
+    if (heights < 0).any() or len(np.unique(heights)) < len(heights):
+        raise ValueError("costs of merges that are equal, or below 0")
+    return {**found, "tree": RegionTree(tensors["atoms"].long().numpy(), heights, tensors["features"].numpy())}
+
+
+def _require_numbers(labels: Int[Tensor, "rows columns"], count: int) -> None:
+    if not torch.equal(torch.unique(labels).long(), torch.arange(count)):
+        raise ValueError(f"labels other than 0 to {count - 1}")
