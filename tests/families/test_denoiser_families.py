@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,10 +12,11 @@ from PIL import Image
 
 from hf_spectral import SpectralError
 from hf_spectral.capture import capture_attention
-from hf_spectral.families.diffusers import family_of
+from hf_spectral.families.diffusers import FAMILIES, family_of
 from hf_spectral.pipelines.diffusers import SpectralDiffusionPipeline
 from hf_spectral.pipelines.diffusers.latents import vae_factor
 from hf_spectral.pipelines.diffusers.noise import is_flow
+from tests.benchmarks import denoiser_sweep
 from tests.families.denoisers import TINY, TinyPipeline, denoiser_of
 from tests.families.tiny_denoisers import state
 from tests.pipelines.tiny_diffusion import PIPELINES, host_pipeline, spectral
@@ -189,3 +191,20 @@ def test_a_wrong_order_of_image_and_text_does_not_pass(name, monkeypatch):
     monkeypatch.setattr(family, "text", {"first": "last", "last": "first"}[family.text])
     with pytest.raises(SpectralError, match="`model`: expected image tokens"):
         pipe(photo(), resolution=tiny.resolution, **FEW)
+
+
+@pytest.mark.parametrize("name", [name for name in denoiser_sweep.classes() if name not in FAMILIES])
+def test_every_other_denoiser_of_the_host_is_refused_in_one_line_before_its_weights(name):
+    word, said = denoiser_sweep.outcome(name, None)
+    assert word == "refused", said
+
+
+def test_every_family_has_a_tiny_pipeline():
+    built = {type(denoiser_of(tiny.build())).__name__ for tiny in ALL.values()}
+    assert built == {*FAMILIES}
+    assert built <= {*denoiser_sweep.classes()}
+
+
+def test_a_refusal_says_what_a_denoiser_makes():
+    for name, reason in (("WanTransformer3DModel", "three dimensions"), ("StableAudioDiTModel", "makes sound")):
+        assert re.search(rf"{name} \(.*{reason}", denoiser_sweep.outcome(name, None)[1])

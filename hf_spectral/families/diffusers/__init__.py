@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Iterator
 
 from hf_spectral.errors import UnsupportedBackboneError
@@ -26,6 +27,19 @@ FAMILIES: dict[str, DenoiserFamily] = {
 }
 
 
+# What the names of the host's classes say of those that make no pictures.
+_OTHERWISE = {
+    "1D|Audio|Music|Speech": "it makes sound, not pictures",
+    "3D|Video|Motion|Temporal|I2V": "its tokens are laid out in three dimensions, as those of videos",
+    "Prior|Protein": "it makes no pictures",
+}
+
+
+def _why_not(name: str) -> str:
+    found = (reason for pattern, reason in _OTHERWISE.items() if re.search(pattern, name))
+    return next(found, "it is not known where its image tokens stand")
+
+
 def family_of(denoiser_class: type) -> DenoiserFamily:
     """Return the family of a class of denoisers, also of one that is derived from a known class.
 
@@ -41,9 +55,11 @@ def family_of(denoiser_class: type) -> DenoiserFamily:
     for ancestor in denoiser_class.__mro__:
         if ancestor.__name__ in FAMILIES:
             return FAMILIES[ancestor.__name__]
+        if ancestor.__module__.startswith("diffusers."):  # What the host derives from a known class is another model.
+            break
     raise UnsupportedBackboneError(
         "model",
         expected=f"a denoiser, one of {', '.join(FAMILIES)}",
-        got=denoiser_class.__name__,
+        got=f"{denoiser_class.__name__} ({_why_not(denoiser_class.__name__)})",
         fix="Give the `unet` or `transformer` of a pipeline of one of these families",
     )
