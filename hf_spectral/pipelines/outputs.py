@@ -108,7 +108,7 @@ def image_output(
     if instances:
         output["instances"] = [
             {"label": "instance", "score": one.score, "mask": _mask_image(one.mask)}
-            for one in find_instances(result, size=size)
+            for one in find_instances(result, image=picture if method == "tree" else None, size=size)
         ]
     return output
 

@@ -1,4 +1,4 @@
-"""Candidate objects by the paper's hierarchical grouping."""
+"""Candidate objects: regions of the picture's tree, or the paper's hierarchical grouping of tokens."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import dataclasses
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from numpy.typing import ArrayLike
+from PIL import Image
 from scipy import ndimage
 from scipy.sparse import coo_matrix
 from scipy.spatial.distance import cdist
@@ -17,6 +19,7 @@ from torch import Tensor
 from hf_spectral.checks import require_positive_int
 from hf_spectral.result import SpectralResult
 from hf_spectral.segmentation.embedding import centroids, kmeans, parts_of, spectral_embedding
+from hf_spectral.segmentation.region_tree import RegionTree, as_picture, enlarged, region_tree
 from hf_spectral.segmentation.upsampling import checked_size, upsample
 from hf_spectral.torch_state import plain_torch
 
@@ -41,25 +44,28 @@ def instances(
     result: SpectralResult | Float[Tensor, "eigenvectors height width"],
     eigenvalues: Float[Tensor, " eigenvectors"] | None = None,
     *,
+    image: Image.Image | ArrayLike | None = None,
     size: tuple[int, int] | None = None,
     seed: int | None = None,
     max_instances: int = 20,
 ) -> list[Instance]:
-    """Propose objects by the paper's hierarchical grouping.
+    """Propose objects: regions of 1 to 90 % of the area that stand out.
 
-    k-means for K = 2 to 9; the connected components of each are merged, neighbors first, into a tree; every region
-    of 1 to 90 % of the area is a candidate. Those that touch two or more borders of the picture are dropped as
-    background (three or more, if none is left), the rest is ranked by silhouette and thinned out at an IoU of 0.7.
+    With the picture, the candidates are the regions of its tree (`segment`), whose masks follow its edges. Without,
+    they come from the paper's hierarchical grouping of tokens: k-means for K = 2 to 9, the connected components of each
+    merged, neighbors first, into a tree. Those that touch two or more borders of the picture are dropped as background
+    (three or more, if none is left), the rest is ranked by silhouette and thinned out at an IoU of 0.7.
 
     Example:
-        >>> best = hf_spectral.instances(pipe("photo.jpg")["result"], size=(480, 640))[0]
+        >>> best = hf_spectral.instances(pipe("photo.jpg")["result"], image=PIL.Image.open("photo.jpg"))[0]
         >>> best.mask, best.score
 
     Args:
         result: What a solver or a pipeline returns for one image; or its eigenvectors alone, of shape (eigenvectors,
             height, width), the trivial one at index 0.
         eigenvalues: Beside eigenvectors alone, those of the normalized Laplacian, ascending, from 0 to 2.
-        size: Height and width of the masks in pixels; `None` keeps the token grid.
+        image: The picture, of any size: a PIL image, or an array of bytes of shape (height, width, 3).
+        size: Height and width of the masks in pixels; None takes those of the image, or of the token grid without one.
         seed: Seed of k-means, 0 to 2**32 - 1; None takes that of the result, or 0.
         max_instances: At most so many are returned.
 
@@ -76,22 +82,53 @@ def instances(
     eigenvectors, eigenvalues, seed = parts_of(result, eigenvalues, seed)
     grid = (eigenvectors.shape[1], eigenvectors.shape[2])
     embedding = spectral_embedding(eigenvectors, eigenvalues).detach().to("cpu", torch.float64).numpy()
-    size = checked_size(size, grid)
-    masks = _candidates(embedding, grid, seed)
+    picture = None if image is None else as_picture(image)
+    size = checked_size(size, grid if picture is None else (picture.height, picture.width))
+    if picture is None:
+        masks = _candidates(embedding, grid, seed)
+        chosen = _best(embedding, masks, grid, max_instances)
+        inside = [torch.from_numpy(masks[index].reshape(grid)).float() for index, _ in chosen]
+        pixels = [upsample(torch.stack([one, 1 - one]), size).bool() for one in inside]
+    else:
+        tree = region_tree(embedding, grid, picture)
+        regions, masks = _regions(tree, grid)
+        chosen = _best(embedding, masks, grid, max_instances)
+        atoms = torch.from_numpy(enlarged(tree.atoms, size))
+        ranges = [regions[index].tolist() for index, _ in chosen]
+        pixels = [(atoms >= first) & (atoms < end) for first, end in ranges]
+    return [Instance(mask, score) for mask, (_, score) in zip(pixels, chosen, strict=True)]
+
+
+def _best(
+    embedding: np.ndarray, masks: np.ndarray, grid: tuple[int, int], max_instances: int
+) -> list[tuple[int, float]]:
+    """Return number and score of the masks that stand out most, without background and near copies."""
     maps = masks.reshape(-1, *grid)
     borders = (maps[:, 0], maps[:, -1], maps[:, :, 0], maps[:, :, -1])
     touched = sum((border.any(1).astype(int) for border in borders), start=np.zeros(len(masks), dtype=int))
-    masks = masks[touched < (2 if (touched < 2).any() else 3)]
-    scores = _mask_silhouettes(embedding, masks, grid)
-    chosen: list[int] = []
-    for candidate in np.argsort(-scores, kind="stable"):
-        if len(chosen) < max_instances and (_iou(masks[candidate], masks[chosen]) <= 0.7).all():
-            chosen.append(int(candidate))
-    found = []
-    for index in chosen:
-        inside = torch.from_numpy(masks[index].reshape(grid)).float()
-        found.append(Instance(upsample(torch.stack([inside, 1 - inside]), size).bool(), float(scores[index])))
-    return found
+    kept = np.flatnonzero(touched < (2 if (touched < 2).any() else 3))
+    scores = _mask_silhouettes(embedding, masks[kept], grid)
+    chosen: list[tuple[int, float]] = []
+    for place in np.argsort(-scores, kind="stable"):
+        one = int(kept[place])
+        if len(chosen) < max_instances and (_iou(masks[one], masks[[index for index, _ in chosen]]) <= 0.7).all():
+            chosen.append((one, float(scores[place])))
+    return chosen
+
+
+def _regions(tree: RegionTree, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the regions of 1 to 90 % of the area as ranges of superpixels, and the tokens of which each has half."""
+    (height, width), (rows, columns) = tree.atoms.shape, grid
+    token = (np.arange(height) * rows // height)[:, None] * columns + np.arange(width) * columns // width
+    count = rows * columns
+    shares = np.bincount((tree.atoms * count + token).ravel(), minlength=len(tree.features) * count)
+    sums = np.zeros((len(tree.features) + 1, count), dtype=np.int64)
+    np.cumsum(shares.reshape(-1, count), axis=0, out=sums[1:])
+    regions = tree.regions()
+    inside = sums[regions[:, 1]] - sums[regions[:, 0]]
+    area, masks = inside.sum(1), (2 * inside >= sums[-1]) & (inside > 0)
+    is_kept = (area >= 0.01 * height * width) & (area <= 0.9 * height * width) & masks.any(1)
+    return regions[is_kept], masks[is_kept]
 
 
 def _candidates(embedding: np.ndarray, grid: tuple[int, int], seed: int) -> np.ndarray:

@@ -168,6 +168,20 @@ def working_copy(picture: Image.Image) -> Image.Image:
     return picture if factor >= 1 else _resized(picture, factor)
 
 
+def enlarged(atoms: Int[np.ndarray, "rows columns"], size: tuple[int, int]) -> Int[np.ndarray, "height width"]:
+    """Return a map at another size, each pixel that of the nearest center.
+
+    Args:
+        atoms: A number for each pixel.
+        size: Height and width of the result.
+
+    Returns:
+        The map.
+    """
+    rows, columns = ((2 * np.arange(n) + 1) * m // (2 * n) for n, m in zip(size, atoms.shape, strict=True))
+    return atoms if size == atoms.shape else atoms[rows][:, columns]
+
+
 def _resized(picture: Image.Image, factor: float) -> Image.Image:
     size = [max(1, round(side * factor)) for side in picture.size]
     return picture.resize((size[0], size[1]), Image.Resampling.BILINEAR)

@@ -22,7 +22,7 @@ from hf_spectral.atomic import replacing
 from hf_spectral.checks import is_int, require_int, require_number
 from hf_spectral.errors import SpectralError
 from hf_spectral.segmentation.embedding import centroids
-from hf_spectral.segmentation.region_tree import RegionTree
+from hf_spectral.segmentation.region_tree import RegionTree, enlarged
 from hf_spectral.tensor_files import DAMAGE, one_line, parse_json, read_header, read_tensors
 from hf_spectral.torch_state import plain_torch
 
@@ -54,7 +54,7 @@ class Segmentation:
         """Segment of each pixel, 0 to `num_segments` - 1, numbered by decreasing area; no number is missing."""
         if self.tree is None:
             return self._given[0]
-        return torch.from_numpy(self._enlarged(self.tree.cut(self.num_segments)[self.tree.atoms]))
+        return torch.from_numpy(enlarged(self.tree.cut(self.num_segments)[self.tree.atoms], self.size))
 
     @functools.cached_property
     @plain_torch()
@@ -136,7 +136,7 @@ class Segmentation:
         """
         tree = self.at(1).tree
         assert tree is not None
-        atoms = self._enlarged(tree.atoms)
+        atoms = enlarged(tree.atoms, self.size)
         values = np.zeros(self.size, dtype=np.uint8)
         if len(tree.heights):
             bright = np.rint(255 * (tree.heights / tree.heights.max()) ** 0.25).clip(1, 255)
@@ -205,11 +205,6 @@ class Segmentation:
     def _given(self) -> tuple[Tensor, Tensor]:
         assert self.given is not None
         return self.given
-
-    def _enlarged(self, atoms: Int[np.ndarray, "rows columns"]) -> Int[np.ndarray, "height width"]:
-        """Return a map of superpixels at the labels' size."""
-        rows, columns = ((2 * np.arange(n) + 1) * m // (2 * n) for n, m in zip(self.size, atoms.shape, strict=True))
-        return atoms if self.size == atoms.shape else atoms[rows][:, columns]
 
     def __repr__(self) -> str:
         height, width = self.size

@@ -9,7 +9,7 @@ from scipy import ndimage
 from sklearn.metrics import adjusted_rand_score
 
 from hf_spectral import SpectralError
-from hf_spectral.segmentation import Segmentation, segment
+from hf_spectral.segmentation import Segmentation, instances, segment
 from hf_spectral.segmentation.region_tree import _merged, as_picture, region_tree
 
 COLORS = np.array(
@@ -273,3 +273,25 @@ def test_the_tree_lists_its_regions():
         for one in range(number):
             members = np.flatnonzero(segments == one)
             assert (members[0], members[-1] + 1) in regions
+
+
+def test_masks_of_instances_follow_the_edges_of_the_picture():
+    rows, columns = np.mgrid[:240, :320]
+    discs = [(rows - 83) ** 2 + (columns - 85) ** 2 <= 41**2, (rows - 147) ** 2 + (columns - 228) ** 2 <= 53**2]
+    truth = discs[0] + 2 * discs[1]
+    pixels = COLORS[truth] + np.random.default_rng(0).normal(0, 8, (240, 320, 3))
+    picture = pixels.clip(0, 255).astype(np.uint8)
+    maps, values = eigenvectors_of(truth, (24, 32))
+    found, tokens = instances(maps, values, image=picture), instances(maps, values, size=(240, 320))
+    assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
+
+    def iou(candidates, mask):
+        return max(float((one.mask.numpy() & mask).sum() / (one.mask.numpy() | mask).sum()) for one in candidates[:2])
+
+    for mask in discs:
+        assert iou(found, mask) > 0.95
+        assert iou(found, mask) > iou(tokens, mask)
+    for one in found:
+        assert one.mask.shape == (240, 320)
+        borders = one.mask[0].any(), one.mask[-1].any(), one.mask[:, 0].any(), one.mask[:, -1].any()
+        assert sum(map(int, borders)) < 2
