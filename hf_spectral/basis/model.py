@@ -29,9 +29,11 @@ from hf_spectral.records import AttentionRecord, Pathway, unit_tokens
 from hf_spectral.result import SolveStatus, SpectralResult
 from hf_spectral.torch_state import plain_torch
 
-#: Strength of the walk inside an image where none is asked for, by pathway. `where` loses its layout on a longer one,
-#: and sooner the fewer the tokens: `tests/benchmarks/ablation.py --dataset-resolution`.
-DEFAULT_WALK: dict[Pathway, float] = {"what": 0.9, "where": 0.8}
+#: Strength of the walk inside an image where none is asked for, by pathway. It brings `what` to the borders of objects.
+#: `where` is read as a map of the layout, which a walk takes from it: on 100 photographs of COCO, position explains
+#: 50 % of its eigenvectors 1 to 12 without a walk and 37 % with 0.8 (`tests/benchmarks/dataset.py --parts scores`).
+#: Clusters of `where` agree with classes of objects better with 0.8, NMI 0.64 against 0.49 (`--parts clusters`).
+DEFAULT_WALK: dict[Pathway, float] = {"what": 0.9, "where": 0.0}
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -119,7 +121,7 @@ class SpectralBasis(Kept):
         Args:
             records: Its layers; those that the basis does not use are passed over.
             walk: Strength of the walk inside the image (`walk.diffuse`), from 0 (off) to 0.999; None takes the one
-                that `clusters` were found with, or else `DEFAULT_WALK`: 0.9 for `what`, 0.8 for `where`.
+                that `clusters` were found with, or else `DEFAULT_WALK`: 0.9 for `what`, 0 for `where`.
 
         Returns:
             Maps on the image's common grid, scaled as over the dataset: together over all its images, without

@@ -21,10 +21,11 @@ def add_parsers(commands: Any) -> None:
         commands: Subparsers of the program.
     """
     read = "folder --model --batch-size --on-error --output --device"
-    solved = "--num-eigenvectors --resolution --layers --max-width --seed --timesteps --prompt"
-    defaults = {"num_eigenvectors": 32, "output": Path("basis")}
+    solved = "--resolution --layers --max-width --seed --timesteps --prompt"
     text = "one basis for all pictures of a folder"
-    fitting = add_command(commands, "fit", run_fit, text, f"{read} {solved}", **defaults)
+    fitting = add_command(commands, "fit", run_fit, text, f"{read} {solved}", output=Path("basis"))
+    number = "default: 128, or as many as there are"
+    fitting.add_argument("--num-eigenvectors", type=int, metavar="N", help=number)
     fitting.add_argument("--pathway", choices=PATHWAYS, default="what", help="default: what")
     fitting.add_argument(
         "--layer-weights",
@@ -41,7 +42,7 @@ def add_parsers(commands: Any) -> None:
     rows.add_argument("--basis", required=True, metavar="DIR", help="folder written by fit, or user/name on the Hub")
     clusters = "clusters over all pictures, or auto for those that the basis has; default: none"
     rows.add_argument("--num-segments", type=count_or_auto, metavar="N", help=clusters)
-    rows.add_argument("--walk", type=float, metavar="A", help="0 (off) to 0.999; default: 0.9, where: 0.8")
+    rows.add_argument("--walk", type=float, metavar="A", help="0 (off) to 0.999; default: 0.9, where: 0")
     rows.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="default: float16")
 
 

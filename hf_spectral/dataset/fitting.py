@@ -24,6 +24,8 @@ from hf_spectral.records import Pathway
 from hf_spectral.torch_state import plain_torch
 
 _SUMS, _GRAM = "sums", "gram"
+# Measured by `tests/benchmarks/dataset.py --parts clusters`.
+_NUM_EIGENVECTORS = 128
 # The description of a basis is to stay small.
 _MAX_LISTED = 1000
 
@@ -34,7 +36,7 @@ def fit(
     dataset: Any,
     *,
     pathway: Pathway = ...,
-    num_eigenvectors: int = ...,
+    num_eigenvectors: int | None = ...,
     image_column: str | None = ...,
     batch_size: int = ...,
     layers: Sequence[int] | None = ...,
@@ -67,7 +69,7 @@ def fit(
     dataset: Any,
     *,
     pathway: Pathway = "what",
-    num_eigenvectors: int = 32,
+    num_eigenvectors: int | None = None,
     image_column: str | None = None,
     batch_size: int = 1,
     layers: Sequence[int] | None = None,
@@ -108,7 +110,8 @@ def fit(
         dataset: A `datasets.Dataset`, an `IterableDataset` (read twice, in the same order both times), or a folder of
             pictures, subfolders included.
         pathway: "where" (queries with keys) or "what" (values with values).
-        num_eigenvectors: How many, the trivial one among them.
+        num_eigenvectors: How many, the trivial one among them. None takes 128, or all there are where fewer exist: the
+            clusters of `transform` gain up to there, and each eigenvector costs 2 bytes per token of every row.
         image_column: Column of the pictures; None finds the only image column.
         batch_size: Images that are read together; those of one size run through the backbone at once.
         layers: Indices of the layers to use, negative ones from the end; None means all.
@@ -145,7 +148,7 @@ def fit(
     config = SpectralConfig(
         pathway,
         "cosine",
-        num_eigenvectors=num_eigenvectors,
+        num_eigenvectors=_NUM_EIGENVECTORS if num_eigenvectors is None else num_eigenvectors,
         layers=None if layers is None else tuple(layers),
         seed=seed,
         layer_weights=as_weighting(layer_weights),
@@ -173,7 +176,7 @@ def fit(
         settings |= {"num_images": source.length, "num_processes": processes.count}
         settings.pop("num_eigenvectors")
         run = dataclasses.replace(run, checkpoint=Checkpoint(Path(checkpoint_dir), settings, processes.rank))
-    basis, skipped = run.basis(config.num_eigenvectors, config.seed, backbone)
+    basis, skipped = run.basis(config, backbone, exactly=num_eigenvectors is not None)
     basis = dataclasses.replace(basis, skipped=_listed(skipped))
     if processes.is_main:
         log_skipped(skipped)
@@ -200,7 +203,7 @@ class _Run:
     progress: bool
 
     def basis(
-        self, num_eigenvectors: int, seed: int, backbone: dict[str, Any]
+        self, config: SpectralConfig, backbone: dict[str, Any], exactly: bool
     ) -> tuple[SpectralBasis, tuple[Skipped, ...]]:
         with contextlib.ExitStack() as stack:
             with self.processes.agreed():
@@ -217,7 +220,9 @@ class _Run:
             found: SpectralBasis | None = None
             with self.processes.agreed():
                 if self.processes.is_main:
-                    found = self.accumulator.solve(num_eigenvectors, seed, backbone=backbone)
+                    found = self.accumulator.solve(
+                        config.num_eigenvectors, config.seed, backbone=backbone, exactly=exactly
+                    )
             gathered = self.processes.gathered(self.reader.skipped)
             skipped = {position: one for part in gathered for position, one in part.items()}
             return self.processes.from_main(found), tuple(skipped[position] for position in sorted(skipped))

@@ -190,8 +190,10 @@ def test_the_walk_is_the_inverse_of_the_restarted_walk(pathway, shapes, dense_be
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
-def test_the_default_walk_is_on_and_a_walk_without_restart_is_refused():
+def test_the_default_walk_is_on_for_what_and_a_walk_without_restart_is_refused():
     images = dataset(EQUAL[:2])
+    layout = fitted(images, "where").solve(2)
+    assert torch.equal(layout.project(images[0]).eigenvectors, layout.project(images[0], 0).eigenvectors)
     basis = fitted(images).solve(2)
     assert not torch.equal(basis.project(images[0]).eigenvectors, basis.project(images[0], 0).eigenvectors)
     assert basis.project(images[0], 0).solver["walk"] == 0

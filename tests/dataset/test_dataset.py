@@ -842,3 +842,12 @@ def test_layers_and_their_weights_mean_the_same_for_an_image_and_a_dataset(pipe,
         for on_error in ("raise", "skip"):  # No image is to blame.
             with pytest.raises(SpectralError, match="^`layer_weights`: expected"):
                 fit(pipe, table, progress=False, on_error=on_error, layers=(1, -1), layer_weights=wrong)
+
+
+def test_fit_finds_all_eigenvectors_there_are_up_to_128(pipe, table):
+    few = fit(pipe, table.select([0]), progress=False)
+    count = len(few.eigenvalues)
+    assert 5 < count < 128  # Of one picture's tokens.
+    assert few.config.num_eigenvectors == count
+    with pytest.raises(SpectralError, match="`num_eigenvectors`: expected at most the"):
+        fit(pipe, table.select([0]), num_eigenvectors=128, progress=False)
