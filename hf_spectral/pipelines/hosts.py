@@ -47,15 +47,12 @@ def host_of(
         return "transformers"
     if not isinstance(model, (str, os.PathLike)):
         return _host_of_object(model)
-    if Path(model).is_dir():
-        folder = Path(model)
-        if (folder / _DIFFUSERS_INDEX).is_file():
-            return "diffusers"
-        if (folder / _CONFIG).is_file():
-            return _host_of_config(folder / _CONFIG, model)
-        refusal = _not_found(model, f"a folder with neither {_DIFFUSERS_INDEX} nor {_CONFIG}")
-        raise refusal
-    return _host_of_repository(str(model), revision, token, cache_dir)
+    index, config = _files_of(str(model), revision=revision, cache_dir=cache_dir, token=token)
+    if index is not None:
+        return "diffusers"
+    if config is not None:
+        _refuse_part(config, model)
+    return "transformers"
 
 
 def in_transformers(model: Any) -> Any:
@@ -137,46 +134,43 @@ def checked_device(device: Any) -> torch.device:
 
 
 def _host_of_object(model: Any) -> Host:
-    ancestors = [(one.__module__.partition(".")[0], one.__name__) for one in type(model).__mro__]
+    ancestors = {(one.__module__.partition(".")[0], one.__name__) for one in type(model).__mro__}
     if ("diffusers", "DiffusionPipeline") in ancestors:
         return "diffusers"
-    if any(package == "diffusers" for package, _ in ancestors):
-        raise _part_of_a_pipeline(type(model).__name__)
-    if any(package in ("transformers", "timm") for package, _ in ancestors):
+    packages = {package for package, _ in ancestors}
+    if ("transformers", "PreTrainedModel") in ancestors or packages >= {"timm", "torch"}:
         return "transformers"
-    raise _not_found(type(model).__name__, "an object of neither")
+    name = type(model).__name__
+    raise _part_of_a_pipeline(name) if "diffusers" in packages else _not_found(name, "an object of neither")
 
 
-def _host_of_config(path: Path, model: Any) -> Host:
+def _files_of(model: str, token: str | bool | None, **cache: Any) -> list[Path | None]:
+    """Return the pipeline index and the configuration from a folder, the cache or the Hub; None if there is none."""
+    names = (_DIFFUSERS_INDEX, _CONFIG)
+    if Path(model).is_dir():
+        found = [Path(model) / name if (Path(model) / name).is_file() else None for name in names]
+        if not any(found):
+            raise _not_found(model, f"a folder with neither {_DIFFUSERS_INDEX} nor {_CONFIG}")
+        return found
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _not_found(model, f"its {_CONFIG} cannot be read: {error}") from error
-    if isinstance(config, dict) and "_class_name" in config:
-        raise _part_of_a_pipeline(f"{str(model)!r}, which holds a {config['_class_name']} alone")
-    return "transformers"
-
-
-def _host_of_repository(
-    model: str, revision: str | None, token: str | bool | None, cache_dir: str | Path | None
-) -> Host:
-    try:
-        index, config = (
-            try_to_load_from_cache(model, name, cache_dir=cache_dir, revision=revision)
-            for name in (_DIFFUSERS_INDEX, _CONFIG)
-        )
-        if isinstance(index, str):
-            return "diffusers"
-        if isinstance(config, str):
-            return _host_of_config(Path(config), model)
-        if index is None:  # Neither there nor known to be missing; the answer is kept.
-            hf_hub_download(model, _DIFFUSERS_INDEX, revision=revision, token=token, cache_dir=cache_dir)
-            return "diffusers"
+        index, config = (try_to_load_from_cache(model, name, **cache) for name in names)
+        # What the cache knows neither to be there nor to be missing, the Hub is asked for; its answer is kept.
+        if index is None and not isinstance(config, str):
+            index = hf_hub_download(model, _DIFFUSERS_INDEX, token=token, **cache)
     except RemoteEntryNotFoundError:
-        return "transformers"
+        return [None, None]
     except (OSError, ValueError) as error:  # No such repository, no Hub, or no name of a repository at all.
         raise _not_found(model, str(error).strip().partition("\n")[0]) from error
-    return "transformers"
+    return [Path(one) if isinstance(one, str) else None for one in (index, config)]
+
+
+def _refuse_part(config: Path, model: Any) -> None:
+    try:
+        described = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _not_found(model, f"its {_CONFIG} cannot be read: {error}") from error
+    if isinstance(described, dict) and "_class_name" in described:
+        raise _part_of_a_pipeline(f"{str(model)!r}, which holds a {described['_class_name']} alone")
 
 
 def _not_found(model: Any, reason: str) -> SpectralError:
