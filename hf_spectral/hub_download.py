@@ -15,26 +15,11 @@ from hf_spectral.tensor_files import one_line
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
-def is_repository(source: str | os.PathLike[str]) -> bool:
-    """Tell a repository's id from a path.
-
-    Args:
-        source: What a user gave.
-
-    Returns:
-        True if it has the form `user/name`, and nothing lies there.
-    """
-    return isinstance(source, str) and _REPOSITORY.fullmatch(source) is not None and not Path(source).exists()
-
-
 def located(
     source: str | os.PathLike[str],
     names: Iterable[str],
     argument: str,
-    revision: str | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    token: str | bool | None = None,
-    local_files_only: bool = False,
+    **hub: Any,
 ) -> Path:
     """Return the place of files that a user names by a path or by the id of a repository, which is fetched then.
 
@@ -42,10 +27,7 @@ def located(
         source: What a user gave.
         names: As for `fetch`.
         argument: Name of the argument as the user wrote it.
-        revision: As for `fetch`.
-        cache_dir: As for `fetch`.
-        token: As for `fetch`.
-        local_files_only: As for `fetch`.
+        **hub: As for `fetch`.
 
     Returns:
         A path that exists.
@@ -55,9 +37,10 @@ def located(
     """
     require_source(source, argument)
     # A file is never the id of a repository, though `folder/file.safetensors` has the form of one.
-    if is_repository(source) and not str(source).endswith(".safetensors"):
+    is_id = isinstance(source, str) and _REPOSITORY.fullmatch(source) is not None and not Path(source).exists()
+    if is_id and not str(source).endswith(".safetensors"):
         try:
-            return fetch(str(source), names, revision, cache_dir, token, local_files_only)
+            return fetch(str(source), names, **hub)
         except SpectralError as error:
             if error.argument != "repo_id":
                 raise
@@ -122,25 +105,23 @@ def require_repository(repo_id: str, argument: str = "repo_id") -> None:
 def fetch(
     repo_id: str,
     names: Iterable[str],
-    revision: str | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
-    local_files_only: bool = False,
+    cache_dir: str | os.PathLike[str] | None = None,
+    **options: Any,
 ) -> Path:
-    """Fetch some files of a repository, all of one commit; what is in the cache is not fetched again.
+    """Download some files of a repository, all of one commit; files in the cache are not downloaded again.
 
-    Where the Hub does not answer, what is in the cache serves.
+    If the Hub does not answer, the files in the cache are used.
 
     Args:
         repo_id: The repository, `user/name`.
-        names: Files at its top.
-        revision: Branch, tag or commit; None takes the newest.
-        cache_dir: Of downloads; None takes the shared one.
-        token: The user's, or None for the one of `hf auth login`.
-        local_files_only: Take what is in the cache, and ask nobody.
+        names: Files at its top level.
+        token: Token of the user; None takes the token of `hf auth login`.
+        cache_dir: Folder of the downloads; None takes the shared one.
+        **options: `revision` and `local_files_only`, as for `huggingface_hub.snapshot_download`.
 
     Returns:
-        A folder of the cache; a name that the repository does not hold is missing there.
+        A folder of the cache; a file that the repository does not hold is missing there.
 
     Raises:
         SpectralError: If the repository cannot be read.
@@ -148,17 +129,9 @@ def fetch(
     from huggingface_hub import snapshot_download
 
     require_token(token)
+    options["cache_dir"] = None if cache_dir is None else Path(cache_dir)
     with said_plainly(repo_id):
-        return Path(
-            snapshot_download(
-                repo_id,
-                allow_patterns=list(names),
-                revision=revision,
-                cache_dir=None if cache_dir is None else Path(cache_dir),
-                token=token,
-                local_files_only=local_files_only,
-            )
-        )
+        return Path(snapshot_download(repo_id, allow_patterns=list(names), token=token, **options))
 
 
 def require_token(token: str | bool | None) -> None:

@@ -10,10 +10,36 @@ from hf_spectral.errors import SpectralError
 #: What was expected, what came, and what to do.
 _Refusal = tuple[str, str, str]
 
-_LOGIN = "and log in by: hf auth login"
-_AGAIN = "Look at the connection and make the same call again: what has arrived is not sent twice"
-_SENTENCES: dict[int, _Refusal] = {
-    401: ("a token that the Hub accepts", "none, or one that is not valid", "Run: hf auth login, or pass token=..."),
+_LOGIN = "Run: hf auth login, or pass token=..."
+_AGAIN = "Check the connection and make the same call again: what has arrived is not sent twice"
+_TOKEN = "a token that the Hub accepts"
+# By the name of the error's class, which goes first, and by the status of the answer; {repo} is the repository.
+_REFUSALS: dict[str | int, _Refusal] = {
+    "GatedRepoError": (
+        "a repository that is open to you",
+        "{repo}, which is gated",
+        "Ask for access on its page, and log in by: hf auth login",
+    ),
+    "RevisionNotFoundError": (
+        "a branch, tag or commit that exists",
+        "none of that name in {repo}",
+        "Check revision=...",
+    ),
+    "LocalTokenNotFoundError": (_TOKEN, "none", _LOGIN),
+    "LocalEntryNotFoundError": ("an answer from the Hub, or a copy in the cache", "neither for {repo}", _AGAIN),
+    "EntryNotFoundError": (
+        "a repository that holds what is asked for",
+        "{repo} without it",
+        "Check its name on the Hub",
+    ),
+    "RepositoryNotFoundError": (
+        "a repository that exists",
+        "no {repo} on the Hub, or none that your token may see",
+        "Check it, and log in by: hf auth login",
+    ),
+    "HFValidationError": ("a name such as user/name", "{repo!r}", "Check its name"),
+    "OfflineModeIsEnabled": ("the Hub within reach", "HF_HUB_OFFLINE=1", "Unset it"),
+    401: (_TOKEN, "none, or one that is not valid", _LOGIN),
     402: (
         "an account that may have it",
         "a request for payment: Gradio Spaces ask for a PRO account or a Team",
@@ -96,43 +122,16 @@ def _refusal_of(error: BaseException, repo_id: str) -> _Refusal | None:
     # An upload that fails is wrapped once more by the client.
     while type(error) is RuntimeError and error.__cause__ is not None:
         error = error.__cause__
-    known: list[tuple[type[BaseException], _Refusal]] = [
-        (
-            errors.GatedRepoError,
-            ("a repository that is open to you", f"{repo_id}, which is gated", f"Ask for access on its page, {_LOGIN}"),
-        ),
-        (
-            errors.RevisionNotFoundError,
-            ("a branch, tag or commit that exists", f"none of that name in {repo_id}", "Check revision=..."),
-        ),
-        (errors.LocalTokenNotFoundError, ("a token that the Hub accepts", "none", _SENTENCES[401][2])),
-        (
-            errors.LocalEntryNotFoundError,
-            ("an answer from the Hub, or a copy in the cache", f"neither for {repo_id}", _AGAIN),
-        ),
-        (
-            errors.EntryNotFoundError,
-            ("a repository that holds what is asked for", f"{repo_id} without it", "Check its name on the Hub"),
-        ),
-        (
-            errors.RepositoryNotFoundError,
-            (_SENTENCES[404][0], f"no {repo_id} on the Hub, or none that your token may see", f"Check it, {_LOGIN}"),
-        ),
-        (errors.HFValidationError, ("a name such as user/name", repr(repo_id), "Check its name")),
-        (errors.OfflineModeIsEnabled, ("the Hub within reach", "HF_HUB_OFFLINE=1", "Unset it")),
-    ]
-    for kind, refusal in known:
-        if isinstance(error, kind):
-            return refusal
+    name = next((kind.__name__ for kind in type(error).__mro__ if kind.__name__ in _REFUSALS), None)
+    if name is not None:
+        expected, got, fix = _REFUSALS[name]
+        return expected, got.format(repo=repo_id), fix
     if isinstance(error, errors.HfHubHTTPError):
-        return _of_status(error.response.status_code, repo_id)
+        status = error.response.status_code
+        if status not in _REFUSALS:
+            return f"the Hub to take it, for {repo_id}", f"an error of the Hub ({status})", _AGAIN
+        expected, got, fix = _REFUSALS[status]
+        return expected, f"{got} ({repo_id}: {status})", fix
     if isinstance(error, (ConnectionError, TimeoutError, *connection_errors())):
         return f"the Hub within reach, for {repo_id}", f"a connection that failed ({type(error).__name__})", _AGAIN
     return None
-
-
-def _of_status(status: int, repo_id: str) -> _Refusal:
-    if status in _SENTENCES:
-        expected, got, fix = _SENTENCES[status]
-        return expected, f"{got} ({repo_id}: {status})", fix
-    return f"the Hub to take it, for {repo_id}", f"an error of the Hub ({status})", _AGAIN

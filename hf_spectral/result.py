@@ -204,7 +204,8 @@ class SpectralResult(Kept):
             SpectralError: If the file is not one that `save_pretrained` wrote, or its parts do not fit each other, or
                 the Hub does not give it.
         """
-        path = located(source, [RESULT_NAME], "source", revision, cache_dir, token, local_files_only)
+        hub = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+        path = located(source, [RESULT_NAME], "source", **hub)
         path = path if path.is_file() else path / RESULT_NAME
         try:
             return cls(**_parsed(path))

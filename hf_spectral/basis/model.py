@@ -231,8 +231,9 @@ class SpectralBasis(Kept):
         Raises:
             SpectralError: If a file is missing, damaged, or does not fit the other, or the Hub does not give it.
         """
+        hub = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
         names = (files.CONFIG_NAME, files.TENSORS_NAME)
-        folder = located(source, names, "basis", revision, cache_dir, token, local_files_only)
+        folder = located(source, names, "basis", **hub)
         described, tensors = files.read(folder, str(source))
         count = len(described["layers"])
         if kept := described["clusters"]:

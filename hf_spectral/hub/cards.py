@@ -66,11 +66,7 @@ def basis_context(basis: SpectralBasis, repo_id: str, details: CardDetails, pict
         JSON values by name.
     """
     return {
-        **_of_basis(basis, details),
-        "repo_id": repo_id,
-        "pictures": list(pictures),
-        "eigenvalues": _rounded(basis.eigenvalues),
-        "largest_residual": float(f"{float(basis.residuals.max()):.1e}"),
+        **_of_basis(basis, repo_id, details, pictures),
         "scores": _scores(details.report),
         "scored_images": details.report.rows[0].num_images if details.report else None,
     }
@@ -97,14 +93,8 @@ def rows_context(
     Returns:
         JSON values by name.
     """
-    return {
-        **_of_basis(basis, details),
-        "repo_id": repo_id,
-        "name": name,
-        "pictures": list(pictures),
-        "num_rows": len(rows),
-        "dtype": rows.features["eigenvectors"].feature.dtype,
-    }
+    own = {"name": name, "num_rows": len(rows), "dtype": rows.features["eigenvectors"].feature.dtype}
+    return _of_basis(basis, repo_id, details, pictures) | own
 
 
 def result_context(
@@ -121,20 +111,14 @@ def result_context(
     Returns:
         JSON values by name.
     """
-    config = result.config
-    settings = {"config": config.to_dict(), "solver": result.solver, "steps": result.steps, "status": result.status}
+    names = ("solver", "steps", "status")
+    settings = {"config": result.config.to_dict(), **{name: getattr(result, name) for name in names}}
     return {
-        "repo_id": repo_id,
-        "pictures": list(pictures),
-        "pathway": config.pathway,
+        **_of_solved(result, repo_id, details, pictures),
         "grid": [result.grid.height, result.grid.width],
-        "num_layers": len(result.layers),
-        "num_eigenvectors": len(result.eigenvalues),
-        "eigenvalues": _rounded(result.eigenvalues),
-        "largest_residual": float(f"{float(result.residuals.max()):.1e}"),
         "status": f"{result.status.value}: {result.status.remedy}",
         "settings": json.dumps(settings, indent=2, sort_keys=True),
-        **_of_details(details, details.base_model),
+        "base_model": details.base_model,
     }
 
 
@@ -176,7 +160,7 @@ def _templates() -> Any:
     )
 
 
-def _of_basis(basis: SpectralBasis, details: CardDetails) -> dict[str, Any]:
+def _of_basis(basis: SpectralBasis, repo_id: str, details: CardDetails, pictures: Sequence[str]) -> dict[str, Any]:
     backbone = {**dict.fromkeys(("id", "model_type", "revision", "resolution")), **basis.backbone}
     name = str(backbone.get("id") or "")
     described = {
@@ -186,30 +170,35 @@ def _of_basis(basis: SpectralBasis, details: CardDetails) -> dict[str, Any]:
         "versions": basis.versions,
     }
     return {
-        "pathway": basis.config.pathway,
+        **_of_solved(basis, repo_id, details, pictures),
         "backbone": backbone,
         "is_offline_copy": name == OFFLINE_NAME,
         "loaded_by": _loaded_by(name, backbone.get("revision")),
         "num_images": basis.num_images,
         "num_skipped": len(basis.skipped),
         "num_nodes": basis.num_nodes,
-        "num_layers": len(basis.layers),
         "layer_weights": [
             [layer.index, layer.timestep, round(weight, 3)]
             for layer, weight in zip(basis.layers, basis.weights, strict=True)
         ],
-        "num_eigenvectors": len(basis.eigenvalues),
         "settings": json.dumps(described, indent=2, sort_keys=True),
-        **_of_details(details, details.base_model or (name if "/" in name else None)),
+        "base_model": details.base_model or (name if "/" in name else None),
     }
 
 
-def _of_details(details: CardDetails, base_model: str | None) -> dict[str, Any]:
+def _of_solved(
+    solved: SpectralBasis | SpectralResult, repo_id: str, details: CardDetails, pictures: Sequence[str]
+) -> dict[str, Any]:
+    """Return the values that every card shows."""
     return {
-        "summary": details.summary,
-        "dataset": details.dataset,
-        "license": details.license,
-        "base_model": base_model,
+        "repo_id": repo_id,
+        "pictures": list(pictures),
+        "pathway": solved.config.pathway,
+        "num_layers": len(solved.layers),
+        "num_eigenvectors": len(solved.eigenvalues),
+        "eigenvalues": [round(value, 4) for value in solved.eigenvalues[:_SHOWN_EIGENVALUES].tolist()],
+        "largest_residual": float(f"{float(solved.residuals.max()):.1e}"),
+        **{name: getattr(details, name) for name in ("summary", "dataset", "license")},
     }
 
 
@@ -224,10 +213,6 @@ def _loaded_by(name: str, revision: Any) -> str:
 def _literal(text: str) -> str:
     # Users run the code of a card, so a name must not be able to end the string.
     return json.dumps(re.sub(r"[^\w./-]", "", text, flags=re.ASCII))
-
-
-def _rounded(eigenvalues: Any) -> list[float]:
-    return [round(value, 4) for value in eigenvalues[:_SHOWN_EIGENVALUES].tolist()]
 
 
 def _scores(report: LayerReport | None) -> list[dict[str, Any]]:

@@ -69,40 +69,31 @@ def push_to_hub(
     """
     details = details or CardDetails()
     place = functools.partial(Repository, repo_id, token=token, private=private, revision=revision, create_pr=create_pr)
-    if isinstance(thing, SpectralBasis):
-        repository = place(kind="model")
-        files, marker = _basis_files(thing, repo_id, details), "basis.safetensors"
-    elif isinstance(thing, SpectralResult):
-        repository = place(kind="model")
-        files, marker = _result_files(thing, repo_id, details), RESULT_NAME
-    elif type(thing).__module__.startswith("datasets."):
+    if isinstance(thing, (SpectralBasis, SpectralResult)):
+        repository, files = place(kind="model"), _files(thing, repo_id, details)
+        repository.create()
+        repository.require_own("basis.safetensors" if isinstance(thing, SpectralBasis) else RESULT_NAME)
+        return repository.commit(files, commit_message or f"Push a {type(thing).__name__} by hf-spectral")
+    if type(thing).__module__.startswith("datasets."):
         return push_rows(thing, place(kind="dataset"), basis, details, commit_message)
+    raise SpectralError(
+        "thing",
+        expected="a SpectralBasis, the rows that transform returned, or a SpectralResult",
+        got=f"a {type(thing).__name__}",
+        fix="Push one of these; a Space is pushed by push_space",
+    )
+
+
+def _files(thing: SpectralBasis | SpectralResult, repo_id: str, details: CardDetails) -> dict[str, bytes]:
+    if isinstance(thing, SpectralBasis):
+        pictures = basis_pictures(details)
+        card = render("basis", basis_context(thing, repo_id, details, sorted(pictures)))
+        # The names of the user's unreadable files are private; the card shows only their number.
+        thing = dataclasses.replace(thing, skipped=())
     else:
-        raise SpectralError(
-            "thing",
-            expected="a SpectralBasis, the rows that transform returned, or a SpectralResult",
-            got=f"a {type(thing).__name__}",
-            fix="Push one of these; a Space is pushed by push_space",
-        )
-    repository.create()
-    repository.require_own(marker)
-    return repository.commit(files, commit_message or f"Push a {type(thing).__name__} by hf-spectral")
-
-
-def _basis_files(basis: SpectralBasis, repo_id: str, details: CardDetails) -> dict[str, bytes]:
-    pictures = basis_pictures(details)
-    card = render("basis", basis_context(basis, repo_id, details, sorted(pictures)))
-    # The names of the user's unreadable files are private; the card shows only their number.
-    public = dataclasses.replace(basis, skipped=())
+        pictures = result_pictures(thing, details)
+        card = render("result", result_context(thing, repo_id, details, sorted(pictures)))
     with tempfile.TemporaryDirectory() as scratch:
-        folder = public.save_pretrained(scratch)
-        saved = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+        thing.save_pretrained(scratch)
+        saved = {path.name: path.read_bytes() for path in sorted(Path(scratch).iterdir())}
     return {**saved, **pictures, CARD_NAME: card.encode()}
-
-
-def _result_files(result: SpectralResult, repo_id: str, details: CardDetails) -> dict[str, bytes]:
-    pictures = result_pictures(result, details)
-    card = render("result", result_context(result, repo_id, details, sorted(pictures)))
-    with tempfile.TemporaryDirectory() as scratch:
-        content = result.save_pretrained(Path(scratch) / RESULT_NAME).read_bytes()
-    return {RESULT_NAME: content, **pictures, CARD_NAME: card.encode()}
