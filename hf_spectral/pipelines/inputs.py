@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from transformers.pipelines.pt_utils import KeyDataset
@@ -23,7 +23,7 @@ def iterable_of_images(inputs: Any, column: str | None) -> Any:
     if not type(inputs).__module__.startswith("datasets."):
         return inputs
     if not hasattr(inputs, "column_names"):  # A column.
-        return _each(inputs)
+        return (image for image in inputs)  # The host takes a generator, but no other iterable.
     column = image_column(inputs.features or {}, inputs.column_names or [], column)
     return KeyDataset(inputs, column) if hasattr(inputs, "__len__") else (row[column] for row in inputs)
 
@@ -54,7 +54,3 @@ def image_column(features: Mapping[str, Any], names: Iterable[str], given: str |
         got=f"{given!r}, among the columns {', '.join(names) or '(unknown)'}",
         fix="Pass image_column=...",
     )
-
-
-def _each(column: Iterable[Any]) -> Iterator[Any]:
-    yield from column

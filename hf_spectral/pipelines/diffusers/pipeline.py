@@ -19,7 +19,7 @@ from hf_spectral.config import defaults_hold
 from hf_spectral.errors import SpectralError
 from hf_spectral.families.diffusers import Condition, DenoiserFamily, family_of
 from hf_spectral.families.sizes import InputGeometry
-from hf_spectral.pipelines.backbone import blamed, warn_once
+from hf_spectral.pipelines.backbone import blamed
 from hf_spectral.pipelines.diffusers import noise as noise_of
 from hf_spectral.pipelines.diffusers import prompt as prompts
 from hf_spectral.pipelines.diffusers.generating import GeneratedOutput, generated
@@ -219,7 +219,8 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
             for source, generator in zip(images, generators, strict=True):
                 prepared = self.preprocess(source, found.get("resolution"), found.get("timeout"))
                 analysis = Analysis(found, 1)
-                self._record([prepared], [generator], reading, analysis.add, analysis.layers, num_noise_samples, True)
+                steps = self.progress_bar(reading.timesteps * num_noise_samples)
+                reading.record(self, [prepared], analysis.add, analysis.layers, [generator], steps)
                 (results,) = analysis.results([prepared])
                 outputs.append(outputs_of(results, prepared, reading.timesteps, said.get("return_dict", True), **cut))
         return outputs if is_many else outputs[0]
@@ -317,10 +318,11 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
             SpectralError: If the picture cannot be read, or its latents are not finite.
         """
         picture = read_image(image, timeout)
-        with blamed(self.vae, self._geometry.size_for(picture.height, picture.width, resolution), self._encoded):
-            return self._encoded(picture, resolution)
+        with blamed(self.vae, self._geometry.size_for(picture.height, picture.width, resolution), self.encode_picture):
+            return self.encode_picture(picture, resolution)
 
-    def _encoded(self, picture: Image.Image, resolution: int | None) -> dict[str, Any]:
+    def encode_picture(self, picture: Image.Image, resolution: int | None) -> dict[str, Any]:
+        """Encode one RGB picture; see `preprocess`."""
         size = (picture.height, picture.width)
         read_size = self._geometry.size_for(*size, resolution)
         pixels = to_pixels(picture, read_size, 3 if self.vae is not None else self.denoiser.config.in_channels)
@@ -381,7 +383,7 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         Raises:
             SpectralError: If a layer holds NaN, or there is no such layer.
         """
-        return self._record(group, [None] * len(group), self._defaults, on_record, layers)
+        return self._defaults.record(self, group, on_record, layers)
 
     def check_reading(
         self,
@@ -411,28 +413,6 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         return self._defaults.describe(self, resolution)
 
     image_column = staticmethod(image_column)
-
-    def _record(
-        self,
-        group: Sequence[Mapping[str, Any]],
-        given: Sequence[torch.Generator | None],
-        reading: Reading,
-        on_record: Callable[[AttentionRecord], object],
-        layers: Iterable[int] | None,
-        num_noise_samples: int = 1,
-        progress: bool = False,
-    ) -> list[SkippedLayer]:
-        warn_once(self, group)
-        steps = reading.timesteps * num_noise_samples
-        shown = self.progress_bar(steps) if progress else steps
-
-        def run_black(picture: Image.Image, resolution: int | None) -> None:
-            reading.record(
-                self, [self._encoded(picture, resolution)], [None], reading.timesteps, lambda record: None, None
-            )
-
-        with blamed(self.denoiser, group[0]["read_size"], run_black):
-            return reading.record(self, group, given, shown, on_record, None if layers is None else tuple(layers))
 
     def _reading_at(self, timesteps: Sequence[float] | float | None, prompt: str | None, seed: int) -> Reading:
         """Return how pictures are read; what is None comes from `at`, or else from the defaults."""

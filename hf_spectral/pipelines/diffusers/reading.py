@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers.utils.hub import extract_commit_hash
 
 from hf_spectral.capture import attention_fingerprint, capture_attention
 from hf_spectral.errors import SpectralError
 from hf_spectral.families.diffusers import Condition
-from hf_spectral.pipelines.backbone import public_name
+from hf_spectral.pipelines.backbone import blamed, public_name, warn_once
 from hf_spectral.pipelines.diffusers.latents import half_precision_explained
 from hf_spectral.pipelines.diffusers.noise import is_flow, noised, num_timesteps, told
 from hf_spectral.pipelines.diffusers.prompt import forward_arguments
@@ -93,42 +94,62 @@ class Reading:
             "attention_weights": attention_fingerprint(pipe.denoiser),
         }
 
-    @torch.no_grad()
     def record(
         self,
         pipe: Any,
         group: Sequence[Mapping[str, Any]],
-        given: Sequence[torch.Generator | None],
-        steps: Iterable[float],
         on_record: Callable[[AttentionRecord], object],
-        layers: Sequence[int] | None,
+        layers: Iterable[int] | None,
+        generators: Sequence[torch.Generator | None] | None = None,
+        steps: Iterable[float] | None = None,
     ) -> list[SkippedLayer]:
         """Run the denoiser once per step, handing on one layer at a time.
 
         Args:
             pipe: The pipeline of the denoiser.
             group: What `preprocess` gave, for pictures of one size.
-            given: A source of noise for each picture; None takes the picture's own.
-            steps: The timesteps, as often as each is to be run.
             on_record: Receives the records of all pictures of the group.
             layers: Indices of the layers to record; None means all.
+            generators: A source of noise for each picture; None takes the picture's own.
+            steps: The timesteps, as often as each is to be run; None runs each once.
 
         Returns:
             Layers that gave no record, with reasons.
+
+        Raises:
+            SpectralError: If a layer holds NaN, or there is no such layer.
         """
+        warn_once(pipe, group)
+        own = [self.generator(prepared["digest"]) for prepared in group]
+        if generators is not None:
+            own = [given or default for given, default in zip(generators, own, strict=True)]
+
+        def run_black(picture: Image.Image, resolution: int | None) -> None:
+            black = pipe.encode_picture(picture, resolution)
+            self._run(pipe, [black], [self.generator(black["digest"])], self.timesteps, lambda record: None, None)
+
+        with blamed(pipe.denoiser, group[0]["read_size"], run_black):
+            wanted = None if layers is None else tuple(layers)
+            return self._run(pipe, group, own, self.timesteps if steps is None else steps, on_record, wanted)
+
+    @torch.no_grad()
+    def _run(
+        self,
+        pipe: Any,
+        group: Sequence[Mapping[str, Any]],
+        generators: list[torch.Generator],
+        steps: Iterable[float],
+        on_record: Callable[[AttentionRecord], object],
+        layers: Sequence[int] | None,
+    ) -> list[SkippedLayer]:
         latents = torch.cat([prepared["latents"] for prepared in group])
-        generators = [
-            self.generator(prepared["digest"]) if own is None else own
-            for own, prepared in zip(given, group, strict=True)
-        ]
         skipped: list[SkippedLayer] = []
         for step in steps:
-            share = step / num_timesteps(pipe.scheduler)
             arguments = forward_arguments(
                 pipe.family,
                 pipe.denoiser,
                 noised(latents, step, pipe.family, pipe.scheduler, generators),
-                share,
+                step / num_timesteps(pipe.scheduler),
                 torch.full((len(group),), told(step, pipe.scheduler), device=latents.device),
                 self.condition,
                 group[0]["read_size"],
