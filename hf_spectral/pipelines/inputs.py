@@ -1,13 +1,20 @@
-"""Datasets as inputs: which column holds the pictures, and how transformers iterates over it."""
+"""Images and datasets as inputs of both pipelines: how images are read, and which column of a dataset holds them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from PIL import Image
 from transformers.pipelines.pt_utils import KeyDataset
 
+from hf_spectral.config import defaults_hold
 from hf_spectral.errors import SpectralError
+from hf_spectral.pipelines.backbone import blamed
+from hf_spectral.pipelines.images import read_image
+from hf_spectral.segmentation import working_copy
+from hf_spectral.torch_state import plain_torch
 
 
 def iterable_of_images(inputs: Any, column: str | None) -> Any:
@@ -54,3 +61,64 @@ def image_column(features: Mapping[str, Any], names: Iterable[str], given: str |
         got=f"{given!r}, among the columns {', '.join(names) or '(unknown)'}",
         fix="Pass image_column=...",
     )
+
+
+class ImageReader:
+    """Base of both pipelines: how an image becomes what the model reads.
+
+    A pipeline has `defaults`, the `_geometry` of the sizes that it reads, the model `_encoder` that reads images first,
+    `_encode(image, read_size)`, which returns its input by name, and `_shape(prepared)`, equal for images that can be
+    read at once.
+    """
+
+    image_column = staticmethod(image_column)
+
+    @defaults_hold
+    def read_image(self, source: Any, timeout: float | None = None) -> Image.Image:
+        """Read one image as RGB, as `preprocess` does."""
+        return read_image(source, timeout)
+
+    @defaults_hold
+    @plain_torch()
+    def preprocess(
+        self: Any, image: Any, resolution: int | None = None, timeout: float | None = None
+    ) -> dict[str, Any]:
+        """Read one image and bring it to the size and the numbers that the model reads.
+
+        Args:
+            image: As in a call.
+            resolution: Longer side in pixels; None takes the size of the model.
+            timeout: Seconds to wait for a URL; None waits without a limit.
+
+        Returns:
+            The input of the model; `picture`, see `segmentation.working_copy`; `size` of the image and `read_size`, at which it is read, (height, width) in pixels;
+            `notes`, which say if it is stretched.
+
+        Raises:
+            SpectralError: If the image or the model cannot be read, or not at this resolution.
+        """
+        rgb = read_image(image, timeout)
+        with blamed(self._encoder, self._geometry.size_for(rgb.height, rgb.width, resolution), self.prepare):
+            return self.prepare(rgb, resolution)
+
+    def prepare(self: Any, image: Image.Image, resolution: int | None) -> dict[str, Any]:
+        """Prepare an RGB image; see `preprocess`."""
+        size = (image.height, image.width)
+        read_size = self._geometry.size_for(*size, resolution)
+        notes = self._geometry.notes_for(*size, resolution)
+        seen = {"picture": working_copy(image), "size": size, "read_size": read_size, "notes": notes}
+        return {**self._encode(image, read_size), **seen}
+
+    def grouped(self: Any, batch: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+        """Group images that the model can read at once, those of equal size.
+
+        Args:
+            batch: What `preprocess` returned for each image.
+
+        Returns:
+            Positions in the batch, group by group.
+        """
+        groups = defaultdict(list)
+        for position, prepared in enumerate(batch):
+            groups[self._shape(prepared)].append(position)
+        return list(groups.values())

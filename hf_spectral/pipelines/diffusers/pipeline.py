@@ -15,11 +15,9 @@ from PIL import Image
 
 from hf_spectral.capture import capture_attention, check_supported
 from hf_spectral.checks import require_known, require_positive_int, require_seed
-from hf_spectral.config import defaults_hold
 from hf_spectral.errors import SpectralError
 from hf_spectral.families.diffusers import Condition, DenoiserFamily, family_of
 from hf_spectral.families.sizes import InputGeometry
-from hf_spectral.pipelines.backbone import blamed
 from hf_spectral.pipelines.diffusers import noise as noise_of
 from hf_spectral.pipelines.diffusers import prompt as prompts
 from hf_spectral.pipelines.diffusers.generating import GeneratedOutput, generated
@@ -34,14 +32,12 @@ from hf_spectral.pipelines.diffusers.latents import (
 )
 from hf_spectral.pipelines.diffusers.outputs import outputs_of
 from hf_spectral.pipelines.diffusers.reading import Reading, digest
-from hf_spectral.pipelines.images import read_image
-from hf_spectral.pipelines.inputs import image_column
+from hf_spectral.pipelines.inputs import ImageReader
 from hf_spectral.pipelines.outputs import Analysis
 from hf_spectral.pipelines.settings import CUT_NAMES, CallSettings, checked_batching, configs_of, over_defaults
 from hf_spectral.pipelines.settings import SETTINGS as CALL_SETTINGS
 from hf_spectral.records import AttentionRecord, Pathway, SkippedLayer
 from hf_spectral.restoring import undoing
-from hf_spectral.segmentation import working_copy
 from hf_spectral.torch_state import plain_torch
 
 if TYPE_CHECKING:
@@ -64,7 +60,7 @@ _OF_GENERATION = CALL_SETTINGS - {"basis", "walk", "resolution", "timeout"}
 _ENCODERS = [f"{part}{ending}" for part in ("text_encoder", "tokenizer") for ending in ("", "_2", "_3", "_4")]
 
 
-class SpectralDiffusionPipeline(DiffusionPipeline):
+class SpectralDiffusionPipeline(ImageReader, DiffusionPipeline):
     """Eigenvectors of all image self-attention layers of a denoiser at several timesteps, one joint problem per image.
 
     Example:
@@ -295,42 +291,15 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         """Settings that `at` has set, which stand in for what a call leaves out."""
         return {**self._told, "seed": self._seed}
 
-    @defaults_hold
-    def read_image(self, source: Any, timeout: float | None = None) -> Image.Image:
-        """Read one picture as RGB, as `preprocess` does."""
-        return read_image(source, timeout)
-
-    @defaults_hold
-    @plain_torch()
-    def preprocess(self, image: Any, resolution: int | None = None, timeout: float | None = None) -> dict[str, Any]:
-        """Read one picture and encode it.
-
-        Args:
-            image: As in a call.
-            resolution: Longer side in pixels, or None.
-            timeout: Seconds to wait for a URL, or None.
-
-        Returns:
-            `latents`, float32; `read_size`, at which it was read, and `size`, its own, (height, width) in pixels;
-            `digest`, which tells it from other pictures; `notes`, if it was stretched.
-
-        Raises:
-            SpectralError: If the picture cannot be read, or its latents are not finite.
-        """
-        picture = read_image(image, timeout)
-        with blamed(self.vae, self._geometry.size_for(picture.height, picture.width, resolution), self.encode_picture):
-            return self.encode_picture(picture, resolution)
-
-    def encode_picture(self, picture: Image.Image, resolution: int | None) -> dict[str, Any]:
-        """Encode one RGB picture; see `preprocess`."""
-        size = (picture.height, picture.width)
-        read_size = self._geometry.size_for(*size, resolution)
-        pixels = to_pixels(picture, read_size, 3 if self.vae is not None else self.denoiser.config.in_channels)
+    def _encode(self, image: Image.Image, read_size: tuple[int, int]) -> dict[str, Any]:
+        pixels = to_pixels(image, read_size, 3 if self.vae is not None else self.denoiser.config.in_channels)
         with half_precision_explained():
             latents = encode_image(self.vae, pixels.to(self._execution_device), self.denoiser, self.family)
-        notes = self._geometry.notes_for(*size, resolution)
-        seen = {"picture": working_copy(picture), "read_size": read_size, "size": size, "notes": notes}
-        return {"latents": latents, "digest": digest(pixels), **seen}
+        return {"latents": latents, "digest": digest(pixels)}  # The digest tells images apart.
+
+    @staticmethod
+    def _shape(prepared: Mapping[str, Any]) -> Any:
+        return prepared["latents"].shape, prepared["read_size"]
 
     @plain_torch()
     def encode_prompt(self, prompt: str = "") -> Condition:
@@ -346,21 +315,6 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
             SpectralError: If the family reads no prompt, or its text encoders are not loaded, or it is too long.
         """
         return prompts.encode_prompt(self.family, self.components, self.denoiser, prompt, self._execution_device)
-
-    @staticmethod
-    def grouped(batch: Sequence[Mapping[str, Any]]) -> list[list[int]]:
-        """Group pictures that the denoiser can read at once, those of equal size.
-
-        Args:
-            batch: What `preprocess` gave.
-
-        Returns:
-            Positions in the batch, group by group.
-        """
-        groups: dict[Any, list[int]] = {}
-        for position, prepared in enumerate(batch):
-            groups.setdefault((prepared["latents"].shape, prepared["read_size"]), []).append(position)
-        return list(groups.values())
 
     @plain_torch()
     def records(
@@ -412,8 +366,6 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
         """Describe the models and what `at` has set, as a basis stores it: see `Reading.describe`."""
         return self._defaults.describe(self, resolution)
 
-    image_column = staticmethod(image_column)
-
     def _reading_at(self, timesteps: Sequence[float] | float | None, prompt: str | None, seed: int) -> Reading:
         """Return how pictures are read; what is None comes from `at`, or else from the defaults."""
         kept, seed = self._reading, require_seed(seed)
@@ -434,6 +386,10 @@ class SpectralDiffusionPipeline(DiffusionPipeline):
     @property
     def _seed(self) -> int:
         return 0 if self._reading is None else self._reading.seed
+
+    @property
+    def _encoder(self) -> Any:
+        return self.denoiser if self.vae is None else self.vae
 
     @property
     def _geometry(self) -> InputGeometry:

@@ -125,7 +125,7 @@ class Reading:
             own = [given or default for given, default in zip(generators, own, strict=True)]
 
         def run_black(picture: Image.Image, resolution: int | None) -> None:
-            black = pipe.encode_picture(picture, resolution)
+            black = pipe.prepare(picture, resolution)
             self._run(pipe, [black], [self.generator(black["digest"])], self.timesteps, lambda record: None, None)
 
         with blamed(pipe.denoiser, group[0]["read_size"], run_black):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +22,7 @@ from hf_spectral.errors import SpectralError, UnsupportedBackboneError
 from hf_spectral.families.transformers import family_of
 from hf_spectral.pipelines.backbone import blamed, describe_backbone, warn_once
 from hf_spectral.pipelines.hosts import checked_device
-from hf_spectral.pipelines.images import read_image
-from hf_spectral.pipelines.inputs import image_column, iterable_of_images
+from hf_spectral.pipelines.inputs import ImageReader, iterable_of_images
 from hf_spectral.pipelines.outputs import Analysis, image_output
 from hf_spectral.pipelines.settings import (
     CUT_NAMES,
@@ -41,7 +39,6 @@ from hf_spectral.pipelines.settings import (
 from hf_spectral.pipelines.transformers.offline import DefaultBackbone
 from hf_spectral.records import AttentionRecord, Pathway, SkippedLayer
 from hf_spectral.result import SpectralResult
-from hf_spectral.segmentation import working_copy
 from hf_spectral.tensor_files import DAMAGE, one_line
 from hf_spectral.torch_state import plain_torch
 
@@ -51,7 +48,7 @@ if TYPE_CHECKING:
 TASK = "spectral-pathways"
 
 
-class SpectralPathwaysPipeline(Pipeline):
+class SpectralPathwaysPipeline(ImageReader, Pipeline):
     """Eigenvectors of all self-attention layers of a frozen vision backbone, one joint problem per image.
 
     Example:
@@ -88,6 +85,7 @@ class SpectralPathwaysPipeline(Pipeline):
         super().__init__(model, *args, **kwargs)
         if self.image_processor is None:
             self.image_processor: Any = _processor_of(model)
+        self._encoder = model
         self._tower = vision_tower(model)
         self._family = family_of(self._tower)
         self._geometry = self._family.geometry(self._tower)
@@ -176,26 +174,6 @@ class SpectralPathwaysPipeline(Pipeline):
         )
         return read, forward, segment
 
-    @defaults_hold
-    def read_image(self, source: Any, timeout: float | None = None) -> Image.Image:
-        """Read one picture as RGB, as `preprocess` does."""
-        return read_image(source, timeout)
-
-    @defaults_hold
-    @plain_torch()
-    def preprocess(self, image: Any, resolution: int | None = None, timeout: float | None = None) -> dict[str, Any]:
-        """Read one picture and bring it to the size and the numbers that the backbone takes."""
-        image = read_image(image, timeout)
-        size = (image.height, image.width)
-        read_size = self._geometry.size_for(*size, resolution)
-        with blamed(self.model, read_size, self._read):
-            tensors = self._to_tensors(image, read_size)
-        notes = self._geometry.notes_for(*size, resolution)
-        seen = {"picture": working_copy(image), "size": size, "read_size": read_size, "notes": notes}
-        return {"inputs": tensors, **seen}
-
-    image_column = staticmethod(image_column)
-
     def describe_backbone(self, resolution: int | None = None) -> dict[str, Any]:
         """Describe the backbone as a basis stores it: see `backbone.describe_backbone`."""
         return describe_backbone(self.model, self.image_processor, resolution)
@@ -220,21 +198,6 @@ class SpectralPathwaysPipeline(Pipeline):
         with capture_attention(self.model, layers=layers):
             pass
 
-    @staticmethod
-    def grouped(batch: Sequence[Mapping[str, Any]]) -> list[list[int]]:
-        """Group pictures that the backbone can read at once, those of equal size.
-
-        Args:
-            batch: What `preprocess` gave.
-
-        Returns:
-            Positions in the batch, group by group.
-        """
-        groups = defaultdict(list)
-        for position, prepared in enumerate(batch):
-            groups[tuple((name, tensor.shape) for name, tensor in prepared["inputs"].items())].append(position)
-        return list(groups.values())
-
     @plain_torch()
     def records(
         self,
@@ -257,7 +220,7 @@ class SpectralPathwaysPipeline(Pipeline):
         """
         warn_once(self, group)
         tensors = {name: torch.cat([prepared["inputs"][name] for prepared in group]) for name in group[0]["inputs"]}
-        with blamed(self.model, group[0]["read_size"], lambda *black: self._run(self._read(*black))):
+        with blamed(self.model, group[0]["read_size"], lambda *black: self._run(self.prepare(*black)["inputs"])):
             return self._run(tensors, on_record, layers)
 
     @plain_torch()
@@ -285,15 +248,14 @@ class SpectralPathwaysPipeline(Pipeline):
         outputs = {result.config.pathway: image_output(result, *seen, **cut) for result in results}
         return outputs if len(outputs) > 1 else next(iter(outputs.values()))
 
-    def _read(self, image: Image.Image, resolution: int | None) -> dict[str, Tensor]:
-        return self._to_tensors(image, self._geometry.size_for(image.height, image.width, resolution))
+    def _encode(self, image: Image.Image, read_size: tuple[int, int]) -> dict[str, Any]:
+        tensors = self._family.to_inputs(self._tower, self.image_processor, image, read_size)
+        dtype = self.model.dtype
+        return {"inputs": {name: one.to(dtype) if one.is_floating_point() else one for name, one in tensors.items()}}
 
-    def _to_tensors(self, image: Image.Image, size: tuple[int, int]) -> dict[str, Tensor]:
-        tensors = self._family.to_inputs(self._tower, self.image_processor, image, size)
-        return {
-            name: tensor.to(self.model.dtype) if tensor.is_floating_point() else tensor
-            for name, tensor in tensors.items()
-        }
+    @staticmethod
+    def _shape(prepared: Mapping[str, Any]) -> Any:
+        return tuple((name, tensor.shape) for name, tensor in prepared["inputs"].items())
 
     def _run(
         self,
