@@ -15,12 +15,7 @@ from hf_spectral.tensor_files import one_line
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
-def located(
-    source: str | os.PathLike[str],
-    names: Iterable[str],
-    argument: str,
-    **hub: Any,
-) -> Path:
+def located(source: str | os.PathLike[str], names: Iterable[str], argument: str, **hub: Any) -> Path:
     """Return the place of files that a user names by a path or by the id of a repository, which is fetched then.
 
     Args:

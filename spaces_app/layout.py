@@ -180,22 +180,21 @@ def _overview(name: str) -> list[Any]:
 
 
 def _eigenvectors(name: str) -> list[Any]:
-    gallery = gr.Gallery(
-        format="png", columns=2, show_label=False, interactive=False, object_fit="contain", height="auto",
-        elem_id=f"{name}-eigenvectors", elem_classes="tiles", buttons=["fullscreen"],
-    )  # fmt: skip
-    return [gallery]
+    return [_tiles(f"{name}-eigenvectors", columns=2, buttons=["fullscreen"])]
 
 
 def _affinity(name: str) -> list[Any]:
     joint = gr.Image(
         format="png", interactive=False, label="all layers together", elem_id=f"{name}-affinity", buttons=[]
     )
-    layers = gr.Gallery(
-        format="png", columns=3, show_label=False, interactive=False, object_fit="contain", height="auto",
-        elem_id=f"{name}-layers", elem_classes="tiles", buttons=[],
+    return [joint, _tiles(f"{name}-layers", columns=3, buttons=[])]
+
+
+def _tiles(elem_id: str, **options: Any) -> gr.Gallery:
+    return gr.Gallery(
+        format="png", show_label=False, interactive=False, object_fit="contain", height="auto", elem_classes="tiles",
+        elem_id=elem_id, **options,
     )  # fmt: skip
-    return [joint, layers]
 
 
 def _downloads(name: str) -> list[Any]:

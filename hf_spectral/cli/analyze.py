@@ -28,12 +28,7 @@ from hf_spectral.fingerprint import WEIGHTS
 from hf_spectral.pipelines.images import read_image
 from hf_spectral.pipelines.settings import SOLVERS, configs_of
 from hf_spectral.records import PATHWAYS
-from hf_spectral.visualization import (
-    eigenvector_sheet,
-    eigenvectors_to_rgb,
-    pathways_figure,
-    segmentation_overlay,
-)
+from hf_spectral.visualization import eigenvector_sheet, eigenvectors_to_rgb, pathways_figure, segmentation_overlay
 
 # Characters that some file system refuses, and bytes of a name that are no text.
 _UNSAFE = re.compile(r'[\x00-\x1f/\\:*?"<>|\ud800-\udfff]')

@@ -73,12 +73,7 @@ def basis_context(basis: SpectralBasis, repo_id: str, details: CardDetails, pict
 
 
 def rows_context(
-    rows: datasets.Dataset,
-    basis: SpectralBasis,
-    repo_id: str,
-    details: CardDetails,
-    name: str,
-    pictures: Sequence[str],
+    rows: datasets.Dataset, basis: SpectralBasis, repo_id: str, details: CardDetails, name: str, pictures: Sequence[str]
 ) -> dict[str, Any]:
     """Return the values that the card of an analyzed dataset shows.
 

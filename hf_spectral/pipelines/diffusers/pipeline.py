@@ -340,10 +340,7 @@ class SpectralDiffusionPipeline(ImageReader, DiffusionPipeline):
         return self._defaults.record(self, group, on_record, layers)
 
     def check_reading(
-        self,
-        resolution: int | None = None,
-        layers: Iterable[int] | None = None,
-        pathways: Sequence[Pathway] = (),
+        self, resolution: int | None = None, layers: Iterable[int] | None = None, pathways: Sequence[Pathway] = ()
     ) -> None:
         """Refuse settings that no picture could be read with, before any is.
 

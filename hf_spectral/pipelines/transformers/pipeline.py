@@ -179,10 +179,7 @@ class SpectralPathwaysPipeline(ImageReader, Pipeline):
         return describe_backbone(self.model, self.image_processor, resolution)
 
     def check_reading(
-        self,
-        resolution: int | None = None,
-        layers: Iterable[int] | None = None,
-        pathways: Sequence[Pathway] = (),
+        self, resolution: int | None = None, layers: Iterable[int] | None = None, pathways: Sequence[Pathway] = ()
     ) -> None:
         """Refuse settings that no picture could be read with, before any is.
 
