@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedModel
 from transformers import pipeline as host_pipeline
 
 from hf_spectral.errors import SpectralError, shown
@@ -76,6 +78,13 @@ def pipeline(
 
             # The model states itself how pixels are normalized.
             model, kwargs = wrapped, {"image_processor": ViTImageProcessor(), **kwargs}
+        if not isinstance(model, (str, os.PathLike, NoneType, PreTrainedModel)):
+            raise SpectralError(
+                "model",
+                expected="a repository, a folder, a transformers or timm model or a diffusers pipeline",
+                got=f"a {type(model).__name__}",
+                fix="Give one of these",
+            )
         return host_pipeline(TASK, model=model, **kwargs)
     except SpectralError:
         raise

@@ -138,7 +138,7 @@ def _host_of_object(model: Any) -> Host:
     if ("diffusers", "DiffusionPipeline") in ancestors:
         return "diffusers"
     packages = {package for package, _ in ancestors}
-    if ("transformers", "PreTrainedModel") in ancestors or packages >= {"timm", "torch"}:
+    if packages & {"transformers", "timm"} and "diffusers" not in packages:
         return "transformers"
     name = type(model).__name__
     raise _part_of_a_pipeline(name) if "diffusers" in packages else _not_found(name, "an object of neither")
