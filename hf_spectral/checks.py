@@ -160,10 +160,10 @@ def require_known(given: Iterable[str], known: Iterable[str]) -> None:
     Raises:
         SpectralError: If a name is unknown.
     """
-    unknown = sorted(set(given) - set(known))
-    if unknown:
-        names = ", ".join(sorted(known))
-        raise SpectralError(unknown[0], expected=f"one of the arguments {names}", got=unknown, fix="Check its name")
+    names = sorted(known)
+    if unknown := sorted(set(given) - set(names)):
+        expected = f"one of the arguments {', '.join(names)}"
+        raise SpectralError(unknown[0], expected=expected, got=unknown, fix="Check its name")
 
 
 def require_same(

@@ -1,8 +1,12 @@
 """Errors travel and keep their sentence."""
 
+import copy
+import dataclasses
 import pickle
 
-from hf_spectral import HFSpectralError, NotConvergedError, SpectralError, UnsupportedBackboneError
+import pytest
+
+from hf_spectral import HFSpectralError, NotConvergedError, SpectralConfig, SpectralError, UnsupportedBackboneError
 
 
 def test_the_message_has_four_parts():
@@ -26,3 +30,13 @@ def test_errors_travel_between_processes():
     rebuilt = SpectralError.from_message(str(error))
     assert str(rebuilt) == str(error)
     assert rebuilt.argument is None
+
+
+def test_an_unknown_argument_of_the_config_is_named():
+    with pytest.raises(
+        SpectralError, match="`temperature`: expected one of the arguments affinity, heads, layer_weights"
+    ):
+        SpectralConfig("what", "cosine", temperature=0.1)
+    config = SpectralConfig("what", num_eigenvectors=3)
+    assert dataclasses.replace(config, seed=2) == copy.deepcopy(SpectralConfig("what", num_eigenvectors=3, seed=2))
+    assert pickle.loads(pickle.dumps(config)) == config

@@ -466,6 +466,19 @@ def test_a_wrong_picture_is_named(pixels):
         pixels("nowhere.jpg")
 
 
+def test_the_arguments_of_a_call_are_those_of_the_other_pipeline():
+    pipe = spectral(host_pipeline("sd"))
+    with pytest.raises(SpectralError, match="`timestep`: expected one of the arguments affinity.*timesteps"):
+        pipe(photo(), timestep=50)
+    settings = {**SETTINGS, "timesteps": 50, "num_segments": None}
+    short = pipe(photo(), affinity="exponential", temperature=0.2, **settings)
+    assert short.result.config.affinity == hf_spectral.Exponential(temperature=0.2)
+    assert (
+        pipe.at(num_noise_samples=2)(photo(), **settings).layers
+        == pipe(photo(), num_noise_samples=2, **settings).layers
+    )
+
+
 def test_unknown_or_missing_parts_are_refused():
     scheduler, unet = diffusers.DDPMScheduler(), build_unet()
     with pytest.raises(
