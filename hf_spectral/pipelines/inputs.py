@@ -91,8 +91,8 @@ class ImageReader:
             timeout: Seconds to wait for a URL; None waits without a limit.
 
         Returns:
-            The input of the model; `picture`, see `segmentation.working_copy`; `size` of the image and `read_size`, at which it is read, (height, width) in pixels;
-            `notes`, which say if it is stretched.
+            The input of the model; `picture`, see `segmentation.working_copy`; `size` of the image and `read_size`, at
+            which it is read, (height, width) in pixels; `notes`, which say if it is stretched.
 
         Raises:
             SpectralError: If the image or the model cannot be read, or not at this resolution.
