@@ -46,6 +46,7 @@ class Call(Generic[AnyLayer]):
         args: Its positional arguments.
         kwargs: Its keyword arguments.
         attended: What it attends with, once that has been seen.
+        further: What it attends with next: other parts of the tokens, or image prompts.
         projected: Outputs of its children, by name.
         given: First inputs of its children, by name.
     """
@@ -54,6 +55,7 @@ class Call(Generic[AnyLayer]):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     attended: AttentionCall | None = None
+    further: list[AttentionCall] = dataclasses.field(default_factory=list)
     projected: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     given: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -137,15 +139,19 @@ class AttentionHooks(abc.ABC, Generic[AnyLayer]):
             yield
 
     def see_attention(self, attention: AttentionCall, module: nn.Module | None = None) -> None:
-        """Note the first attention of the layer that runs; further ones (image prompts) are no self-attention.
+        """Note an attention of the layer that runs, the first one apart: most layers have one.
 
         Args:
             attention: What is attended with.
             module: The module that attends, where it is known: then no other layer's attention is noted.
         """
         call = self._calls[-1] if self._calls else None
-        if call is not None and call.attended is None and (module is None or module is call.layer.module):
+        if call is None or (module is not None and module is not call.layer.module):
+            return
+        if call.attended is None:
             call.attended = attention
+        else:
+            call.further.append(attention)
 
     def mine(self, hook: Callable[..., None]) -> Callable[..., None]:
         """Return a hook that the recorded thread alone calls: hooks fire in every thread that runs the model.

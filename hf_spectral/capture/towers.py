@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from hf_spectral.capture import interface
 from hf_spectral.errors import UnsupportedBackboneError
-from hf_spectral.families.transformers import is_known
+from hf_spectral.families.transformers import family_of, is_known
 
 _TRIPLES = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q", "k", "v"), ("to_q", "to_k", "to_v"))
 _FUSED = "qkv"
@@ -43,27 +43,37 @@ def vision_tower(model: nn.Module) -> nn.Module:
         model: A transformers model, e.g. `CLIPModel` or `ViTForImageClassification`.
 
     Returns:
-        The innermost model that takes `pixel_values`, e.g. `model.vision_model`; the model itself if none is inside.
+        The innermost model that sees pixels, e.g. `model.vision_model`; the model itself if none is inside.
 
     Raises:
         UnsupportedBackboneError: If the model takes no `pixel_values`.
     """
     if not isinstance(model, PreTrainedModel) and is_known(model):
         return model
-    if not _takes_pixels(model):
+    if not _sees_pixels(model):
         refusal = UnsupportedBackboneError.of(type(model).__name__, "no vision tower: takes no pixel_values")
         raise refusal
-    while True:
-        inner = [child for child in model.children() if _takes_pixels(child)]
-        if not inner:
-            return model
-        model = inner[0]
+    while family_of(model).refusal is None and (inner := _inner(model)) is not None:
+        model = inner
+    return model
 
 
-def _takes_pixels(module: nn.Module) -> bool:
+def _inner(model: nn.Module) -> nn.Module | None:
+    """Return the model inside that sees the pixels: a child, a backbone deeper inside, or None for the model itself."""
+    seeing = [module for module in model.modules() if module is not model and _sees_pixels(module)]
+    children = {*model.children()}
+    found = [module for module in seeing if module in children] or [module for module in seeing if is_known(module)]
+    # What cannot be read itself is read, or refused, for its backbone.
+    if not found and family_of(model).input_refusal(model) is not None:
+        found = seeing
+    return found[0] if found else None
+
+
+def _sees_pixels(module: nn.Module) -> bool:
     if not isinstance(module, PreTrainedModel):
         return False
-    return "pixel_values" in inspect.signature(type(module).forward).parameters
+    names = inspect.signature(type(module).forward).parameters
+    return "pixel_values" in names or (is_known(module) and {*family_of(module).inputs} <= {*names})
 
 
 def attention_layers(model: nn.Module, tower: nn.Module) -> list[AttentionLayer]:
@@ -78,6 +88,7 @@ def attention_layers(model: nn.Module, tower: nn.Module) -> list[AttentionLayer]
         values.
     """
     names = {module: name for name, module in model.named_modules()}
+    part = family_of(tower).part
     layers = []
     for path, module in tower.named_modules():
         through_interface = interface.uses_interface(module)
@@ -88,7 +99,7 @@ def attention_layers(model: nn.Module, tower: nn.Module) -> list[AttentionLayer]
         if not projections and isinstance(children.get(_FUSED), nn.Linear):
             projections = (_FUSED,)
         calls_sdpa = "scaled_dot_product_attention" in interface.names_in_forward(type(module).forward)
-        if through_interface or projections or calls_sdpa:
+        if (through_interface or projections or calls_sdpa) and path.startswith(part):
             layers.append(AttentionLayer(names[module], path, module, through_interface, projections))
     return layers
 

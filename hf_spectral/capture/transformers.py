@@ -49,6 +49,7 @@ def check_supported(model: nn.Module) -> None:
         reason = "compiled in place by model.compile(); load it again and capture it uncompiled"
     reason = reason or family.input_refusal(tower)
     if reason is not None:
+        reason = reason if tower is model else f"in its {type(tower).__name__}: {reason}"
         refusal = UnsupportedBackboneError.of(type(model).__name__, reason)
         raise refusal
     for config in interface_configs(layers):
@@ -138,6 +139,8 @@ class _TowerHooks(AttentionHooks[AttentionLayer]):
         """Bring a layer to one row per image, in raster order."""
         layer = call.layer
         attention = call.attended or self._from_projections(call)
+        if family_of(self.model).attends_in_parts:
+            attention = attention.joined(call.further)
         arranged = arrange(TowerCall(self.model, layer.path, attention, self.inputs))
         return {"attention": arranged.attention, "grid": arranged.grid, "windowed": arranged.windowed}
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from hf_spectral.errors import SpectralError
@@ -41,6 +42,16 @@ class AttentionCall:
             A new attention with the same scale.
         """
         return AttentionCall(transform(self.query), transform(self.key), transform(self.value), self.scale)
+
+    def joined(self, others: Sequence[AttentionCall]) -> AttentionCall:
+        """Return the attention over all tokens of a layer that attends in parts.
+
+        Args:
+            others: The other parts, in order.
+        """
+        parts = (self, *others)
+        query, key, value = (torch.cat([getattr(part, n) for part in parts], dim=-2) for n in ("query", "key", "value"))
+        return AttentionCall(query, key, value, self.scale)
 
     def with_all_heads(self) -> AttentionCall:
         """Return the attention with keys and values repeated that several query heads share (grouped queries)."""

@@ -23,6 +23,8 @@ class InputGeometry:
         forward_arguments: What its forward needs to be told so that it reads any size.
         is_square: True if it reads squares only; pictures are then stretched to one.
         longest: Longest side that it has positions for, in pixels; None if there is no bound.
+        shortest: Shortest side that it reads, in pixels; a picture is enlarged to it. None if there is no bound.
+        note: What a user has to know about how every picture is read, or "".
     """
 
     multiple: tuple[int, int]
@@ -31,6 +33,8 @@ class InputGeometry:
     forward_arguments: dict[str, Any]
     is_square: bool = False
     longest: int | None = None
+    shortest: int | None = None
+    note: str = ""
 
     def size_for(self, height: int, width: int, resolution: int | None = None) -> tuple[int, int]:
         """Return the size at which a picture is read: its sides are multiples of `multiple`.
@@ -68,6 +72,13 @@ class InputGeometry:
                 got=max(size),
                 fix="Give a smaller resolution",
             )
+        if self.shortest is not None and min(size) < self.shortest:
+            raise SpectralError(
+                "resolution",
+                expected=f"one that makes the shorter side at least {self.shortest} pixels, one window of the backbone",
+                got=f"{resolution}, which makes {size[0]} x {size[1]}",
+                fix="Leave it out, or give a larger one",
+            )
         rows, columns = size[0] // self.multiple[0], size[1] // self.multiple[1]
         if rows * columns > MAX_TOKENS:
             raise SpectralError(
@@ -88,19 +99,24 @@ class InputGeometry:
             resolution: As for `size_for`.
 
         Returns:
-            One sentence if the picture is stretched by more than the rounding to `multiple`, else none.
+            `note`, if there is one, and one sentence if the picture is stretched by more than the rounding to
+            `multiple`.
         """
         read = self.size_for(height, width, resolution)
+        notes = (self.note,) if self.note else ()
         if read == self._kept(height, width, resolution):
-            return ()
+            return notes
         kind = "squares" if self.is_square else "one size of pictures"
         return (
+            *notes,
             f"The backbone reads {kind} only: the picture of {height} x {width} pixels was stretched to "
             f"{read[0]} x {read[1]}, its aspect ratio not kept.",
         )
 
     def _kept(self, height: int, width: int, resolution: int | None) -> tuple[int, int]:
         factor = min(resolution or max(self.default), 2**62) / max(height, width)  # Beyond that, no float may hold it.
+        if self.shortest is not None and resolution is None:
+            factor = max(factor, (self.shortest + max(self.multiple) / 2) / min(height, width))
         return _rounded(height * factor, self.multiple[0]), _rounded(width * factor, self.multiple[1])
 
 

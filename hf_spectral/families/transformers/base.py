@@ -6,13 +6,15 @@ import contextlib
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from hf_spectral.errors import UnsupportedBackboneError
+from hf_spectral.errors import SpectralError, UnsupportedBackboneError
 from hf_spectral.families.attention_call import AttentionCall, LayerSkipped
 from hf_spectral.families.sizes import InputGeometry
 from hf_spectral.grid import TokenGrid, as_pair
@@ -103,6 +105,10 @@ class VisionFamily:
         has_fused_projection: True if one projection gives (3, heads, head_dim), in this order.
         scales_query: True if a layer that multiplies matrices itself scales the query first, so that the product shows
             what it compares.
+        attends_in_parts: True if a layer attends several times, each time to the next part of the tokens.
+        part: Beginning of the names of the layers that are read; "" for all.
+        processor_crops: True if its processor crops, pads or asks for more than a picture; only its mean and spread are
+            taken then.
         refusal: Why no record can hold its attention, or None if one can.
         example: A published checkpoint, for the table of backbones; "" if none is known.
         tested_on: What the tests run it with, for the same table.
@@ -116,6 +122,9 @@ class VisionFamily:
     interpolates: bool = True
     has_fused_projection: bool = False
     scales_query: bool = False
+    attends_in_parts: bool = False
+    part: str = ""
+    processor_crops: bool = False
     refusal: str | None = None
     example: str = ""
     tested_on: str = "random weights"
@@ -163,6 +172,8 @@ class VisionFamily:
         config: Any = tower.config
         if hasattr(config, "num_frames"):
             return "it reads videos, not pictures"
+        if (channels := getattr(config, "num_channels", 3)) != 3:
+            return f"it reads pictures of {channels} channels"
         for name, stated in zip(("patch_size", "image_size"), self.stated_sizes(config), strict=True):
             if not isinstance(stated, int) and not (isinstance(stated, (list, tuple)) and len(stated) == 2):
                 return f"its {type(config).__name__} does not state the `{name}` of pictures"
@@ -210,7 +221,11 @@ class VisionFamily:
             UnsupportedBackboneError: If the processor makes no batch of images.
         """
         resample = getattr(processor, "resample", None)
-        resized = image.resize((size[1], size[0]), Image.Resampling.BICUBIC if resample is None else int(resample))
+        resample = Image.Resampling.BICUBIC if resample is None else Image.Resampling(int(resample))
+        if self.processor_crops:
+            mean, std = processor.image_mean or (0.0,), processor.image_std or (1.0,)
+            return {self.inputs[0]: normalized(image, size, resample, mean, std)}
+        resized = image.resize((size[1], size[0]), resample)
         made = processor(resized, do_resize=False, do_center_crop=False, do_pad=False, return_tensors="pt")
         if (axes := made["pixel_values"].ndim) != 4:
             reason = f"{type(processor).__name__} makes numbers of {axes} axes of a picture, where images have 4"
@@ -243,6 +258,48 @@ class UnknownFamily(VisionFamily):
             raise LayerSkipped(f"{call.num_tokens} tokens do not hold {height} x {width} patches in a known order")
         grid = TokenGrid(height, width, num_prefix)
         return Arranged(call.attention.on_grid(grid), grid)
+
+
+def normalized(
+    image: Image.Image, size: tuple[int, int], resample: Image.Resampling, mean: Sequence[float], std: Sequence[float]
+) -> Tensor:
+    """Turn a picture into numbers, without a processor.
+
+    Args:
+        image: RGB.
+        size: Height and width in pixels.
+        resample: How it is resized.
+        mean: Of each channel, of numbers from 0 to 1.
+        std: Of each channel.
+
+    Returns:
+        `(1, 3, height, width)`.
+    """
+    pixels = torch.from_numpy(np.array(image.resize((size[1], size[0]), resample), dtype=np.float32)) / 255
+    return ((pixels - torch.tensor(mean)) / torch.tensor(std)).permute(2, 0, 1)[None].contiguous()
+
+
+def same_shapes(argument: str, shapes: Tensor) -> list[int]:
+    """Return the shape that all images of a batch have.
+
+    Args:
+        argument: Name of the argument that states the shapes.
+        shapes: One row for each image.
+
+    Returns:
+        The first row.
+
+    Raises:
+        SpectralError: If the rows differ.
+    """
+    if (shapes != shapes[0]).any():
+        raise SpectralError(
+            argument,
+            expected="images of one shape in a batch",
+            got=str(shapes.tolist()),
+            fix="Analyze images of different shapes one at a time",
+        )
+    return shapes[0].tolist()
 
 
 def _count(number: int | Callable[[Any], int], config: Any) -> int:

@@ -8,9 +8,8 @@ from typing import Any, ClassVar
 from PIL import Image
 from torch import nn
 
-from hf_spectral.errors import SpectralError
 from hf_spectral.families.attention_call import LayerSkipped
-from hf_spectral.families.transformers.base import Arranged, TowerCall, VisionFamily
+from hf_spectral.families.transformers.base import Arranged, TowerCall, VisionFamily, same_shapes
 from hf_spectral.grid import TokenGrid, as_pair
 
 
@@ -34,15 +33,8 @@ class NaFlex(VisionFamily):
 
     def arrange(self, call: TowerCall) -> Arranged:
         """Take the patches that `spatial_shapes` announces."""
-        shapes = call.inputs["spatial_shapes"]
-        if (shapes != shapes[0]).any():
-            raise SpectralError(
-                "spatial_shapes",
-                expected="images of one shape in a batch",
-                got=str(shapes.tolist()),
-                fix="Analyze images of different shapes one at a time",
-            )
-        grid = TokenGrid(int(shapes[0, 0]), int(shapes[0, 1]))
+        height, width = same_shapes("spatial_shapes", call.inputs["spatial_shapes"])
+        grid = TokenGrid(height, width)
         if grid.num_nodes > call.num_tokens:
             raise LayerSkipped(f"it sees {call.num_tokens} tokens of {grid.num_nodes} that spatial_shapes announces")
         return Arranged(call.attention.apply(lambda tokens: tokens[..., : grid.num_nodes, :]), grid)

@@ -7,9 +7,11 @@ import math
 import re
 from typing import Any
 
+from torch import nn
 from torch.nn.functional import normalize
 
 from hf_spectral.families.attention_call import AttentionCall, LayerSkipped
+from hf_spectral.families.sizes import InputGeometry
 from hf_spectral.families.transformers.base import Arranged, TowerCall, VisionFamily
 from hf_spectral.families.transformers.windows import unwindow
 from hf_spectral.grid import TokenGrid
@@ -20,6 +22,13 @@ class Swin(VisionFamily):
     """Windows of one stage."""
 
     reads_any_size: bool = True
+
+    def geometry(self, tower: nn.Module) -> InputGeometry:
+        """Keep the smallest map as large as a window: the host's tables of biases fit no smaller one."""
+        config: Any = tower.config
+        rows = (config.window_size - 1) * 2 ** (len(config.depths) - 1) + 1
+        geometry = super().geometry(tower)
+        return dataclasses.replace(geometry, shortest=rows * max(geometry.multiple))
 
     def arrange(self, call: TowerCall) -> Arranged:
         """Put the windows back on the map of the layer's stage."""
@@ -41,6 +50,10 @@ class SwinV2(VisionFamily):
     """As Swin, with cosine attention: the learned scale of each head goes into the query."""
 
     reads_any_size: bool = True
+
+    def geometry(self, tower: nn.Module) -> InputGeometry:
+        """Read what Swin reads."""
+        return SWIN.geometry(tower)
 
     def arrange(self, call: TowerCall) -> Arranged:
         """Normalize the projections as the layer does inside, so that the record holds what the layer compares."""

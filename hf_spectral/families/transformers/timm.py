@@ -6,13 +6,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import torch
 from PIL import Image
 from torch import nn
 
 from hf_spectral.families.sizes import InputGeometry
-from hf_spectral.families.transformers.base import Arranged, TowerCall, VisionFamily
+from hf_spectral.families.transformers.base import Arranged, TowerCall, VisionFamily, normalized
 from hf_spectral.grid import TokenGrid, as_pair
 
 
@@ -73,10 +71,8 @@ class Timm(VisionFamily):
         """Resize and normalize as `pretrained_cfg` says; timm's own transforms crop."""
         stated = getattr(getattr(tower, "timm_model", tower), "pretrained_cfg", None) or {}
         resample = Image.Resampling[stated.get("interpolation", "bicubic").upper()]
-        pixels = np.asarray(image.resize((size[1], size[0]), resample), dtype=np.float32) / 255
         mean, std = stated.get("mean", (0.5, 0.5, 0.5)), stated.get("std", (0.5, 0.5, 0.5))
-        normalized = (torch.from_numpy(pixels) - torch.tensor(mean)) / torch.tensor(std)
-        return {"pixel_values": normalized.permute(2, 0, 1)[None].contiguous()}
+        return {"pixel_values": normalized(image, size, resample, mean, std)}
 
 
 def _num_prefix(module: Any) -> int:

@@ -191,7 +191,8 @@ class SpectralPathwaysPipeline(ImageReader, Pipeline):
         Raises:
             SpectralError: If the backbone reads no such size or has no such layer.
         """
-        self._geometry.size_for(1, 10**6, resolution)  # A picture of other proportions may have fewer tokens.
+        # A picture of other proportions may have fewer tokens, unless narrow ones are enlarged.
+        self._geometry.size_for(1, 10**6 if self._geometry.shortest is None else 1, resolution)
         with capture_attention(self.model, layers=layers):
             pass
 
