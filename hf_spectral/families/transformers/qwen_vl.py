@@ -1,0 +1,75 @@
+"""The vision towers of Qwen2-VL, Qwen2.5-VL and Qwen3-VL: patches that are merged later stand together."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from hf_spectral.families.attention_call import LayerSkipped
+from hf_spectral.families.sizes import InputGeometry
+from hf_spectral.families.transformers.base import Arranged, TowerCall, VisionFamily, same_shapes
+from hf_spectral.grid import TokenGrid
+
+# Merged patches along a side of a picture, where the user asks for no resolution; the host has no size of its own.
+_MERGED = 24
+
+
+@dataclasses.dataclass(frozen=True)
+class QwenVision(VisionFamily):
+    """All pictures of a batch in one sequence, in merge order; Qwen2.5 orders the merged patches by windows too."""
+
+    attends_in_parts: bool = True
+    reads_any_size: bool = True
+    inputs: ClassVar[tuple[str, ...]] = ("hidden_states", "grid_thw")
+
+    def input_refusal(self, tower: nn.Module) -> str | None:
+        """Refuse none: the configuration states all that is needed."""
+        return None
+
+    def geometry(self, tower: nn.Module) -> InputGeometry:
+        """Take whole merged patches."""
+        config: Any = tower.config
+        side = config.patch_size * config.spatial_merge_size
+        return InputGeometry((side, side), (_MERGED * side,) * 2, is_fixed=False, forward_arguments={})
+
+    def to_inputs(self, tower: nn.Module, processor: Any, image: Image.Image, size: tuple[int, int]) -> Any:
+        """Let the processor cut and order the patches, from a picture of the right size."""
+        config: Any = tower.config
+        resized = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+        sizes = {"patch_size": config.patch_size, "merge_size": config.spatial_merge_size}
+        sizes["temporal_patch_size"] = config.temporal_patch_size
+        made = processor(images=resized, do_resize=False, return_tensors="pt", **sizes)
+        return {"hidden_states": made["pixel_values"], "grid_thw": made["image_grid_thw"]}
+
+    def arrange(self, call: TowerCall) -> Arranged:
+        """Split the sequence into pictures and bring their patches into raster order."""
+        config, (frames, height, width) = call.config, same_shapes("grid_thw", call.inputs["grid_thw"])
+        if frames != 1:
+            raise LayerSkipped("it was shown videos, not pictures")
+        grid, merge = TokenGrid(height, width), config.spatial_merge_size
+        merged = torch.arange(height * width).reshape(height // merge, merge, width // merge, merge)
+        merged = merged.transpose(1, 2).reshape(height // merge, width // merge, merge * merge)
+        window, is_windowed = getattr(config, "window_size", 0) // config.patch_size // merge, False
+        if window:
+            merged = torch.cat([part.flatten(0, 1) for row in merged.split(window) for part in row.split(window, 1)])
+            is_windowed = int(call.path.split(".")[1]) not in config.fullatt_block_indexes
+        raster = merged.flatten().argsort().to(call.attention.query.device)
+
+        def pictures(tokens: Tensor) -> Tensor:
+            split = tokens[0].unflatten(1, (-1, grid.num_nodes)).transpose(0, 1)
+            return split[:, :, raster]
+
+        is_windowed = is_windowed and window * merge < max(height, width)
+        return Arranged(call.attention.apply(pictures), grid, windowed=is_windowed)
+
+
+QWEN_VL = QwenVision(("qwen2_vl_vision", "qwen3_vl_vision", "qwen3_vl_moe_vision"), example="Qwen/Qwen3-VL-2B-Instruct")
+QWEN_2_5_VL = QwenVision(
+    ("qwen2_5_vl_vision",),
+    example="Qwen/Qwen2.5-VL-3B-Instruct",
+    pathways="where from the global layers, what from all",
+)
