@@ -229,10 +229,3 @@ def build_bert():
     return hf.BertModel(
         hf.BertConfig(hidden_size=16, num_attention_heads=2, num_hidden_layers=1, intermediate_size=16, vocab_size=20)
     )
-
-
-def build_qwen2_vl():
-    vision = {"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "patch_size": 8}
-    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
-    text = {**SIZES, "num_key_value_heads": 2, "intermediate_size": 64, "vocab_size": 300, "rope_parameters": rope}
-    return hf.Qwen2VLModel(hf.Qwen2VLConfig(vision_config=vision, text_config=text))
