@@ -24,7 +24,7 @@ from hf_spectral.records import Pathway
 from hf_spectral.torch_state import plain_torch
 
 _SUMS, _GRAM = "sums", "gram"
-# Measured by `tests/benchmarks/dataset.py --parts clusters`.
+# Measured by `tests/benchmarks/dataset.py --parts quality`.
 _NUM_EIGENVECTORS = 128
 # The description of a basis is to stay small.
 _MAX_LISTED = 1000

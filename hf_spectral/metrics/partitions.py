@@ -159,6 +159,37 @@ def matched_miou(prediction: Labels, truths: Labels | Sequence[Labels], void: in
     return _mean_over_truths(score, prediction, truths, void)
 
 
+def matched_accuracy(prediction: Labels, truths: Labels | Sequence[Labels], void: int | None = None) -> float:
+    """Return the share of pixels whose class is the one matched with their cluster, after the best one-to-one matching.
+
+    The matching maximizes this share; pixels of a cluster without a class count as wrong. Frequent classes weigh more
+    than rare ones, which `matched_miou` weighs alike.
+
+    Args:
+        prediction: Cluster of each pixel, non-negative integers.
+        truths: Class of each pixel, of the same shape, or several such maps; the score is averaged over them.
+        void: Class of the pixels to leave out, if any.
+
+    Returns:
+        A score from 0 to 1. It is 1 if clusters and classes are identical.
+
+    Reference:
+        Ji, Henriques, Vedaldi, Invariant Information Clustering, ICCV 2019 (matching by Kuhn, 1955).
+
+    Example:
+        >>> import numpy as np
+        >>> from hf_spectral.metrics import matched_accuracy
+        >>> matched_accuracy(np.array([0, 0, 1, 2]), np.array([0, 0, 1, 1]))
+        0.75
+    """
+
+    def score(prediction: np.ndarray, truth: np.ndarray) -> float:
+        table = contingency_matrix(prediction, truth)
+        return float(table[linear_sum_assignment(table, maximize=True)].sum() / table.sum())
+
+    return _mean_over_truths(score, prediction, truths, void)
+
+
 def majority_miou(prediction: Labels, truths: Labels | Sequence[Labels], void: int | None = None) -> float:
     """Return the mean intersection over union of the classes, after assigning each cluster its most frequent class.
 

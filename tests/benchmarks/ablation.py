@@ -56,7 +56,7 @@ IMAGE_ROWS: dict[str, dict[str, Any]] = {
 }
 SEGMENT_SETTINGS = ("method", "num_segments")
 DATASET_WALKS = (0, 0.5, 0.8, 0.9, 0.95, 0.98)
-DATASET_COUNTS = (16, 32, 128)
+DATASET_COUNTS = (16, 32, 64, 256)
 
 
 def main() -> None:

@@ -3,8 +3,9 @@
     python -m tests.benchmarks.dataset --coco DIR --msrc DIR [--parts PART ...] [--images N] [--json FILE]
 
 The folder of `--coco` holds pictures without labels; that of `--msrc` holds `images/ID.*` and `labels/ID.png` (class of
-each pixel, 0 for void). `--images N` takes N of each, for a trial. Every method is read out alike: k-means of unit rows
-with the true number of classes, soft upsampling to the pixels of the label maps, void left out.
+each pixel, 0 for void). `--images N` takes N of each, for a trial. Every method is read out with the true number of
+classes and soft upsampling to the pixels of the label maps, void left out: ours by `semantic_segmentation`, peers, and
+the row that says so, by k-means of unit rows of the same sample of tokens. Mean and range over three seeds.
 """
 
 from __future__ import annotations
@@ -22,16 +23,25 @@ from typing import Any
 import numpy as np
 import scipy.linalg
 import torch
+from sklearn.cluster import KMeans
 from torch import Tensor
 from tqdm import tqdm
 
 from hf_spectral import BasisAccumulator, SpectralConfig
-from hf_spectral.metrics import majority_miou, matched_miou, normalized_mutual_information, purity, where_score
+from hf_spectral.clusters import unit_rows
+from hf_spectral.metrics import (
+    majority_miou,
+    matched_accuracy,
+    matched_miou,
+    normalized_mutual_information,
+    purity,
+    where_score,
+)
 from hf_spectral.pipelines import SpectralPathwaysPipeline
 from hf_spectral.pipelines.images import read_image
 from hf_spectral.records import PATHWAYS, AttentionRecord
 from hf_spectral.report import score_layers
-from hf_spectral.segmentation import semantic_segmentation
+from hf_spectral.segmentation import find_clusters, label_image, sample_tokens, semantic_segmentation, upsample
 from hf_spectral.solvers import DatasetGradientSolver
 from tests.benchmarks.common import (
     Labeled,
@@ -44,9 +54,19 @@ from tests.benchmarks.dataset_cost import Rows, memory, pictures, probe, process
 from tests.benchmarks.single_image import records_and_tokens
 
 Scores = dict[str, list[float]]
-NUM_EIGENVECTORS = 64
+Labeling = Callable[[Sequence[Tensor], int, Sequence[tuple[int, int]], int], list[Tensor]]
+NUM_EIGENVECTORS = 128
+FEWER = (32, 64)
 EXACT_RESOLUTION = 112
 VOID = 0
+SEEDS = 3
+MEASURES = {
+    "NMI": normalized_mutual_information,
+    "matched mIoU": matched_miou,
+    "pixel accuracy": matched_accuracy,
+    "majority mIoU": majority_miou,
+    "purity": purity,
+}
 
 
 def main() -> None:
@@ -108,10 +128,11 @@ def scores(pipe: SpectralPathwaysPipeline, options: argparse.Namespace) -> Rows:
         for row in report.rows
     ]
     bases = {name: accumulated(images, name).solve(13) for name in ("where", "what")}
-    maps = {name: [basis.project(one, walk=0).eigenvectors[1:] for one in images()] for name, basis in bases.items()}
-    print(
-        {f"{name}: metrics.where_score": round(float(where_score(maps[name]).mean()), 3) for name in maps}, flush=True
-    )
+    for name, basis in bases.items():
+        for walk in (None, 0, 0.8):
+            maps = [basis.project(one, walk).eigenvectors[1:] for one in images()]
+            told = "default walk" if walk is None else f"walk {walk}"
+            print(f"{name}, {told}: metrics.where_score {float(where_score(maps).mean()):.3f}", flush=True)
     return rows
 
 
@@ -153,22 +174,31 @@ def quality(pipe: SpectralPathwaysPipeline, options: argparse.Namespace) -> Rows
         alone = room.solve(NUM_EIGENVECTORS, layer_weights={layer.index: 1})
         bases[f"hf_spectral, what, layer {layer.index} alone"] = alone
     first = next(iter(bases))
-    maps: dict[str, list[Tensor]] = {name: [] for name in (first, f"{first}, no diffusion", *bases)}
+    bases |= {f"{first}, {count} eigenvectors": room.solve(count) for count in FEWER}
+    maps: dict[str, list[Tensor]] = {name: [] for name in (*bases, f"{first}, no diffusion")}
+    seconds = dict.fromkeys(bases, 0.0)
     hidden: list[Tensor] = []
     for one in tqdm(labeled, disable=None):
         records, tokens, grid = records_and_tokens(pipe, one.image, options.resolution)
         hidden.append(tokens.T.reshape(-1, *grid))
         for name, basis in bases.items():
+            start = time.perf_counter()
             maps[name].append(basis.project(records).eigenvectors)
+            seconds[name] += time.perf_counter() - start
         maps[f"{first}, no diffusion"].append(bases[first].project(records, walk=0).eigenvectors)
-    # The read-out leaves channel 0 out, as the trivial one.
-    maps["k-means, last hidden state"] = [padded(one) for one in hidden]
-    maps["ncut-pytorch, last hidden state"] = [padded(one) for one in ncut_maps(hidden)]
-    return [{"method": name, **agreement(found, labeled)} for name, found in maps.items()]
+    rows = [{"method": name, **agreement(found, labeled)} for name, found in maps.items()]
+    plain = {f"{first}, k-means": maps[first], "k-means, last hidden state": [padded(one) for one in hidden]}
+    plain["ncut-pytorch, last hidden state"] = [padded(one) for one in ncut_maps(hidden)]
+    rows += [{"method": name, **agreement(found, labeled, labeling=plain_kmeans)} for name, found in plain.items()]
+    for row in rows:
+        name = row["method"]
+        row["projection, s / image"] = seconds[name] / len(labeled) if name in seconds else "-"
+        row["row, kB"] = sum(one.numel() for one in maps[name]) * 2 / 1000 / len(labeled) if name in maps else "-"
+    return rows
 
 
 def unseen(pipe: SpectralPathwaysPipeline, options: argparse.Namespace) -> Rows:
-    """A basis fitted on every second image, and one on the others: agreement on those fitted, and on those not.
+    """Basis and clusters of every second image, and of the others: agreement on those fitted, and on those not.
 
     Both ways, because one half of the images may be easier to cluster than the other.
     """
@@ -178,9 +208,16 @@ def unseen(pipe: SpectralPathwaysPipeline, options: argparse.Namespace) -> Rows:
     for source, images in halves.items():
         room = accumulated(partial(records_over, pipe, images, options.resolution), "what")
         basis = room.solve(NUM_EIGENVECTORS)
+        maps = {
+            name: [basis.project(records).eigenvectors for records in records_over(pipe, half, options.resolution)]
+            for name, half in halves.items()
+        }
+        own = [find_clusters(sampled_rows(maps[source], seed), len(classes_of(images)), seed) for seed in range(SEEDS)]
         for name, half in halves.items():
-            maps = [basis.project(records).eigenvectors for records in records_over(pipe, half, options.resolution)]
-            found["fitted" if name == source else "unseen", name] = seed_scores(maps, half)
+            sizes = [one.truths[0].shape for one in half]
+            pairs = list(zip(maps[name], sizes, strict=True))
+            labels = [[label_image(one, clusters, size)[0] for one, size in pairs] for clusters in own]
+            found["fitted" if name == source else "unseen", name] = measured(labels, half)
     rows = []
     for state in ("fitted", "unseen"):
         told = {name: found[state, name] for name in halves}
@@ -244,24 +281,39 @@ def records_over(
         yield records_and_tokens(pipe, one.image, resolution)[0]
 
 
-def agreement(maps: list[Tensor], labeled: Sequence[Labeled], num_seeds: int = 3) -> dict[str, str]:
-    """Cluster the rows with the true number of classes and compare with the labels: mean and spread over seeds."""
-    return {"clusters": str(len(classes_of(labeled)))} | in_words(seed_scores(maps, labeled, num_seeds))
+def agreement(
+    maps: list[Tensor],
+    labeled: Sequence[Labeled],
+    num_seeds: int = SEEDS,
+    labeling: Labeling = semantic_segmentation,
+) -> dict[str, Any]:
+    """Cluster the rows with the true number of classes and compare with the labels: mean and range over seeds."""
+    count, sizes = len(classes_of(labeled)), [one.truths[0].shape for one in labeled]
+    labels = [labeling(maps, count, sizes, seed) for seed in range(num_seeds)]
+    return {"clusters": str(count)} | in_words(measured(labels, labeled))
 
 
-def seed_scores(maps: list[Tensor], labeled: Sequence[Labeled], num_seeds: int = 3) -> Scores:
-    """Every measure of the clusters, once for each seed."""
+def measured(labels: Sequence[Sequence[Tensor]], labeled: Sequence[Labeled]) -> Scores:
+    """Every measure of the labels of all images, once for each seed."""
     truth = np.concatenate([one.truths[0].ravel() for one in labeled])
-    sizes = [one.truths[0].shape for one in labeled]
-    num_classes = len(classes_of(labeled))
-    found: Scores = {"NMI": [], "matched mIoU": [], "majority mIoU": [], "purity": []}
-    measures = (normalized_mutual_information, matched_miou, majority_miou, purity)
-    for seed in range(num_seeds):
-        labels = semantic_segmentation(maps, num_classes, sizes, seed)
-        prediction = np.concatenate([one.numpy().ravel() for one in labels])
-        for values, measure in zip(found.values(), measures, strict=True):
-            values.append(measure(prediction, truth, VOID))
-    return found
+    predictions = [np.concatenate([one.numpy().ravel() for one in of_seed]) for of_seed in labels]
+    return {name: [measure(one, truth, VOID) for one in predictions] for name, measure in MEASURES.items()}
+
+
+def sampled_rows(maps: Sequence[Tensor], seed: int) -> Tensor:
+    """Unit rows of the tokens that decide about the clusters."""
+    chosen = sample_tokens([one[0].numel() for one in maps], seed)
+    return torch.cat([unit_rows(one)[torch.from_numpy(tokens)] for one, tokens in zip(maps, chosen, strict=True)])
+
+
+def plain_kmeans(
+    maps: Sequence[Tensor], num_segments: int, sizes: Sequence[tuple[int, int]], seed: int
+) -> list[Tensor]:
+    """k-means of unit rows with as many centers as clusters."""
+    fitted = KMeans(num_segments, n_init=4, random_state=seed).fit(sampled_rows(maps, seed).numpy())
+    centers = torch.from_numpy(fitted.cluster_centers_)
+    distances = [torch.cdist(unit_rows(one), centers).T.reshape(-1, *one.shape[1:]).contiguous() for one in maps]
+    return [upsample(one, size) for one, size in zip(distances, sizes, strict=True)]
 
 
 def classes_of(labeled: Sequence[Labeled]) -> set[int]:

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -11,6 +12,7 @@ from hf_spectral.metrics import (
     image_score,
     layout_score,
     majority_miou,
+    matched_accuracy,
     matched_miou,
     normalized_mutual_information,
     purity,
@@ -24,6 +26,7 @@ ALL = [
     adjusted_rand_index,
     variation_of_information,
     normalized_mutual_information,
+    matched_accuracy,
     matched_miou,
     majority_miou,
     purity,
@@ -70,20 +73,23 @@ def naive_rand(prediction, truth):
     return ((found & wanted).mean() - chance) / ((found.mean() + wanted.mean()) / 2 - chance)
 
 
-def naive_miou(prediction, truth):
-    from itertools import permutations
-
+def matchings(prediction, truth):
     classes, clusters = np.unique(truth), list(np.unique(prediction))
     clusters += [-1] * len(classes)
+    return [list(zip(chosen, classes, strict=True)) for chosen in itertools.permutations(clusters, len(classes))]
 
+
+def naive_accuracy(prediction, truth):
+    right = [[((prediction == c) & (truth == t)).sum() for c, t in one] for one in matchings(prediction, truth)]
+    return max(map(sum, right)) / truth.size
+
+
+def naive_miou(prediction, truth):
     def iou(cluster, label):
         union = ((prediction == cluster) | (truth == label)).sum()
         return ((prediction == cluster) & (truth == label)).sum() / union
 
-    return max(
-        np.mean([iou(c, label) for c, label in zip(chosen, classes, strict=True)])
-        for chosen in permutations(clusters, len(classes))
-    )
+    return max(np.mean([iou(c, label) for c, label in one]) for one in matchings(prediction, truth))
 
 
 def naive_majority(prediction, truth):
@@ -103,6 +109,7 @@ NAIVE = {
     covering: naive_covering,
     variation_of_information: naive_variation,
     matched_miou: naive_miou,
+    matched_accuracy: naive_accuracy,
     majority_miou: naive_majority,
     purity: naive_purity,
     adjusted_rand_index: naive_rand,
@@ -144,7 +151,9 @@ def test_the_best_value_is_reached_by_the_same_partition_only(metric):
     assert abs(metric(prediction, truth) - best) > 0.1
 
 
-@pytest.mark.parametrize("metric", [normalized_mutual_information, matched_miou, majority_miou, purity])
+@pytest.mark.parametrize(
+    "metric", [normalized_mutual_information, matched_accuracy, matched_miou, majority_miou, purity]
+)
 def test_void_pixels_are_left_out(metric):
     prediction, truth = random_maps(4)
     seen = truth != 0
