@@ -19,6 +19,7 @@ from hf_spectral.pipelines.outputs import Analysis
 from hf_spectral.pipelines.settings import CUT_NAMES
 from hf_spectral.records import AttentionRecord
 from hf_spectral.result import SpectralResult
+from hf_spectral.segmentation import working_copy
 
 _NOTHING_READ: Mapping[str, Any] = {"notes": ()}
 
@@ -104,9 +105,10 @@ def generated(
         image = host(prompt=prompt, **call).images[0]
     solving.finish()
     size = (image.height, image.width)
+    seen = {"picture": working_copy(image), "size": size, "read_size": size}
     cut = {name: settings[name] for name in CUT_NAMES & settings.keys()}
     outputs = [
-        outputs_of(results, {"size": size, "read_size": size}, (timestep,), True, **cut)
+        outputs_of(results, seen, (timestep,), True, **cut)
         for results, timestep in zip(solving.found, solving.timesteps, strict=True)
     ]
     return GeneratedOutput(image, tuple(chosen), outputs)
