@@ -1,56 +1,76 @@
-"""What users read is run: the Python, pictures and commands of the README, and the examples of docstrings."""
+"""What users read is run: Python, commands and links of README and documentation, and the examples of docstrings."""
 
 import doctest
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 import yaml
-from PIL import Image
-from sklearn.datasets import load_sample_image
 
 from hf_spectral import metrics, report, visualization
 from hf_spectral.cli import build_parser
+from tests import pages
+from tests.pipelines.tiny_diffusion import host_pipeline
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def blocks(language):
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
-    return [text for name, text in found if name == language]
+README = pages.README.read_text(encoding="utf-8")
+# What blocks of other languages are: a citation, a text.
+SHOWN = ("bibtex", "text")
 
 
-def test_python_blocks_run_one_after_the_other(tmp_path, monkeypatch):
+@pytest.fixture
+def scope(tmp_path, monkeypatch):
+    """What a page starts with: an empty folder, where the names of the Hub that pages load are folders."""
     monkeypatch.chdir(tmp_path)
-    Path("photos").mkdir()
-    for name in ("china.jpg", "flower.jpg"):
-        Image.fromarray(load_sample_image(name)).resize((320, 214)).save(Path("photos") / name)
-    Image.fromarray(load_sample_image("flower.jpg")).save("photo.jpg")
-    scope = {}
-    for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), scope)
+    host_pipeline("sd").save_pretrained("stable-diffusion-v1-5/stable-diffusion-v1-5")
+    return {}
+
+
+def test_the_python_of_the_readme_runs(scope):
+    pages.run(pages.README, scope)
     assert scope["out"]["eigenvectors"].shape[0] == 16
     assert scope["out"]["segmentation"].size == (640, 427)
-    assert len(scope["result"].layers) == 4
-    assert len(scope["rows"]) == 2
+    assert len(scope["rows"]) == 4
     assert scope["rows"][0]["segmentation"].size == (320, 214)
     assert scope["out_of_sample"]["eigenvectors"].shape[0] == 32
 
 
-def test_the_first_python_stands_by_line_30():
+@pytest.mark.parametrize("page", [one for one in pages.PAGES[1:] if one != pages.PUBLISH], ids=lambda page: page.stem)
+def test_the_python_of_the_documentation_runs(page, scope):
+    if not pages.blocks(page, "python"):
+        pytest.skip("no Python")
+    pages.run(page, scope)
+
+
+def test_every_other_block_is_a_command_or_says_why_it_is_not_run():
+    set_up = pages.blocks(pages.README, "bash")  # .ci/run runs them.
+    for page in pages.PAGES:
+        for language, text, why in pages.all_blocks(page):
+            assert language in ("python", "sh", *SHOWN) or why or text in set_up, f"{page.name}: {text}"
+
+
+def test_a_block_that_is_not_run_is_told_from_one_that_is(tmp_path):
+    page = tmp_path / "page.md"
+    text = "<!-- not run: pushes -->\n```py\npush()\n```\n\n1. One\n\n    ```python\n    a = 1\n    ```\n"
+    page.write_text(text + "\n```\nleft\n```\n", encoding="utf-8")
+    assert pages.all_blocks(page) == [("py", "push()\n", "pushes"), ("python", "a = 1\n", None), ("", "left\n", None)]
+
+
+def test_the_readme_is_short_and_shows_python_by_line_30():
+    assert README.count("\n") <= 130
     assert README[: README.index("```python")].count("\n") < 30
 
 
 def test_two_commands_set_everything_up():
-    commands = [line for block in blocks("bash") for line in block.splitlines()]
+    commands = [line for block in pages.blocks(pages.README, "bash") for line in block.splitlines()]
     assert len(commands) == 2
     assert commands[0].endswith("hf-spectral quickstart")
     assert commands[1].endswith("python -m pytest")
 
 
-@pytest.mark.parametrize("line", [line for block in blocks("") for line in block.splitlines() if line.strip()])
+LINES = {line for page in pages.PAGES for block in pages.blocks(page, "sh") for line in block.splitlines()}
+
+
+@pytest.mark.parametrize("line", sorted(LINES))
 def test_command_lines_parse(line):
     words = shlex.split(line, comments=True)
     if words[0] == "accelerate":
@@ -60,24 +80,25 @@ def test_command_lines_parse(line):
 
 
 def test_contributing_names_what_is_there():
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    text = (pages.ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     paths = set(re.findall(r"(?:hf_spectral|tests|\.ci)/[\w./]*\w", text))
     assert {"hf_spectral/families/transformers/vit.py", "tests/solvers/test_solvers.py", ".ci/run"} <= paths
-    assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
+    assert [path for path in sorted(paths) if not (pages.ROOT / path).exists()] == []
     for name, path in re.findall(r"`(\w+)` in `([\w/]+\.py)`", text):
-        assert re.search(rf"\b{name}\b", (ROOT / path).read_text(encoding="utf-8"))
+        assert re.search(rf"\b{name}\b", (pages.ROOT / path).read_text(encoding="utf-8"))
 
 
 def test_the_workflow_runs_what_a_newcomer_runs():
-    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    workflow = yaml.safe_load((pages.ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
     assert workflow["jobs"]["test"]["steps"][-1] == {"run": ".ci/run"}
 
 
-def test_links_lead_somewhere():
-    targets = re.findall(r"\]\((?!https?:)([^)]+)\)", README)
-    assert targets
-    for target in targets:
-        assert (ROOT / target).is_file()
+@pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    """Those of the pages to what `docs/hooks.py` adds are checked by the strict build."""
+    for target in re.findall(r"\]\((?!https?:|images/|claims/)([^)#]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).is_file(), target
+    assert page != pages.README or "model_cards/images/pathways.png" in README
 
 
 # `ImageSource` is a type, `layer_report` reads a dataset.

@@ -52,6 +52,7 @@ from hf_spectral import SpectralBasis, SpectralError, SpectralResult, push_space
 from hf_spectral.cli import main  # noqa: E402
 from hf_spectral.hub import CardDetails  # noqa: E402
 from hf_spectral.report import LayerReport, ReportRow  # noqa: E402
+from tests import pages  # noqa: E402
 from tests.families.tiny_backbones import BACKBONES, PROCESSOR  # noqa: E402
 from tests.synthetic import photo  # noqa: E402
 
@@ -203,6 +204,14 @@ def test_the_card_of_a_basis_says_how_to_load_it_and_its_code_runs(pipe, basis, 
         assert said in card.text
     settings = json.loads(re.search(r"```json\n(.*?)```", card.text, re.DOTALL)[1])
     assert hf_spectral.SpectralConfig.from_dict(settings["config"]) == basis.config
+
+
+def test_what_the_documentation_publishes_is_on_the_hub(tmp_path, monkeypatch, pipe):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hf_spectral, "pipeline", lambda task, **settings: pipe)
+    pages.run(pages.PUBLISH, {}, user="alice")
+    for kind, name in (("model", "alice/basis"), ("dataset", "alice/rows"), ("space", "alice/space")):
+        assert "README.md" in on_the_hub(kind, name)["files"]
 
 
 def test_the_pipeline_of_transformers_takes_a_basis_of_the_hub(basis):
