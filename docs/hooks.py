@@ -39,7 +39,7 @@ def on_page_markdown(markdown: str, **context: Any) -> str:
 def on_page_content(content: str, **context: Any) -> str:
     """Turn formulas into MathML, which browsers draw by themselves."""
     shown = {"div": "block", "span": "inline"}
-    return FORMULA.sub(lambda found: convert(html.unescape(found[2]), shown[found[1]]), content)
+    return FORMULA.sub(lambda found: convert(html.unescape(found[2]), display=shown[found[1]]), content)
 
 
 def help_texts() -> str:
