@@ -31,7 +31,7 @@ def test_the_python_of_the_readme_runs(scope):
     assert scope["out"]["segmentation"].size == (640, 427)
     assert len(scope["rows"]) == 4
     assert scope["rows"][0]["segmentation"].size == (320, 214)
-    assert scope["out_of_sample"]["eigenvectors"].shape[0] == 32
+    assert scope["out_of_sample"]["eigenvectors"].shape[0] == 128
 
 
 @pytest.mark.parametrize("page", [one for one in pages.PAGES[1:] if one != pages.PUBLISH], ids=lambda page: page.stem)
