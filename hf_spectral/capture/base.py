@@ -6,6 +6,7 @@ import contextlib
 import importlib
 from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -213,7 +214,8 @@ def capture_attention(
 
     Args:
         model: A transformers vision backbone, or a model that holds one (then only its vision tower is recorded); or
-            the denoiser of a diffusers pipeline, its `unet` or `transformer` (text tokens are left out).
+            the denoiser of a diffusers pipeline, its `unet` or `transformer` (text tokens are left out). Either may be
+            a `PeftModel` or in `DataParallel`: records bear the names of the model inside.
         on_record: Called with each record as it arrives, in call order; the record is then not stored, so that memory
             holds one layer. None appends records to the capture.
         layers: Indices of the layers to record, in call order, negative ones counted from the end; None means all.
@@ -234,6 +236,7 @@ def capture_attention(
             already captured by this thread, or a layer holds NaN.
         UnsupportedBackboneError: If the model has no self-attention that can be read, with the reason.
     """
+    model = unwrapped(model)
     host = host_of(model)
     host.check_supported(model)
     recorder = Recorder(type(model).__name__, on_record, layers, steps)
@@ -251,7 +254,46 @@ def check_supported(model: nn.Module) -> None:
     Raises:
         UnsupportedBackboneError: If no layer of it can be recorded, with the reason.
     """
+    model = unwrapped(model)
     host_of(model).check_supported(model)
+
+
+def unwrapped(model: Any) -> Any:
+    """Return the model inside wrappers that run it as it is: PEFT's, `DataParallel` and `DistributedDataParallel`.
+
+    Args:
+        model: A model in any number of wrappers; anything else comes back.
+
+    Returns:
+        The model, its adapters in place.
+
+    Raises:
+        UnsupportedBackboneError: If a wrapper runs copies of the model, or code compiled from it.
+    """
+    while True:
+        inside, name = None, type(model).__name__
+        if type(model).__module__.startswith("peft.") and hasattr(model, "get_base_model"):
+            inside = model.get_base_model()
+        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inside = model.module
+            if len(devices := model.device_ids or ()) > 1:
+                refusal = _hidden(f"{name} over {len(devices)} devices", inside, "module")
+                raise refusal
+        elif hasattr(model, "_orig_mod"):
+            refusal = _hidden(f"{name} of torch.compile", model._orig_mod, "_orig_mod")
+            raise refusal
+        if inside is None:
+            return model
+        model = inside
+
+
+def _hidden(wrapper: str, inside: Any, attribute: str) -> UnsupportedBackboneError:
+    return UnsupportedBackboneError(
+        "model",
+        expected="a model whose layers run one by one in this thread",
+        got=f"{wrapper} around a {type(inside).__name__}",
+        fix=f"Give the {type(inside).__name__} inside, which is its `{attribute}`, and run that",
+    )
 
 
 def host_of(model: nn.Module) -> ModuleType:
@@ -274,7 +316,7 @@ def host_of(model: nn.Module) -> ModuleType:
         "model",
         expected=f"a model of {' or '.join(_HOSTS)}",
         got=type(model).__name__,
-        fix="Give the pretrained model itself: unwrap torch.compile, DataParallel and the like first",
+        fix="Give the pretrained model itself, without what is wrapped around it",
     )
 
 

@@ -96,7 +96,8 @@ def attention_layers(model: nn.Module, tower: nn.Module) -> list[AttentionLayer]
         projections: tuple[str, ...] = next(
             (triple for triple in _TRIPLES if all(name in children for name in triple)), ()
         )
-        if not projections and isinstance(children.get(_FUSED), nn.Linear):
+        # Adapters and quantization put other modules in the place of a linear one.
+        if not projections and isinstance(getattr(children.get(_FUSED), "in_features", None), int):
             projections = (_FUSED,)
         calls_sdpa = "scaled_dot_product_attention" in interface.names_in_forward(type(module).forward)
         if (through_interface or projections or calls_sdpa) and path.startswith(part):

@@ -10,6 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 from transformers import pipeline as host_pipeline
 
+from hf_spectral.capture import unwrapped
 from hf_spectral.errors import SpectralError, shown
 from hf_spectral.hub_errors import connection_errors
 from hf_spectral.pipelines.hosts import checked_device, diffusion_pipeline, host_of, in_transformers
@@ -70,6 +71,7 @@ def pipeline(
     model = task if model is None else model
     if kwargs.get("device") is not None:
         checked_device(kwargs["device"])  # Before anything is loaded.
+    model = unwrapped(getattr(model, "_orig_mod", model))  # What torch.compile made is run as it was before.
     try:
         if host_of(model, *(kwargs.get(name) for name in ("revision", "token", "cache_dir"))) == "diffusers":
             return diffusion_pipeline(model, **kwargs)

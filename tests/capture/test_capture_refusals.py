@@ -266,14 +266,6 @@ def test_a_module_of_no_host_is_refused():
         check_supported(nn.Linear(2, 2))
 
 
-def test_a_wrapped_model_is_refused_with_the_way_out():
-    wrapped = torch.compile(BACKBONES["vit"].model(), backend="eager")
-    with pytest.raises(
-        UnsupportedBackboneError, match="OptimizedModule. Give the pretrained model itself: unwrap torch"
-    ):
-        check_supported(wrapped)
-
-
 def test_a_model_compiled_in_place_is_refused():
     model = BACKBONES["vit"].model()
     model.layers[0].compile(backend="eager")

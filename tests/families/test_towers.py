@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+import hf_spectral
 from hf_spectral.capture import vision_tower
 from hf_spectral.families.transformers import is_known
-from tests.families.proofs import assert_follows_the_quarter, assert_unchanged_by_capture, randomized
+from tests.families.proofs import assert_follows_the_quarter, assert_unchanged_by_capture, quarter_picture, randomized
 from tests.families.tiny_towers import TOWERS
 
 
@@ -24,3 +25,21 @@ def test_a_tower_is_read_in_raster_order_and_unchanged(name):
     assert served == set(pathways)
     output = assert_follows_the_quarter(model, processor)
     assert len(output["layers"]) == len(capture)
+
+
+@pytest.mark.parametrize("name", ["pixtral", "qwen2_5_vl", "qwen3_vl", "gemma4", "videomae", "rf_detr", "sam2", "eomt"])
+def test_a_batch_gives_what_its_pictures_give_alone(name):
+    model, processor, _ = built(name)
+    pipe = hf_spectral.pipeline(model, image_processor=processor, device="cpu")
+    prepared = [pipe.preprocess(picture) for picture in (quarter_picture(), quarter_picture().rotate(180))]
+    together, alone = [], []
+    pipe.records(prepared, together.append)
+    for one in prepared:
+        pipe.records([one], alone.append)
+    assert 2 * len(together) == len(alone) > 0
+    for index, record in enumerate(together):
+        for position in range(2):
+            single = alone[position * len(together) + index]
+            assert record.image(position).grid == single.grid
+            torch.testing.assert_close(record.image(position).value, single.value, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(record.image(position).query, single.query, atol=1e-4, rtol=1e-4)

@@ -15,7 +15,7 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoImageProcessor, AutoMode
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_spectral.basis import SpectralBasis, as_basis
-from hf_spectral.capture import capture_attention, check_supported, vision_tower
+from hf_spectral.capture import capture_attention, check_supported, unwrapped, vision_tower
 from hf_spectral.checks import require_known
 from hf_spectral.config import defaults_hold
 from hf_spectral.errors import SpectralError, UnsupportedBackboneError
@@ -74,6 +74,7 @@ class SpectralPathwaysPipeline(ImageReader, Pipeline):
     _load_tokenizer = False
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
+        model = unwrapped(getattr(model, "_orig_mod", model))
         check_supported(model)
         kwargs = checked_batching(kwargs)
         if kwargs.get("device") is not None:
