@@ -15,7 +15,7 @@ _MOST_SEED = 2**32 - 1
 
 
 def is_int(value: object) -> TypeGuard[int]:
-    """Return whether a value is an integer, be it Python's or numpy's; a truth value is none.
+    """Return whether a value is an integer, of Python or numpy; a boolean is none.
 
     Args:
         value: Anything.
@@ -27,7 +27,7 @@ def is_int(value: object) -> TypeGuard[int]:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Return whether a value is a finite real number, be it Python's or numpy's; a truth value is none.
+    """Return whether a value is a finite real number, of Python or numpy; a boolean is none.
 
     Args:
         value: Anything.

@@ -1,4 +1,4 @@
-"""What a run was asked to do: everything that a card needs to reproduce it."""
+"""The settings of a problem: everything that is needed to reproduce it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class SpectralConfig:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        """Resolve the default affinity and refuse values out of range."""
+        """Resolve the default affinity and check all values."""
         require_one_of("pathway", self.pathway, PATHWAYS)
         object.__setattr__(self, "affinity", as_affinity(self.affinity, self.pathway))
         require_one_of("heads", self.heads, get_args(Heads))
@@ -81,7 +81,7 @@ class SpectralConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SpectralConfig:
-        """Build the settings from what `to_dict` gave.
+        """Build the settings from the values that `to_dict` returned.
 
         Args:
             values: Every field's name with its value; a list stands for the tuple of layers.
@@ -105,7 +105,7 @@ class SpectralConfig:
 def defaults_hold(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Let the defaults of a pipeline stand in for the arguments that a call leaves out.
 
-    What the call says holds, None included; else the default given to the pipeline; else that of the signature.
+    An argument of the call comes first, None included, then the default of the pipeline, then that of the signature.
 
     Args:
         function: Its first parameter is the pipeline, whose `defaults` are settings by name. A default `pathway` stands

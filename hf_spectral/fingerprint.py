@@ -41,7 +41,7 @@ def probes(width: int) -> Tensor:
 
 
 def describe_answer(answer: Tensor) -> str:
-    """Describe what a projection made of the probes.
+    """Describe the output of a projection for the probes.
 
     Of the answer Y and fixed random signs Z, the norm of Y and Y Z / 2 are kept: what changes Y by a share of its norm
     changes Y Z / 2 by about the same share.
@@ -64,7 +64,7 @@ def require_same_weights(
     found: Mapping[str, Any] | None,
     layers: Iterable[tuple[str, int]] = (),
 ) -> None:
-    """Refuse other attention weights; what either side does not know is not compared.
+    """Check that attention weights agree; projections that one side does not have are not compared.
 
     Args:
         argument: Name to show in the message.
@@ -92,7 +92,7 @@ def require_same_weights(
 
 
 def is_fingerprint(value: Any) -> bool:
-    """Tell whether a JSON value has the form of a fingerprint of attention weights.
+    """Return whether a JSON value has the form of a fingerprint of attention weights.
 
     Args:
         value: Any JSON value.

@@ -1,4 +1,4 @@
-"""From the id of a repository of the Hub to a local folder that holds the files asked for, and no others."""
+"""Download of the named files of a repository of the Hub to a local folder."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 def located(source: str | os.PathLike[str], names: Iterable[str], argument: str, **hub: Any) -> Path:
-    """Return the place of files that a user names by a path or by the id of a repository, which is fetched then.
+    """Return the local path of files named by a path, or by the id of a repository, which is downloaded.
 
     Args:
-        source: What a user gave.
+        source: Path or repository, as the user gave it.
         names: As for `fetch`.
         argument: Name of the argument as the user wrote it.
         **hub: As for `fetch`.
@@ -41,7 +41,7 @@ def located(source: str | os.PathLike[str], names: Iterable[str], argument: str,
                 raise
             here = f"{error.got}; nor is there a file or folder of that name on this machine"
             refusal = SpectralError(argument, expected=str(error.expected), got=here, fix=str(error.fix))
-        raise refusal from None  # As `said_plainly` leaves out what may quote a token.
+        raise refusal from None  # `said_plainly` leaves out an error that may quote a token.
     path = Path(source)
     try:
         path.stat()
@@ -56,10 +56,10 @@ def located(source: str | os.PathLike[str], names: Iterable[str], argument: str,
 
 
 def require_source(source: Any, argument: str) -> Any:
-    """Refuse what is neither a path nor the id of a repository.
+    """Check that a value is a path or the id of a repository.
 
     Args:
-        source: What a user gave.
+        source: Path or repository, as the user gave it.
         argument: Name of the argument as the user wrote it.
 
     Returns:
@@ -79,14 +79,14 @@ def require_source(source: Any, argument: str) -> Any:
 
 
 def require_repository(repo_id: str, argument: str = "repo_id") -> None:
-    """Refuse what is no id of a repository.
+    """Check the id of a repository.
 
     Args:
-        repo_id: What a user gave.
+        repo_id: Name, as the user gave it.
         argument: Name of the argument.
 
     Raises:
-        SpectralError: If it has not the form `user/name`.
+        SpectralError: If it does not have the form `user/name`.
     """
     if not isinstance(repo_id, str) or _REPOSITORY.fullmatch(repo_id) is None:
         raise SpectralError(
@@ -130,10 +130,10 @@ def fetch(
 
 
 def require_token(token: str | bool | None) -> None:
-    """Refuse a token that no header can carry, before some message quotes the header.
+    """Reject a token that no header can carry, before an error message quotes the header.
 
     Args:
-        token: What a user gave.
+        token: Token, as the user gave it.
 
     Raises:
         SpectralError: If it holds anything but visible ASCII.

@@ -1,4 +1,4 @@
-"""What the Hub refuses, said in one sentence, without a token and without an address of the machine."""
+"""Errors of the Hub as one sentence each, without a token and without an address of the machine."""
 
 from __future__ import annotations
 
@@ -68,12 +68,12 @@ _REFUSALS: dict[str | int, _Refusal] = {
 
 @contextlib.contextmanager
 def said_plainly(repo_id: str, argument: str = "repo_id") -> Iterator[None]:
-    """Turn what the Hub, or the way to it, refuses into a sentence.
+    """Raise a `SpectralError` in place of an error of the Hub or of the connection.
 
     The original error is left out of the chain: it may quote the headers of the request, the token among them.
 
     Args:
-        repo_id: The repository that is spoken of.
+        repo_id: The repository, for the message.
         argument: Name of the argument as the user wrote it.
 
     Yields:
@@ -101,10 +101,10 @@ def said_plainly(repo_id: str, argument: str = "repo_id") -> Iterator[None]:
 
 
 def connection_errors() -> tuple[type[Exception], ...]:
-    """Return the errors of the package that carries the requests, which differs between versions of the Hub's.
+    """Return the base error of the HTTP client, which differs between versions of `huggingface_hub`.
 
     Returns:
-        The base of its errors, which the Hub's own have as well.
+        The base class, which the errors of the Hub share.
     """
     from huggingface_hub import errors
 
@@ -112,7 +112,7 @@ def connection_errors() -> tuple[type[Exception], ...]:
 
 
 def _refusal_of(error: BaseException, repo_id: str) -> _Refusal | None:
-    """Find out what was refused.
+    """Return the sentence of an error.
 
     Returns:
         What was expected, what came, and what to do; None for an error that is none of the Hub.

@@ -1,4 +1,4 @@
-"""What results and bases have in common: a short description, and a way to the Hub."""
+"""The base of results and bases: a short description, and `push_to_hub`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 
 class Kept:
-    """Base of what is kept in files and on the Hub."""
+    """Base of objects that are saved to files and pushed to the Hub."""
 
     # Set where the package is imported: imports go down only, and the room that writes to the Hub is far above.
     _publish: ClassVar[Callable[..., Any]]
 
     def _facts(self) -> dict[str, str]:
-        """Return what a reader wants to know first, each fact by its name."""
+        """Return the facts of the short description by name."""
         raise NotImplementedError
 
     def __repr__(self) -> str:

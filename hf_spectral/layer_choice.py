@@ -31,13 +31,13 @@ class LayerChoice:
         self._indices: list[int] = []
 
     def weight(self, record: AttentionRecord) -> float:
-        """Return how much a record counts beside the others.
+        """Return the weight of a record relative to the others.
 
         Args:
             record: The next one, in call order.
 
         Returns:
-            0 if it takes no part, else a number from 5e-7 to 1; 1 where all count alike or `"auto"` is to tell.
+            0 if it takes no part, else a number from 5e-7 to 1; 1 if all weights are equal or `"auto"`.
 
         Raises:
             SpectralError: If `config.layers` names a layer that there is not, or counts from the end where the record
@@ -61,7 +61,7 @@ class LayerChoice:
         return 0.0
 
     def check(self) -> None:
-        """Refuse settings that fit no forward pass of the records shown.
+        """Check that the settings fit the records shown.
 
         Raises:
             UnsupportedBackboneError: If no layer can serve the pathway.
@@ -109,7 +109,7 @@ def taking_part(
 
 
 def counted(records: Iterable[AttentionRecord]) -> list[AttentionRecord]:
-    """Let records made by hand say how many layers their backbone has: as many as the largest index tells.
+    """Set the number of layers of records made by hand, from the largest index.
 
     Args:
         records: All of one forward pass.

@@ -1,4 +1,4 @@
-"""What a solver found, and how well: one object, one safetensors file."""
+"""The result of a solver with its residuals, and its safetensors file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _ROUNDING = 1e-4
 
 
 class SolveStatus(str, enum.Enum):
-    """How a solver ended, and whether anybody checked.
+    """How a solver ended, and whether the residuals were checked.
 
     `CONVERGED`: every residual was computed and lies within the solver's tolerance. `MAX_STEPS`: the solver stopped
     before that. `NOT_CHECKED`: there is no tolerance to compare with, as for gradient descent and for what a basis
@@ -59,7 +59,7 @@ class SolveStatus(str, enum.Enum):
 
     @property
     def remedy(self) -> str:
-        """One sentence: what it means and what to do about it."""
+        """One sentence that explains the status and the next step."""
         return _REMEDIES[self]
 
 

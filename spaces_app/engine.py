@@ -1,4 +1,4 @@
-"""The one backbone in memory, behind a lock, and what it is asked."""
+"""The one backbone in memory, behind a lock, and its answers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
 class Engine:
-    """Holds one backbone, one basis, and the layers of one picture; whoever asks for others replaces them.
+    """Holds one backbone, one basis, and the layers of one picture; a request for others replaces them.
 
     Args:
         model: Default backbone: repository or folder; None takes that of `hf_spectral.pipeline`.
@@ -60,7 +60,7 @@ class Engine:
             settings: The visitor's.
 
         Returns:
-            What the pipeline gives, by pathway; with a basis that of the basis only.
+            The outputs of the pipeline by pathway; with a basis, only for the pathway of the basis.
 
         Raises:
             SpectralError: If the backbone or the basis cannot be loaded, or do not fit.
@@ -77,7 +77,7 @@ class Engine:
     def affinity(
         self, picture: Image.Image, settings: Settings, position: tuple[float, float]
     ) -> dict[str, TokenAffinity]:
-        """Find what one token is related to.
+        """Return the affinities of one token.
 
         Args:
             picture: In RGB.

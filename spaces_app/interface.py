@@ -1,4 +1,4 @@
-"""What the page does, and how it is served."""
+"""The behavior of the page, and its server."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from spaces_app.layout import SHOWN_PATHWAYS, Form, Results, build_form, build_r
 from spaces_app.pictures import examples, open_picture
 from spaces_app.settings import Settings, settings_of
 
-#: Visitors who wait at most; whoever comes then is told to come back.
+#: Longest queue of visitors; further ones are asked to come back.
 QUEUE_SIZE = 32
 MAX_UPLOAD = "20mb"
-# Seconds between two rounds that delete files of pictures, and the age at which they go.
+# Seconds between two deletions of picture files, and the age from which files are deleted.
 _DELETE_EVERY, _DELETE_AFTER = 600, 3600
 # Sessions whose settings are remembered.
 _SESSIONS = 256
@@ -58,7 +58,7 @@ class Demo:
         self.blocks.queue(max_size=QUEUE_SIZE, default_concurrency_limit=1)
 
     def launch(self, **options: Any) -> Any:
-        """Serve the page: nothing of this machine but the page and its own pictures.
+        """Serve the page. No other file of this machine is served.
 
         Args:
             **options: Of `gradio.Blocks.launch`, such as `server_port` and `share`.
@@ -136,7 +136,7 @@ class Demo:
             yield [*values, views.code(settings)]
 
     def affinity(self, picture: str | None, settings: Settings | None, event: gr.SelectData) -> list[Any]:
-        """Light up what a patch is related to.
+        """Show the affinities of a patch.
 
         Args:
             picture: The file of the analyzed picture.
@@ -150,7 +150,7 @@ class Demo:
             return self.affinity_at(picture, settings, tuple(event.index))
 
     def affinity_at(self, picture: str | None, settings: Settings | None, place: tuple[int, ...]) -> list[Any]:
-        """Light up what a patch is related to.
+        """Show the affinities of a patch.
 
         Args:
             picture: The file of the analyzed picture.

@@ -1,4 +1,4 @@
-"""What lies on the page, and where."""
+"""The components of the page and their arrangement."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHOWN_PATHWAYS = ("where", "what")
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """What a visitor fills in."""
+    """Components of the form."""
 
     picture: gr.Image
     gallery: gr.Gallery
@@ -54,7 +54,7 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """What is shown."""
+    """Components that show results."""
 
     photo: gr.Image
     code: gr.Code
@@ -70,7 +70,7 @@ def build_form(pictures: dict[str, Image.Image], model: str | None, basis: str |
         basis: The owner's basis, or None.
 
     Returns:
-        Its parts.
+        Its components.
     """
     picture = upload()
     gallery = gr.Gallery(
@@ -102,7 +102,7 @@ def build_results() -> Results:
     """Lay out the results, each pathway a column; on a phone one below the other.
 
     Returns:
-        Their parts.
+        Its components.
     """
     columns = {name: Column() for name in SHOWN_PATHWAYS}
     with gr.Tabs(elem_id="tabs"):

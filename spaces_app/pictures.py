@@ -1,4 +1,4 @@
-"""Pictures that visitors bring, and those that are there for them."""
+"""Pictures uploaded by visitors, and the examples."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def upload() -> gr.Image:
 
 
 def check_file(path: str) -> None:
-    """Refuse a file that is no picture, or one that is too large, by its header.
+    """Reject a file that is no picture, or is too large, by its header.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
 
     Raises:
-        SpectralError: If it is refused.
+        SpectralError: If the file is rejected.
     """
     try:
         with Image.open(path, formats=FORMATS) as picture:

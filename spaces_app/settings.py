@@ -1,4 +1,4 @@
-"""What a visitor may ask for, and where it ends."""
+"""The choices of a visitor, and their limits."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Settings:
 def settings_of(
     model: Any, basis: Any, pathway: Any, num_eigenvectors: Any, num_segments: Any, resolution: Any
 ) -> Settings:
-    """Check what a form, or anybody else, has sent.
+    """Check the values that a form, or any other client, has sent.
 
     Args:
         model: Repository; nothing stands for the default.

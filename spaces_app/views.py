@@ -1,4 +1,4 @@
-"""From what was found to what is shown and downloaded."""
+"""From results to the pictures and files that the page shows."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def colors(picture: Image.Image, found: dict[str, Any], basis: SpectralBasis | N
 
     Args:
         picture: The photo.
-        found: Of one pathway.
+        found: Output of the pipeline for one pathway.
         basis: The basis it was found with: colors then mean the same in every picture.
 
     Returns:
@@ -83,11 +83,11 @@ def spotlights(picture: Image.Image, found: TokenAffinity) -> tuple[Image.Image,
 
 
 def write_downloads(picture: Image.Image, found: dict[str, Any], pathway: str, folder: Path) -> list[str]:
-    """Write the files that a visitor may take home.
+    """Write the files that a visitor may download.
 
     Args:
         picture: The photo.
-        found: Of one pathway.
+        found: Output of the pipeline for one pathway.
         pathway: Its name, which file names carry; the photo's own name never becomes part of a path.
         folder: Where to write.
 

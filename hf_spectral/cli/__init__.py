@@ -1,7 +1,7 @@
-"""The command line `hf-spectral`, one module a group of commands.
+"""The command line `hf-spectral`, one module per group of commands.
 
-Exit codes: 0, all done; 1, some pictures failed and the others are written; 2, a mistake in what was asked; 130,
-interrupted by Ctrl-C; 141, nobody reads the output any more, as after `| head`.
+Exit codes: 0, all done; 1, some pictures failed and the others are written; 2, a mistake in the arguments; 130,
+interrupted by Ctrl-C; 141, the reader of the output has gone, as after `| head`.
 """
 
 from __future__ import annotations

@@ -22,13 +22,13 @@ DONE, SOME_FAILED, MISTAKE, INTERRUPTED, CLOSED_PIPE = 0, 1, 2, 130, 141
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that tells a mistake in one line, as everything else is told."""
+    """A parser that reports a mistake in one line, as all errors are reported."""
 
     def error(self, message: str) -> NoReturn:
-        """Write the line, and exit.
+        """Write the message in one line, and exit.
 
         Args:
-            message: What is wrong.
+            message: Description of the mistake.
 
         Raises:
             SystemExit: With the code of a mistake.
@@ -119,7 +119,7 @@ def load(
     prompt: str | None = None,
     noise_seed: int = 0,
 ) -> SpectralPathwaysPipeline | SpectralDiffusionPipeline:
-    """Load the backbone; what cannot be loaded is the user's to mend.
+    """Load the backbone.
 
     Args:
         model: Repository id or folder, or None for the default.

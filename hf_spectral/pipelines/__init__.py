@@ -1,4 +1,4 @@
-"""The forms in which the hosts' users meet the package."""
+"""The pipelines of both hosts, and `pipeline`, which builds the right one for a model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT_BACKBONE", "TASK", "SpectralPathwaysPipeline", "host_of", "pipeline", "read_image", "register"]
 
-# What the hosts raise for what they cannot load.
+# Errors that the hosts raise for models that they cannot load.
 _NOT_LOADED: tuple[type[Exception], ...] = (
     *DAMAGE,
     RuntimeError,
@@ -59,7 +59,7 @@ def pipeline(
         `SpectralDiffusionPipeline`.
 
     Raises:
-        SpectralError: If the model is neither host's, not to be found or damaged, the device is none of this machine,
+        SpectralError: If the model belongs to neither host, cannot be found or is damaged, the device does not exist,
             an argument is unknown or out of range, or diffusers is needed and not installed.
     """
     if isinstance(task, str) and task == TASK:

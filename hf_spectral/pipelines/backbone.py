@@ -1,4 +1,4 @@
-"""What both hosts' pipelines say of a backbone: what identifies it, why it fails, how it reads pictures."""
+"""What both pipelines report about a backbone: its identity, why it fails, and how it reads pictures."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def describe_backbone(model: Any, image_processor: Any, resolution: int | None =
 
 @contextlib.contextmanager
 def blamed(model: Any, size: tuple[int, int], read: Callable[[Image.Image, int | None], object]) -> Iterator[None]:
-    """Refuse the model, or the resolution, where a black picture fails as the picture inside the block did.
+    """Blame the model, or the resolution, if a black picture fails as the picture inside the block did.
 
     Args:
         model: What reads the picture.
         size: Height and width at which it is read, in pixels.
-        read: Does with a picture, at a resolution, what is done inside the block.
+        read: Reads a picture at a resolution, as the block does.
 
     Yields:
         Nothing.
@@ -60,14 +60,14 @@ def blamed(model: Any, size: tuple[int, int], read: Callable[[Image.Image, int |
     Raises:
         UnsupportedBackboneError: If a black picture of these proportions fails at the model's own resolution.
         SpectralError: If it fails only at this one.
-        STRUCTURE_ERRORS: What was raised inside the block, if no black picture fails.
+        STRUCTURE_ERRORS: The error of the block, if no black picture fails.
     """
 
     def fails(resolution: int | None) -> bool:
         try:
             read(Image.new("RGB", (size[1], size[0])), resolution)
         except STRUCTURE_ERRORS as again:
-            return not isinstance(again, HFSpectralError)  # Which is another error, and has its own sentence.
+            return not isinstance(again, HFSpectralError)  # That is another error with its own message.
         return False
 
     try:
@@ -94,7 +94,7 @@ def warn_once(pipe: Any, group: Iterable[Mapping[str, Any]]) -> None:
 
     Args:
         pipe: The pipeline, which remembers that it has warned.
-        group: What its `preprocess` gave.
+        group: Pictures, as its `preprocess` returned them.
     """
     notes = [note for prepared in group for note in prepared["notes"]]
     if notes and not getattr(pipe, "_has_warned", False):
@@ -103,7 +103,7 @@ def warn_once(pipe: Any, group: Iterable[Mapping[str, Any]]) -> None:
 
 
 def public_name(name: str) -> str:
-    """Return a repository id as it is and of a folder its own name only: where it lies is nobody's business.
+    """Return a repository id unchanged, and only the last part of a path: paths of a machine are private.
 
     Args:
         name: Repository id or path.
@@ -116,7 +116,7 @@ def public_name(name: str) -> str:
 
 
 def _cached_commit(config: Any) -> str | None:
-    """Find the commit of a backbone in the cache it was loaded from, as transformers writes it down no longer.
+    """Find the commit of a backbone in the cache it was loaded from: transformers no longer records it.
 
     Returns:
         The commit, if the cache holds one of this repository and no other.

@@ -1,4 +1,4 @@
-"""Which host a model belongs to, found out by one small question and without loading it."""
+"""The host that a model belongs to, found by one small request and without loading the model."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def host_of(
 
     Args:
         model: Repository id, folder, model or pipeline; None is the default backbone.
-        revision: Of the repository.
-        token: For the Hub.
-        cache_dir: Of the Hub's files; None takes the usual one.
+        revision: Branch, tag or commit of the repository.
+        token: Token of the Hub.
+        cache_dir: Folder of the downloads; None takes the shared one.
 
     Returns:
         "transformers" or "diffusers".
 
     Raises:
-        SpectralError: If it is neither's, a part of a diffusers pipeline, or not to be found.
+        SpectralError: If it belongs to neither, is a part of a diffusers pipeline, or cannot be found.
     """
     if model is None:
         return "transformers"
@@ -106,7 +106,7 @@ def diffusion_pipeline(model: Any, device: Any = None, **kwargs: Any) -> Spectra
 
 
 def checked_device(device: Any) -> torch.device:
-    """Return the device that a user means, once a number could be put there and read back.
+    """Return a device, after checking that a number can be written there and read back.
 
     Args:
         device: As for `transformers.pipeline`: a name, an index of an accelerator, or -1 for the CPU; None takes the
@@ -154,7 +154,7 @@ def _files_of(model: str, token: str | bool | None, **cache: Any) -> list[Path |
         return found
     try:
         index, config = (try_to_load_from_cache(model, name, **cache) for name in names)
-        # What the cache knows neither to be there nor to be missing, the Hub is asked for; its answer is kept.
+        # The Hub is asked only if the cache does not know whether the file exists; the answer is cached.
         if index is None and not isinstance(config, str):
             index = hf_hub_download(model, _DIFFUSERS_INDEX, token=token, **cache)
     except RemoteEntryNotFoundError:

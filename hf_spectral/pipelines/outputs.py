@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from hf_spectral.basis import SpectralBasis
+from hf_spectral.errors import SpectralError
 from hf_spectral.pipelines.settings import configs_of
 from hf_spectral.problem import ProblemBuilder
 from hf_spectral.records import AttentionRecord
@@ -26,10 +27,15 @@ class Analysis:
     Args:
         settings: Settings by name, as `over_defaults` returns them.
         num_images: Number of images in each record.
+
+    Raises:
+        SpectralError: If there is a walk without a basis.
     """
 
     def __init__(self, settings: Mapping[str, Any], num_images: int) -> None:
         configs, basis = configs_of(settings), settings.get("basis")
+        if basis is None and settings.get("walk") is not None:
+            raise SpectralError("walk", expected="a basis beside it", got=settings["walk"], fix="Pass basis=...")
         self._solver = settings.get("solver")
         self._projector = None if basis is None else basis.projector(settings.get("walk"))
         self._builders = [[ProblemBuilder(config) for config in configs] for _ in range(num_images)]
@@ -67,7 +73,7 @@ def image_output(
     instances: bool = False,
     basis: SpectralBasis | None = None,
 ) -> dict[str, Any]:
-    """Segment what was found on one image, as far as asked for.
+    """Turn the result of one image into an output, with the segments and instances that were asked for.
 
     Args:
         result: Eigenvectors of the image.

@@ -1,4 +1,4 @@
-"""The arguments of a call of the pipeline, sorted and checked."""
+"""The arguments that calls of both pipelines take: declared once, and checked."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def configs_of(settings: Mapping[str, Any]) -> list[SpectralConfig]:
         settings: Arguments of a call, by name; those of segmentation and reading are checked as well.
 
     Returns:
-        One, or one for each of "where" and "what".
+        One, or two for the pathway "both".
 
     Raises:
         SpectralError: If a value is out of range.
@@ -107,28 +107,41 @@ def over_defaults(defaults: Mapping[str, Any], said: Mapping[str, Any]) -> dict[
 
     Raises:
         SpectralError: If the basis or the solver is none, or the call, or the defaults, name a basis
-            and settings of an image's own problem, or a walk without a basis.
+            and settings of an image's own problem.
     """
     replaced: frozenset[str] = frozenset()
     if "basis" in said:
         replaced = frozenset({"walk"}) if said["basis"] is None else SPECTRAL_NAMES | {"solver"}
     settings = {name: value for name, value in defaults.items() if name not in replaced} | dict(said)
-    if settings.get("solver") is not None:
-        settings["solver"] = as_solver(settings["solver"])
-    if settings.get("basis") is not None:
-        settings["basis"] = as_basis(settings["basis"])
-        _require_no_rival(settings)
-        settings.setdefault("resolution", settings["basis"].backbone.get("resolution"))
-    elif settings.get("walk") is not None:
-        raise SpectralError("walk", expected="a basis beside it", got=settings["walk"], fix="Pass basis=...")
+    solver = settings.get("solver")
+    if isinstance(solver, str) and solver in SOLVERS:
+        settings["solver"] = SOLVERS[solver]()
+    elif solver is not None and not isinstance(solver, Solver):
+        expected = f"one of {', '.join(map(repr, SOLVERS))} or a solver object"
+        raise SpectralError("solver", expected=expected, got=repr(solver), fix="Choose one")
+    if settings.get("basis") is None:
+        return settings
+    basis = settings["basis"] = as_basis(settings["basis"])
+    settings.setdefault("resolution", basis.backbone.get("resolution"))
+    # A basis fixes the settings of an image's own problem.
+    rivals = sorted(name for name in SPECTRAL_NAMES | {"solver"} if settings.get(name) is not None)
+    if settings.get("pathway") == basis.config.pathway:
+        rivals.remove("pathway")
+    if rivals:
+        raise SpectralError(
+            rivals[0],
+            expected=f"none beside a basis, which was fitted for {basis.config.pathway!r}",
+            got=settings[rivals[0]],
+            fix="Leave it out, or fit another basis",
+        )
     return settings
 
 
 def checked_batching(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Refuse sizes of batches and numbers of workers that the host would stumble over.
+    """Check the batch size and the number of workers before the host uses them.
 
     Args:
-        settings: Arguments by name, `batch_size` and `num_workers` among them or not; None leaves them to the host.
+        settings: Arguments by name, `batch_size` and `num_workers` possibly among them; None leaves them to the host.
 
     Returns:
         The same arguments, these two as plain integers.
@@ -141,42 +154,3 @@ def checked_batching(settings: Mapping[str, Any]) -> dict[str, Any]:
         if checked.get(name) is not None:
             checked[name] = require_int(name, checked[name], least)
     return checked
-
-
-def _require_no_rival(settings: Mapping[str, Any]) -> None:
-    """Reject settings of an image's own problem when a basis is given: the basis fixes them."""
-    basis: SpectralBasis = settings["basis"]
-    rivals = sorted(name for name in SPECTRAL_NAMES | {"solver"} if settings.get(name) is not None)
-    if settings.get("pathway") == basis.config.pathway:
-        rivals.remove("pathway")
-    if rivals:
-        raise SpectralError(
-            rivals[0],
-            expected=f"none beside a basis, which was fitted for {basis.config.pathway!r}",
-            got=settings[rivals[0]],
-            fix="Leave it out, or fit another basis",
-        )
-
-
-def as_solver(solver: Any) -> Solver:
-    """Return the solver that a name stands for.
-
-    Args:
-        solver: A name or a solver.
-
-    Returns:
-        The solver.
-
-    Raises:
-        SpectralError: If it is neither.
-    """
-    if isinstance(solver, Solver):
-        return solver
-    if isinstance(solver, str) and solver in SOLVERS:
-        return SOLVERS[solver]()
-    raise SpectralError(
-        "solver",
-        expected=f"one of {', '.join(map(repr, SOLVERS))} or a solver object",
-        got=repr(solver),
-        fix="Choose one",
-    )

@@ -245,3 +245,12 @@ def test_at_of_a_diffusion_pipeline_sets_the_same_defaults(table):
     assert pipe(photo()).result.config.pathway == "what"
     with pytest.raises(SpectralError, match="`picture`: expected one of the arguments"):
         pipe.at(picture=1)
+
+
+def test_a_default_walk_waits_for_a_basis(bases):
+    pipe = pipe_with(walk=0.5)
+    with pytest.raises(SpectralError, match="`walk`: expected a basis beside it, got 0.5"):
+        pipe(photo())
+    settings = {"basis": bases["what"], "num_segments": None}
+    found, expected = pipe(photo(), **settings), pipe_with()(photo(), walk=0.5, **settings)
+    assert torch.equal(found["eigenvectors"], expected["eigenvectors"])

@@ -1,4 +1,4 @@
-"""From a picture to what a denoiser sees at one timestep: its size, its latents, its noise."""
+"""From a picture to its latents: the size at which it is read, the pixels, and the checks of VAE and denoiser."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def vae_factor(vae: Any) -> int:
 
 
 def check_components(family: DenoiserFamily, denoiser: Any, vae: Any, scheduler: Any) -> None:
-    """Refuse what would fail only after the models have run.
+    """Reject components that would fail only after the models have run.
 
     Args:
         family: Of the denoiser.
@@ -113,7 +113,7 @@ def check_repository(repository: str | os.PathLike[str], given: Mapping[str, Any
 
 
 def _check_configs(family: DenoiserFamily, config: Any, vae_config: Mapping[str, Any] | None) -> None:
-    """Refuse a denoiser that is shown more than a picture, or told more than a timestep and a prompt or class."""
+    """Reject a denoiser that needs more inputs than a picture, a timestep and a prompt or class."""
     channels = config.get("in_channels")
     if vae_config is None and channels not in (None, *_PIXELS):
         raise SpectralError(
@@ -142,7 +142,7 @@ def _require_channels(family: DenoiserFamily, config: Any, given: int, source: s
 
 
 def check_pathways(family: DenoiserFamily, pathways: Sequence[Pathway]) -> None:
-    """Refuse a pathway that no layer of the denoiser can serve, before a model has run.
+    """Reject a pathway that no layer of the denoiser supports, before a model has run.
 
     Args:
         family: Of the denoiser.
@@ -227,14 +227,14 @@ def encode_image(vae: Any, pixels: Tensor, denoiser: Any, family: DenoiserFamily
 
 @contextlib.contextmanager
 def half_precision_explained() -> Iterator[None]:
-    """Say what to do where torch has no kernel for half precision on this device.
+    """Explain the error of torch where it has no kernel for half precision on this device.
 
     Yields:
         Nothing.
 
     Raises:
-        SpectralError: If torch says so.
-        RuntimeError: If it says anything else.
+        SpectralError: If torch raises this error.
+        RuntimeError: If torch raises another one.
     """
     try:
         yield

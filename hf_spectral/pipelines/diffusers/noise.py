@@ -32,7 +32,7 @@ def num_timesteps(scheduler: Any) -> int:
 
 
 def is_flow(family: DenoiserFamily, scheduler: Any) -> bool:
-    """Tell whether the denoiser goes from noise to data on straight lines.
+    """Return whether the denoiser was trained by flow matching, on straight lines from noise to data.
 
     Args:
         family: Of the denoiser.
@@ -50,7 +50,7 @@ def is_flow(family: DenoiserFamily, scheduler: Any) -> bool:
 def checked_timesteps(
     timesteps: Sequence[float] | float | None, family: DenoiserFamily, scheduler: Any
 ) -> tuple[float, ...]:
-    """Return the timesteps, once they are known to lie in the schedule.
+    """Check that timesteps lie in the schedule, and return them.
 
     Args:
         timesteps: One, several, or None for the default.
@@ -82,14 +82,14 @@ def checked_timesteps(
 def given_generators(
     generator: torch.Generator | list[torch.Generator] | None, num_images: int
 ) -> list[torch.Generator | None]:
-    """Return the source of noise that a user gives for each picture.
+    """Return the generator of the noise of each picture.
 
     Args:
-        generator: One, which all pictures draw from in turn, or one per picture; None gives none.
+        generator: One, from which all pictures draw in turn, or one per picture; None.
         num_images: Pictures.
 
     Returns:
-        One a picture, None where the picture's own is to be taken.
+        One per picture; None takes the noise of the picture itself.
 
     Raises:
         SpectralError: If there are more or fewer than pictures.

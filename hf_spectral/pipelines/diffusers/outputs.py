@@ -1,4 +1,4 @@
-"""What the diffusers pipeline hands back."""
+"""The outputs of the diffusers pipeline."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hf_spectral.segmentation import Segmentation
 
 @dataclasses.dataclass
 class SpectralDiffusionOutput(BaseOutput):
-    """What was found on one picture, for one pathway.
+    """The result of one picture for one pathway.
 
     Args:
         eigenvectors: Float32 tensor (num_eigenvectors, height, width) on the finest token grid, each of unit norm, its
@@ -59,14 +59,14 @@ def outputs_of(
     return_dict: bool,
     **cut: Any,
 ) -> Any:
-    """Segment what was found on one picture, as far as asked for.
+    """Turn the results of one picture into outputs, with the segments and instances that were asked for.
 
     Args:
-        results: One a pathway.
+        results: One per pathway.
         prepared: What `preprocess` gave.
-        timesteps: Where the denoiser was looked at.
+        timesteps: Timesteps at which the denoiser was run.
         return_dict: False gives tuples.
-        **cut: How to segment: further arguments of `image_output`.
+        **cut: Arguments of the segmentation: further arguments of `image_output`.
 
     Returns:
         An output, or a dict of them by pathway where there are two.

@@ -323,10 +323,10 @@ class SpectralDiffusionPipeline(ImageReader, DiffusionPipeline):
         on_record: Callable[[AttentionRecord], object],
         layers: Iterable[int] | None = None,
     ) -> list[SkippedLayer]:
-        """Run the denoiser once per timestep (see `at`), and hand on each attention layer as it arrives.
+        """Run the denoiser once per timestep (see `at`), and pass on each attention layer as it arrives.
 
         Args:
-            group: What `preprocess` gave, for pictures of one size.
+            group: Pictures of one size, as `preprocess` returned them.
             on_record: Receives the records of all pictures of the group, one at a time; their `timestep` is one of
                 `at`, whatever units the denoiser counts in.
             layers: Indices of the layers to record; None means all.
@@ -342,12 +342,12 @@ class SpectralDiffusionPipeline(ImageReader, DiffusionPipeline):
     def check_reading(
         self, resolution: int | None = None, layers: Iterable[int] | None = None, pathways: Sequence[Pathway] = ()
     ) -> None:
-        """Refuse settings that no picture could be read with, before any is.
+        """Check settings before any picture is read.
 
         Args:
             resolution: Longer side in pixels, or None.
             layers: Indices of layers, or None.
-            pathways: Those asked for.
+            pathways: Pathways that will be analyzed.
 
         Raises:
             SpectralError: If the denoiser reads no such size, has no such layer or serves no such pathway, or the

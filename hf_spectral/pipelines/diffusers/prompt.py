@@ -1,4 +1,4 @@
-"""What a denoiser is told besides the latents: the embeddings of the prompt.
+"""The embeddings of the prompt, and the other arguments of a denoiser besides the latents.
 
 Prompts are encoded by the host pipeline that the family names, built around the same components: the embeddings are
 then exactly what the denoiser was trained with, templates, lengths and masks included.

@@ -1,4 +1,4 @@
-"""How a denoiser looks at the pictures of a dataset: at which timesteps, told what, through which noise."""
+"""How a denoiser reads pictures: at which timesteps, with which prompt and which noise."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from hf_spectral.records import AttentionRecord, SkippedLayer
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """The same for all pictures, so that what is found in them can be compared.
+    """Timesteps, prompt and noise: the same for all pictures, so that their results can be compared.
 
     Args:
-        timesteps: Where on the way from data (0) to noise the denoiser is looked at.
-        prompt: What it is told.
-        seed: Of the noise, together with each picture's own pixels.
+        timesteps: Timesteps at which the denoiser is run, from 0 (data) to noise.
+        prompt: The prompt.
+        seed: Seed of the noise, together with the pixels of each picture.
         condition: Embeddings of the prompt.
     """
 
@@ -40,27 +40,27 @@ class Reading:
     condition: Condition
 
     def require_each_timestep_once(self) -> None:
-        """Refuse repetitions: over a dataset a layer is known by its timestep.
+        """Reject repetitions: over a dataset, the timestep identifies a layer.
 
         Raises:
-            SpectralError: If a timestep is there twice.
+            SpectralError: If a timestep occurs twice.
         """
         if len(set(self.timesteps)) < len(self.timesteps):
             raise SpectralError(
                 "timesteps",
                 expected="each one once over a dataset",
                 got=list(self.timesteps),
-                fix="Leave the repetitions out; num_noise_samples is for single pictures",
+                fix="Remove the repetitions; num_noise_samples is for single pictures",
             )
 
     def generator(self, pixels_digest: int) -> torch.Generator:
         """Return the source of one picture's noise.
 
-        It depends on the picture and the seed alone, not on its place in a batch, a shard or a process. Noise that all
-        pictures had in common would be a pattern of positions, which the `where` pathway would find.
+        It depends on the picture and the seed alone, not on its place in a batch, a shard or a process. Noise shared by
+        all pictures would be a pattern of positions, which the `where` pathway would find.
 
         Args:
-            pixels_digest: What `digest` gave.
+            pixels_digest: Number that `digest` returned.
 
         Returns:
             A generator on the CPU, so that every device sees the same noise.
@@ -103,11 +103,11 @@ class Reading:
         generators: Sequence[torch.Generator | None] | None = None,
         steps: Iterable[float] | None = None,
     ) -> list[SkippedLayer]:
-        """Run the denoiser once per step, handing on one layer at a time.
+        """Run the denoiser once per step and pass each layer on as it arrives.
 
         Args:
             pipe: The pipeline of the denoiser.
-            group: What `preprocess` gave, for pictures of one size.
+            group: Pictures of one size, as `preprocess` returned them.
             on_record: Receives the records of all pictures of the group.
             layers: Indices of the layers to record; None means all.
             generators: A source of noise for each picture; None takes the picture's own.
@@ -162,10 +162,10 @@ class Reading:
 
 
 def digest(pixels: Tensor) -> int:
-    """Return a number that tells pictures apart by what the denoiser sees of them.
+    """Return a number that identifies a picture by the pixels that the denoiser reads.
 
     Args:
-        pixels: What `to_pixels` gave.
+        pixels: Pixels, as `to_pixels` returned them.
 
     Returns:
         63 bits.
@@ -174,5 +174,5 @@ def digest(pixels: Tensor) -> int:
 
 
 def _hand_on(on_record: Callable[[AttentionRecord], object], timestep: float, record: AttentionRecord) -> None:
-    """Hand a record on with the pipeline's timestep, which is the same in whatever units the denoiser counts."""
+    """Pass a record on with the timestep of the pipeline: the denoiser may count in other units."""
     on_record(dataclasses.replace(record, timestep=timestep))

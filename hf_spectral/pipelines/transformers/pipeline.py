@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from transformers import MODEL_MAPPING, AutoConfig, AutoImageProcessor, AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from hf_spectral.basis import SpectralBasis, as_basis
+from hf_spectral.basis import as_basis
 from hf_spectral.capture import capture_attention, check_supported, unwrapped, vision_tower
 from hf_spectral.checks import require_known
 from hf_spectral.config import defaults_hold
@@ -90,9 +89,9 @@ class SpectralPathwaysPipeline(ImageReader, Pipeline):
         self._tower = vision_tower(model)
         self._family = family_of(self._tower)
         self._geometry = self._family.geometry(self._tower)
-        # The backbone, which a basis is compared with, is complete only now.
+        # A basis is compared with the backbone, which is complete only now.
         if given.get("basis") is not None:
-            given["basis"] = self._own_basis(given["basis"])
+            given["basis"] = as_basis(given["basis"])
         self._sanitize_parameters(**given)
         self.defaults = given | host
 
@@ -165,9 +164,11 @@ class SpectralPathwaysPipeline(ImageReader, Pipeline):
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         require_known(kwargs, SETTINGS | HOST_NAMES)
-        if kwargs.get("basis") is not None:
-            kwargs["basis"] = self._own_basis(kwargs["basis"])
         settings = over_defaults(self.defaults, kwargs)
+        if kwargs.get("basis") is not None:
+            # The caller chooses the resolution at which images are read, here as in the fit.
+            backbone = self.describe_backbone(settings["basis"].backbone.get("resolution"))
+            settings["basis"].check_backbone(backbone)
         configs_of(settings)
         read, forward, segment = (
             {name: settings[name] for name in names & set(settings)}
@@ -182,7 +183,7 @@ class SpectralPathwaysPipeline(ImageReader, Pipeline):
     def check_reading(
         self, resolution: int | None = None, layers: Iterable[int] | None = None, pathways: Sequence[Pathway] = ()
     ) -> None:
-        """Refuse settings that no picture could be read with, before any is.
+        """Check settings before any picture is read.
 
         Args:
             resolution: Longer side in pixels, or None.
@@ -204,10 +205,10 @@ class SpectralPathwaysPipeline(ImageReader, Pipeline):
         on_record: Callable[[AttentionRecord], object],
         layers: Iterable[int] | None = None,
     ) -> list[SkippedLayer]:
-        """Run the backbone once, and hand on each attention layer as it arrives: memory holds one.
+        """Run the backbone once and pass on each attention layer as it arrives: memory holds one.
 
         Args:
-            group: What `preprocess` gave, for pictures of one size.
+            group: Pictures of one size, as `preprocess` returned them.
             on_record: Receives the records of all pictures of the group, in call order.
             layers: Indices of the layers to record; None means all.
 
@@ -267,21 +268,14 @@ class SpectralPathwaysPipeline(ImageReader, Pipeline):
             self._tower(**placed, **self._geometry.forward_arguments)
         return capture.skipped
 
-    def _own_basis(self, basis: SpectralBasis | str | os.PathLike[str]) -> SpectralBasis:
-        """Return the basis, once it is clear that it was fitted on this backbone."""
-        loaded = as_basis(basis)
-        # At which resolution pictures are read is the caller's choice, here as in the fit.
-        loaded.check_backbone(self.describe_backbone(loaded.backbone.get("resolution")))
-        return loaded
-
 
 def _processor_of(model: Any) -> Any:
-    """Return the image processor from where a model was loaded."""
+    """Return the image processor of the place that a model was loaded from."""
     got, cause = "none, and the object names no place it was loaded from", None
     if model.config.name_or_path:
         try:
             return AutoImageProcessor.from_pretrained(model.config.name_or_path)
-        except (*DAMAGE, RuntimeError, ImportError) as error:  # What the host raises for what it cannot load.
+        except (*DAMAGE, RuntimeError, ImportError) as error:  # Errors that the host raises.
             got, cause = one_line(error), error
     raise SpectralError(
         "image_processor",
@@ -292,11 +286,11 @@ def _processor_of(model: Any) -> Any:
 
 
 class _Backbones(AutoModel):
-    """What the host loads backbones by: without weights if the configuration tells that the constructor will refuse."""
+    """Loads backbones for the host, without weights if the configuration shows that the constructor rejects them."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return the backbone, or the skeleton of one that cannot be read; the host wraps what is raised here."""
+        """Return the backbone, or an empty one if it cannot be read: the host would wrap an error raised here."""
         hub = {name: kwargs[name] for name in (*HUB_ARGUMENTS, "subfolder") if name in kwargs}
         config = None
         with contextlib.suppress(OSError):  # An adapter has no configuration; the host finds the one of its base.
@@ -314,7 +308,7 @@ class _Backbones(AutoModel):
 
 @dataclasses.dataclass(frozen=True)
 class _Stream:
-    """The outputs of many pictures, begun under torch's own state even where the caller begins much later."""
+    """The outputs of many pictures, whose iteration begins under the plain state of torch, whenever that is."""
 
     outputs: Any
 
