@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from hf_spectral.atomic import replacing
+from hf_spectral.checks import is_int, is_number
 from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
 from hf_spectral.grid import TokenGrid
@@ -257,8 +258,8 @@ def _parsed(path: Path) -> dict[str, Any]:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**31
+    return is_int(value) and 1 <= value < 2**31
 
 
 def _is_weight(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+    return is_number(value) and 0 <= value <= 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from hf_spectral.affinities import Cosine
 from hf_spectral.atomic import replacing
 from hf_spectral.basis.factors import BasisLayer
 from hf_spectral.basis.walk import MAX_WALK
+from hf_spectral.checks import is_int, is_number
 from hf_spectral.clusters import Clusters
 from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
@@ -103,7 +103,7 @@ def _parsed(text: str) -> dict[str, Any]:
         "format": lambda value: value == FORMAT,
         "sha256": lambda value: isinstance(value, str),
         "layers": lambda value: isinstance(value, list) and len(value) > 0,
-        "weights": lambda value: isinstance(value, list) and all(_is_number(weight) and weight > 0 for weight in value),
+        "weights": lambda value: isinstance(value, list) and all(is_number(weight) and weight > 0 for weight in value),
         "num_images": _is_count,
         "num_nodes": _is_count,
         "config": lambda value: isinstance(value, dict),
@@ -144,7 +144,7 @@ def _describes_clusters(values: Any) -> bool:
         isinstance(values, dict)
         and set(values) == {*names, "walk"}
         and all(_is_count(values[name]) for name in names)
-        and _is_number(values["walk"])
+        and is_number(values["walk"])
         and 0 <= values["walk"] <= MAX_WALK
     )
 
@@ -158,8 +158,8 @@ def _settings(values: dict[str, Any]) -> SpectralConfig:
 
 def _layer(values: Any) -> BasisLayer:
     layer = BasisLayer(**values)
-    fits = isinstance(layer.name, str) and _is_integer(layer.index) and layer.index >= 0
-    fits = fits and (layer.timestep is None or _is_number(layer.timestep))
+    fits = isinstance(layer.name, str) and is_int(layer.index) and layer.index >= 0
+    fits = fits and (layer.timestep is None or is_number(layer.timestep))
     fits = fits and _is_count(layer.width) and _is_count(layer.kept)
     if not fits or layer.index >= 2**31 or not layer.kept <= layer.width <= _MAX_LAYER_WIDTH:
         raise ValueError(f"the layer {str(values)[:100]} is none")
@@ -204,17 +204,9 @@ def _tensors(path: Path, forms: dict[str, Form], described: dict[str, Any]) -> d
     return tensors
 
 
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _is_count(value: Any) -> bool:
-    return _is_integer(value) and 1 <= value < 2**62
+    return is_int(value) and 1 <= value < 2**62
 
 
 def _is_huge(resolution: Any) -> bool:
     return isinstance(resolution, int | float) and not resolution <= _MAX_RESOLUTION
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
