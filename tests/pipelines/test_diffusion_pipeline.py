@@ -35,7 +35,7 @@ from hf_spectral.pipelines.diffusers.noise import noised, told
 from hf_spectral.pipelines.diffusers.outputs import SpectralDiffusionOutput
 from hf_spectral.problem import ProblemBuilder
 from tests.dense import dense_normalized_affinity
-from tests.families.tiny_denoisers import build_dit, build_unet, state
+from tests.families.tiny_denoisers import build_dit, build_flux, build_unet, state
 from tests.pipelines.tiny_diffusion import PIPELINES, RESOLUTION, host_pipeline, spectral, vae
 from tests.synthetic import photo
 
@@ -504,8 +504,11 @@ def test_unknown_or_missing_parts_are_refused():
         SpectralDiffusionPipeline(scheduler=scheduler, unet=kolors, vae=vae())
     with pytest.raises(UnsupportedBackboneError, match=r"a prompt: num_class_embeds=7\)"):
         SpectralDiffusionPipeline(scheduler=scheduler, unet=build_unet(num_class_embeds=7), vae=vae())
-    with pytest.raises(UnsupportedBackboneError, match="expected latents of 9 channels.*got 4 channels from the VAE"):
+    with pytest.raises(UnsupportedBackboneError, match="its input holds 5 more channels than the 4 of a VAE"):
         SpectralDiffusionPipeline(scheduler=scheduler, unet=build_unet(in_channels=9), vae=vae())
+    fill = build_flux(in_channels=64, out_channels=16)
+    with pytest.raises(UnsupportedBackboneError, match=r"Flux.* .its input holds 12 more channels than the 4"):
+        SpectralDiffusionPipeline(scheduler=scheduler, transformer=fill, vae=vae())
 
 
 @pytest.mark.parametrize("part", ["transformer", "vae"])

@@ -300,7 +300,23 @@ def _poisoned(folder, **changes):
             {"unet__config": {"class_embed_type": "projection"}},
             r"UNet2DConditionModel.*class_embed_type='projection'",
         ),
-        ({"unet__config": {"in_channels": 9}}, "latents of 9 channels, which UNet2DConditionModel reads, got 4 chan"),
+        # Inpainting, editing and depth.
+        (
+            {"unet__config": {"in_channels": 9}},
+            r"UNet2DConditionModel \(its input holds 5 more channels than the 4",
+        ),
+        (
+            {"unet__config": {"in_channels": 8}},
+            r"UNet2DConditionModel \(its input holds 4 more channels than the 4",
+        ),
+        (
+            {"unet__config": {"in_channels": 5}},
+            r"UNet2DConditionModel \(its input holds 1 more channels than the 4",
+        ),
+        (
+            {"unet__config": {"in_channels": 9, "out_channels": 9}},
+            "expected latents of 9 channels.*got 4 channels from",
+        ),
     ],
 )
 @pytest.mark.parametrize("load", [hf_spectral.pipeline, SpectralDiffusionPipeline.from_pretrained])
@@ -319,8 +335,8 @@ def test_a_supported_denoiser_is_loaded_and_given_parts_stand_in_for_the_reposit
     _poisoned(tmp_path / "unet", config={"in_channels": 9})
     given = {"unet": build_unet()}
     assert SpectralDiffusionPipeline.from_pretrained(tmp_path, **given).denoiser is given["unet"]
-    with pytest.raises(UnsupportedBackboneError, match="got UNet2DModel"):
-        SpectralDiffusionPipeline.from_pretrained(tmp_path, unet=diffusers.UNet2DModel(block_out_channels=(32,) * 4))
+    with pytest.raises(UnsupportedBackboneError, match="got UNet1DModel"):
+        SpectralDiffusionPipeline.from_pretrained(tmp_path, unet=diffusers.UNet1DModel(block_out_channels=(32,) * 3))
     with pytest.raises(SpectralError, match="`vae`: expected the VAE whose latents of 4 channels"):
         SpectralDiffusionPipeline.from_pretrained(tmp_path, vae=None, **given)
 

@@ -132,12 +132,17 @@ def _check_configs(family: DenoiserFamily, config: Any, vae_config: Mapping[str,
 
 def _require_channels(family: DenoiserFamily, config: Any, given: int, source: str = "from the VAE") -> None:
     channels = family.latent_channels(config)
+    predicted = family.latent_channels(FrozenDict({**config, "in_channels": config.get("out_channels") or 0}))
+    if given < channels and predicted in (given, 2 * given):  # Mean alone, or mean and variance.
+        reason = f"its input holds {channels - given} more channels than the {given} of a VAE: a mask or a picture"
+        refusal = UnsupportedBackboneError.of(family.class_name, reason, _EXPECTED, _OTHER_PIPELINE)
+        raise refusal
     if given != channels:
         raise UnsupportedBackboneError(
             "vae",
             expected=f"latents of {channels} channels, which {family.class_name} reads",
             got=f"{given} channels {source}",
-            fix="Give the VAE that belongs to the denoiser; denoisers for inpainting or depth are not supported",
+            fix="Give the VAE that belongs to the denoiser",
         )
 
 
