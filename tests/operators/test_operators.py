@@ -128,7 +128,7 @@ def test_weights_distribute(case):
 @pytest.mark.parametrize("case_name", ["attention", "exponential", "exponential_of_pairs"])
 @pytest.mark.parametrize("rows", [1, 7, 128])
 def test_kernels_do_not_depend_on_the_block_size(monkeypatch, case_name, rows):
-    monkeypatch.setattr(operators.kernels, "_CPU_ROWS", rows)
+    monkeypatch.setattr(operators, "_CPU_ROWS", rows)
     operator, expected = CASES[case_name]()
     vectors = _random(NODES, 2, seed=9)
     torch.testing.assert_close(operator.matmul(vectors.float()).double(), expected @ vectors, atol=1e-4, rtol=1e-4)
