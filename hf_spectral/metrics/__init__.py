@@ -1,7 +1,5 @@
 """Scores of segmentations against ground truth, and of eigenvectors by position, image and identity."""
 
-from hf_spectral.metrics.identity import surrounding_clusters, surroundings
-from hf_spectral.metrics.layout import layout_score
 from hf_spectral.metrics.partitions import (
     adjusted_rand_index,
     covering,
@@ -12,8 +10,15 @@ from hf_spectral.metrics.partitions import (
     purity,
     variation_of_information,
 )
-from hf_spectral.metrics.pathways import image_score, what_score, where_score
-from hf_spectral.metrics.variance import VarianceShares
+from hf_spectral.metrics.pathways import (
+    VarianceShares,
+    image_score,
+    layout_score,
+    surrounding_clusters,
+    surroundings,
+    what_score,
+    where_score,
+)
 
 __all__ = [
     "VarianceShares",

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jaxtyping import Float, Integer
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Integer
+from sklearn.cluster import KMeans
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
+from hf_spectral.checks import require_positive_int, require_seed
 from hf_spectral.errors import SpectralError
-from hf_spectral.metrics.identity import surrounding_clusters
-from hf_spectral.metrics.variance import VarianceShares, require_images
 from hf_spectral.torch_state import plain_torch
 
 Maps = Float[Tensor, "images eigenvectors height width"] | Sequence[Float[Tensor, "eigenvectors _h _w"]]
 
 #: Number of cells along each side of the image, used if the grids of the images differ.
 DEFAULT_BINS = 16
+# A variance below this share of the mean square is rounding error.
+_CONSTANT = 1e-12
+# Images alternate between two halves: the cluster means of one half are tested on the other.
+_HALVES = 2
+# k-means is fitted on at most this many tokens; the others are assigned to the nearest centroid.
+_FITTED_TOKENS = 50_000
 
 
 @plain_torch()
@@ -158,14 +167,8 @@ def _added(
 
 def _checked(eigenvectors: Maps, least: int) -> list[Tensor]:
     maps = list(eigenvectors)
-    require_images(len(maps), least)
-    if len({len(one) for one in maps}) > 1:
-        raise SpectralError(
-            "eigenvectors",
-            expected="the same number of eigenvectors for every image",
-            got=sorted({len(one) for one in maps}),
-            fix="Pass the eigenvectors of one basis",
-        )
+    _require_images(len(maps), least)
+    _require_one_count({len(one) for one in maps})
     return maps
 
 
@@ -173,3 +176,315 @@ def _cells(maps: list[Tensor], bins: int | None) -> tuple[int, int]:
     if bins is None and len({one.shape[1:] for one in maps}) == 1:
         return maps[0].shape[1], maps[0].shape[2]
     return bins or DEFAULT_BINS, bins or DEFAULT_BINS
+
+
+class VarianceShares:
+    """Accumulates, image by image, the sums for an analysis of variance of dataset-level eigenvectors.
+
+    The value of an eigenvector at a token is split into mean + image effect + position effect + residual, and the
+    residual into a part that the clusters explain and noise. All images have the same weight. See `where_score`,
+    `image_score` and `what_score` for the definitions.
+
+    Args:
+        cells: Number of rows and columns of equal cells into which positions are binned.
+        num_segments: Number of clusters of tokens; 0 if no clusters are given.
+
+    Example:
+        >>> import torch
+        >>> from hf_spectral.metrics import VarianceShares
+        >>> shares = VarianceShares(cells=(8, 8))
+        >>> layout = torch.rand(1, 8, 8)
+        >>> for level in (0.0, 1.0):
+        ...     shares.add(layout + level)
+        >>> round(float(shares.where() + shares.image()), 6)
+        1.0
+    """
+
+    def __init__(self, cells: tuple[int, int], num_segments: int = 0) -> None:
+        self.num_images = 0
+        self._cells = cells
+        self._num_segments = num_segments
+        self._halves: list[_Half] = []
+
+    @plain_torch()
+    def add(
+        self, maps: Float[Tensor, "eigenvectors height width"], clusters: Integer[Tensor, "height width"] | None = None
+    ) -> None:
+        """Add one image.
+
+        Args:
+            maps: Eigenvectors of the image.
+            clusters: Cluster of each token, non-negative integers below `num_segments`. Required for `what`.
+
+        Raises:
+            SpectralError: If the number of eigenvectors differs from that of previous images.
+        """
+        if not self._halves:
+            count = self._cells[0] * self._cells[1]
+            self._halves = [_Half(len(maps), count, self._num_segments) for _ in range(_HALVES)]
+        half = self._halves[self.num_images % _HALVES]
+        _require_one_count({len(maps), len(half.mean)})
+        values = maps.detach().to("cpu", torch.float64).flatten(1)
+        index = position_cells(maps.shape[1], maps.shape[2], self._cells)
+        half.add(values, index, None if clusters is None else clusters.flatten().cpu().long())
+        self.num_images += 1
+
+    @plain_torch()
+    def where(self) -> Float[Tensor, " eigenvectors"]:
+        """Return the share of the variance that position explains, Var_p(mean_i x) / Var(x).
+
+        Returns:
+            One value from 0 to 1 per eigenvector.
+        """
+        weight = self._sum("weight")
+        used = weight > 0
+        offsets = self._sum("total")[:, used] / weight[used] - self._mean()[:, None]
+        return self._share((offsets**2 * weight[used]).sum(1) / self.num_images)
+
+    @plain_torch()
+    def image(self) -> Float[Tensor, " eigenvectors"]:
+        """Return the share of the variance that the image explains, Var_i(mean_p x) / Var(x).
+
+        Returns:
+            One value from 0 to 1 per eigenvector.
+        """
+        return self._share(self._sum("squared_means") / self.num_images - self._mean() ** 2)
+
+    @plain_torch()
+    def what(self) -> Float[Tensor, " eigenvectors"]:
+        """Return the share of the variance that the clusters explain beyond position and image, see `what_score`.
+
+        Returns:
+            One value from 0 to 1 per eigenvector.
+
+        Raises:
+            SpectralError: If fewer than four images were added.
+        """
+        _require_images(self.num_images, 2 * _HALVES)
+        (means, weights), (others, other_weights) = (half.cluster_means() for half in self._halves)
+        # A cluster that occurs in one half only cannot be tested.
+        shared = (weights > 0) & (other_weights > 0)
+        explained = (means * others * ((weights + other_weights) * shared)).sum(1) / self.num_images
+        return self._share(explained)
+
+    def _mean(self) -> Tensor:
+        return self._sum("mean") / self.num_images
+
+    def _sum(self, name: str) -> Tensor:
+        return torch.stack([getattr(half, name) for half in self._halves]).sum(0)
+
+    def _share(self, explained: Tensor) -> Tensor:
+        square = self._sum("square") / self.num_images
+        variance = square - self._mean() ** 2
+        share = explained / variance.clamp_min(torch.finfo(torch.float64).tiny)
+        return torch.where(variance <= _CONSTANT * square, 0.0, share).clamp(0, 1)
+
+
+class _Half:
+    """Sums over one half of the images. In an image with n tokens, each token has weight 1 / n."""
+
+    def __init__(self, num_eigenvectors: int, num_cells: int, num_segments: int) -> None:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64)
+
+        self.num_images = 0
+        self.mean, self.square, self.squared_means = (zeros(num_eigenvectors) for _ in range(3))
+        self.weight, self.total = zeros(num_cells), zeros(num_eigenvectors, num_cells)
+        # Sums of the values minus the mean of their image, per cell and per cluster; weight of each (cluster, cell).
+        self.centered = zeros(num_eigenvectors, num_cells)
+        self.by_cluster, self.table = zeros(num_eigenvectors, num_segments), zeros(num_segments, num_cells)
+
+    def add(
+        self,
+        values: Float[Tensor, "eigenvectors nodes"],
+        cells: Integer[Tensor, " nodes"],
+        clusters: Integer[Tensor, " nodes"] | None,
+    ) -> None:
+        share = 1 / values.shape[1]
+        mean = values.mean(1)
+        centered = (values - mean[:, None]) * share
+        shares = torch.full((values.shape[1],), share, dtype=torch.float64)
+        self.num_images += 1
+        self.mean += mean
+        self.square += values.square().mean(1)
+        self.squared_means += mean.square()
+        self.weight.index_add_(0, cells, shares)
+        self.total.index_add_(1, cells, values * share)
+        self.centered.index_add_(1, cells, centered)
+        if clusters is not None:
+            self.by_cluster.index_add_(1, clusters, centered)
+            self.table.view(-1).index_add_(0, clusters * len(self.weight) + cells, shares)
+
+    def cluster_means(self) -> tuple[Float[Tensor, "eigenvectors clusters"], Float[Tensor, " clusters"]]:
+        """Return the mean residual of each cluster in this half, after image and position effects, and its weight."""
+        position = self.centered / self.weight.clamp_min(torch.finfo(torch.float64).tiny)
+        weights = self.table.sum(1)
+        rest = self.by_cluster - position @ self.table.T
+        # The mean of a position over n images contains 1 / n of each image's own value, as in a sample variance.
+        scale = self.num_images / (self.num_images - 1)
+        return scale * rest / weights.clamp_min(torch.finfo(torch.float64).tiny), weights
+
+
+def position_cells(height: int, width: int, cells: tuple[int, int]) -> Integer[Tensor, " nodes"]:
+    """Return the cell that contains the center of each token.
+
+    Args:
+        height: Number of rows of tokens.
+        width: Number of columns of tokens.
+        cells: Number of rows and columns of cells.
+
+    Returns:
+        One cell index per token, in raster order.
+    """
+    row = ((torch.arange(height, dtype=torch.float32) + 0.5) * cells[0] / height).floor().long()
+    column = ((torch.arange(width, dtype=torch.float32) + 0.5) * cells[1] / width).floor().long()
+    return (row[:, None] * cells[1] + column).flatten()
+
+
+def _require_one_count(counts: set[int]) -> None:
+    if len(counts) > 1:
+        raise SpectralError(
+            "eigenvectors",
+            expected="the same number of eigenvectors for every image",
+            got=sorted(counts),
+            fix="Pass the eigenvectors of one basis",
+        )
+
+
+def _require_images(count: int, least: int) -> None:
+    if count < least:
+        raise SpectralError(
+            "eigenvectors",
+            expected=f"maps of at least {least} images",
+            got=count,
+            fix="Score a dataset with more images",
+        )
+
+
+@plain_torch()
+def surrounding_clusters(
+    eigenvectors: Sequence[Float[Tensor, "eigenvectors _h _w"]],
+    cells: tuple[int, int],
+    num_segments: int = 20,
+    seed: int = 0,
+) -> list[Int[Tensor, "_h _w"]]:
+    """Cluster the tokens of all images by the values of their neighbors, without using the token's own value.
+
+    The features of a token are the mean over its (up to eight) neighbors, after subtracting the mean of its image and
+    the mean of its position; k-means clusters these features. Clusters of a token's own values would explain a part of
+    any values, including noise. Its neighbors predict only what the token shares with them, for example the object.
+
+    Args:
+        eigenvectors: Eigenvectors of each image, of shape (eigenvectors, height, width).
+        cells: Number of rows and columns of cells into which positions are binned.
+        num_segments: Maximum number of clusters.
+        seed: Random seed of k-means.
+
+    Returns:
+        One map per image with the cluster index of each token.
+
+    Example:
+        >>> import torch
+        >>> from hf_spectral.metrics import surrounding_clusters
+        >>> clusters = surrounding_clusters([torch.rand(3, 8, 8), torch.rand(3, 6, 9)], cells=(4, 4), num_segments=5)
+        >>> [tuple(one.shape) for one in clusters]
+        [(8, 8), (6, 9)]
+    """
+    num_segments, seed = require_positive_int("num_segments", num_segments), require_seed(seed)
+    centered = [one.detach().to("cpu", torch.float64) for one in eigenvectors]
+    centered = [one - one.mean((1, 2), keepdim=True) for one in centered]
+    indices = [position_cells(one.shape[1], one.shape[2], cells) for one in centered]
+    total = torch.zeros(len(centered[0]), cells[0] * cells[1], dtype=torch.float64)
+    weight = torch.zeros(cells[0] * cells[1], dtype=torch.float64)
+    for one, index in zip(centered, indices, strict=True):
+        weight += torch.bincount(index, minlength=len(weight)) / len(index)
+        total.index_add_(1, index, one.flatten(1) / len(index))
+    position = total / weight.clamp_min(torch.finfo(torch.float64).tiny)
+    rows = [
+        surroundings(one - position[:, index].view_as(one)).flatten(1).T
+        for one, index in zip(centered, indices, strict=True)
+    ]
+    labels = _clustered(torch.cat(rows).float().numpy(), num_segments, seed)
+    parts = torch.from_numpy(labels).long().split([len(row) for row in rows])
+    return [part.view(one.shape[1:]) for part, one in zip(parts, centered, strict=True)]
+
+
+@plain_torch()
+def surroundings(maps: Float[Tensor, "channels height width"]) -> Float[Tensor, "channels height width"]:
+    """Return the mean over the neighbors of each token, including diagonal ones, excluding the token itself.
+
+    Args:
+        maps: Values of one image.
+
+    Returns:
+        Maps of the same shape; 0 for a token without neighbors.
+
+    Example:
+        >>> import torch
+        >>> from hf_spectral.metrics import surroundings
+        >>> surroundings(torch.tensor([[[1.0, 2.0, 4.0]]])).tolist()
+        [[[2.0, 2.5, 2.0]]]
+    """
+    sums = 9 * avg_pool2d(maps, 3, stride=1, padding=1) - maps
+    count = 9 * avg_pool2d(torch.ones_like(maps[:1]), 3, stride=1, padding=1) - 1
+    return sums / count.clamp_min(1)
+
+
+def _clustered(rows: np.ndarray, num_segments: int, seed: int) -> np.ndarray:
+    sample = np.random.default_rng(seed).permutation(len(rows))[:_FITTED_TOKENS]
+    # Constant maps have fewer distinct rows than clusters were requested.
+    count = min(num_segments, len(np.unique(rows[sample], axis=0)))
+    return KMeans(count, n_init=2, random_state=seed).fit(rows[sample]).predict(rows)
+
+
+@plain_torch()
+def layout_score(
+    eigenvectors: Float[Tensor, "eigenvectors height width"], order: int = 3
+) -> Float[Tensor, " eigenvectors"]:
+    """Return the share of each eigenvector's variance within one image that a smooth function of position explains.
+
+    The score is R^2 of the trend surface, the least-squares polynomial in row and column of total degree `order`. It
+    replaces `where_score` if there is only one image. `where_score` tests whether other images have the same map;
+    `layout_score` tests whether the map varies gradually, so an object that fills half of the image also scores high.
+
+    Args:
+        eigenvectors: Eigenvectors of one image.
+        order: Total degree of the polynomial, at least 1. The default 3 gives 10 terms.
+
+    Returns:
+        One score per eigenvector, from 0 (no trend, or constant) to 1 (a polynomial of position). With the default
+        order, a map of noise scores about 9 / number of tokens.
+
+    Raises:
+        SpectralError: If `order` is not a positive integer.
+
+    Reference:
+        Trend surface analysis: Krumbein, J. Geophys. Res. 1959; Chorley and Haggett, Trans. Inst. Brit. Geogr. 1965.
+
+    Example:
+        >>> import torch
+        >>> from hf_spectral.metrics import layout_score
+        >>> gradient = torch.linspace(-1, 1, 20).expand(1, 15, 20)
+        >>> round(float(layout_score(gradient)), 3)
+        1.0
+    """
+    order = require_positive_int("order", order)
+    count, height, width = eigenvectors.shape
+    # A single row or column lies in the middle, at 0.
+    down, across = (torch.linspace(-1, 1, n, dtype=torch.float64) * (n > 1) for n in (height, width))
+    terms = [
+        (down[:, None] ** row * across[None, :] ** column).flatten()
+        for row in range(order + 1)
+        for column in range(order + 1 - row)
+    ]
+    values = eigenvectors.detach().cpu().double().reshape(count, -1).T
+    centered = values - values.mean(0)
+    # The SVD also works on grids with fewer rows than terms, where the columns are linearly dependent.
+    basis, strengths, _ = torch.linalg.svd(torch.stack(terms, dim=1), full_matrices=False)
+    basis = basis[:, strengths > 1e-10 * strengths[0]]
+    explained = (basis.T @ centered).square().sum(0)
+    total = centered.square().sum(0)
+    # A variance below the rounding error of float32 values counts as 0.
+    scale = values.square().sum(0).clamp_min(1e-300)
+    score = torch.where(total > 1e-12 * scale, explained / total.clamp_min(1e-300), torch.zeros_like(total))
+    return score.clamp(0, 1).float()
