@@ -20,39 +20,60 @@ _LONGEST_NAME = 240  # In bytes; file systems take 255.
 
 
 @contextlib.contextmanager
-def replacing(path: Path, argument: str = "path", fix: str = _FIX) -> Iterator[Path]:
+def writing(place: Path, argument: str, fix: str = _FIX, kind: str = "place") -> Iterator[None]:
+    """Say that a place cannot be written, in place of what the operating system says.
+
+    Args:
+        place: The file or folder.
+        argument: Name of the place as the caller wrote it.
+        fix: What to do about it.
+        kind: What the place is, for the message.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        SpectralError: Instead of an OSError: a file where a folder should be, no permission, a full disk, ...
+    """
+    try:
+        yield
+    except OSError as error:
+        expected, reason = f"a {kind} that can be written", error.strerror or error
+        raise SpectralError(argument, expected=expected, got=f"{place} ({reason})", fix=fix) from error
+
+
+@contextlib.contextmanager
+def replacing(path: Path, argument: str = "path", fix: str = _FIX, is_flushed: bool = False) -> Iterator[Path]:
     """Write a file under another name, and give it its own once the block has ended well.
 
     Args:
         path: The file to make or replace; folders on the way are made.
         argument: Name of the place as the caller wrote it.
         fix: What to do where it cannot be written.
+        is_flushed: Wait until the file is on the disk, so that it also survives a crash of the machine.
 
     Yields:
         The path to write to, in the same folder. Nothing is left of it if the block raises.
 
     Raises:
-        SpectralError: If it cannot be written: a file where a folder should be, no permission, a full disk, ...
+        SpectralError: If it cannot be written.
     """
     name = path.name
     if len(os.fsencode(name)) > _LONGEST_NAME:
         name = hashlib.sha256(os.fsencode(name)).hexdigest()
-    try:
-        partial = path.with_name(f".{name}.partial")
+    partial = path.parent / f".{name}.partial"
+    with writing(path, argument, fix):
         _exists(path)  # Fails for a name that no file can have.
-    except (OSError, ValueError) as error:
-        refusal = _unwritable(path, argument, fix, error)
-        raise refusal from error
-    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield partial
+            if is_flushed:
+                _flush(partial)
             partial.replace(path)
+            if is_flushed:
+                _flush(path.parent)
         finally:
             partial.unlink(missing_ok=True)
-    except OSError as error:
-        refusal = _unwritable(path, argument, fix, error)
-        raise refusal from error
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
@@ -80,15 +101,12 @@ def require_writable(folder: Path, argument: str, fix: str = _FIX) -> None:
     Raises:
         SpectralError: If it cannot be written.
     """
-    try:
+    with writing(folder, argument, fix):
         place = folder.absolute()
         while not _exists(place):
             place = place.parent
         with tempfile.TemporaryFile(dir=place):
             pass
-    except (OSError, ValueError) as error:  # ValueError: a null character in the name.
-        refusal = _unwritable(folder, argument, fix, error)
-        raise refusal from error
 
 
 def _exists(path: Path) -> bool:
@@ -96,9 +114,17 @@ def _exists(path: Path) -> bool:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):  # Others, such as a name that is too long, are for the caller.
         return False
+    except ValueError as error:  # A null character in the name.
+        raise OSError(str(error)) from error
     return True
 
 
-def _unwritable(path: Path, argument: str, fix: str, error: Exception) -> SpectralError:
-    reason = getattr(error, "strerror", None) or str(error)
-    return SpectralError(argument, expected="a place that can be written", got=f"{path} ({reason})", fix=fix)
+def _flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

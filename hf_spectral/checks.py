@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 import numbers
 from collections.abc import Iterable, Mapping
@@ -225,3 +226,19 @@ def require_one_of(argument: str, value: object, allowed: tuple[str, ...], other
     if value not in allowed:
         names = ", ".join(map(repr, allowed)) + (other and f", or {other}")
         raise SpectralError(argument, expected=f"one of {names}", got=repr(value), fix="Choose one of these names")
+
+
+def require_extra(extra: str, package: str) -> None:
+    """Refuse to go on without an optional package.
+
+    Args:
+        extra: Extra of hf-spectral that installs it.
+        package: Name of the package.
+
+    Raises:
+        SpectralError: If it is not installed.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise SpectralError(
+            package, expected=f"the extra [{extra}]", got="none", fix=f"Run: pip install 'hf-spectral[{extra}]'"
+        )

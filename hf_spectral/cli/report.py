@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from hf_spectral.atomic import require_writable, save_picture
+from hf_spectral.checks import require_extra
 from hf_spectral.cli.common import DONE, SOME_FAILED, add_command, chosen, load
 from hf_spectral.records import PATHWAYS
 from hf_spectral.report import LayerReport, layer_report
-from hf_spectral.visualization.charts import require_matplotlib
 
 
 def add_parsers(commands: Any) -> None:
@@ -38,7 +38,7 @@ def run_report(options: argparse.Namespace) -> int:
         The exit code.
     """
     require_writable(options.output, "--output")
-    require_matplotlib()  # Before the passes over the images, not after them.
+    require_extra("charts", "matplotlib")  # Before the passes over the images, not after them.
     pipe = load(options.model, options.device, options.timesteps, options.prompt, options.seed)
     pathways = PATHWAYS if options.pathway == "both" else (options.pathway,)
     report = layer_report(pipe, options.folder, pathways=pathways, **chosen(options, layer_report))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hf_spectral.atomic import replacing, writing
 from hf_spectral.checks import require_same
-from hf_spectral.dataset.summary import Skipped
+from hf_spectral.dataset.source import Skipped
 from hf_spectral.errors import SpectralError
 from hf_spectral.fingerprint import WEIGHTS, require_same_weights
 
-_FORMAT = "hf_spectral.fit/2"
+_FORMAT = "hf_spectral.fit/3"
 _DIGESTS = "digests"
+_FIX = "Make room or give another folder, and run the same command again: what was saved is whole"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,16 +32,14 @@ class Progress:
     """How far one pass of one process has come.
 
     Args:
-        tensors: The sums.
-        described: What the accumulator says about them, ready for JSON.
+        state: What `BasisAccumulator.state_dict` gave.
         done: Images of the process's share that have been read, skipped ones among them.
         finished: True once the share has come to its end.
         skipped: What was left out, in this pass and before it.
-        digests: What tells the images that the pass has read from others, see `Reader`.
+        digests: What tells the images that the process has read from others, see `Reader`.
     """
 
-    tensors: dict[str, Tensor]
-    described: dict[str, Any]
+    state: dict[str, Any]
     done: int
     finished: bool
     skipped: tuple[Skipped, ...]
@@ -71,19 +70,18 @@ class Checkpoint:
         Raises:
             SpectralError: If another process holds the lock, or the folder cannot be written.
         """
-        try:
+        lock = filelock.FileLock(self.folder / f"{self.rank:05d}.lock")
+        with writing(self.folder, "checkpoint_dir", _FIX, "folder"):
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = filelock.FileLock(self.folder / f"{self.rank:05d}.lock")
-            lock.acquire(timeout=0)
-        except filelock.Timeout as error:
-            raise SpectralError(
-                "checkpoint_dir",
-                expected="a folder that no other process works in",
-                got=f"{self.folder}, which one does",
-                fix="Wait for it, or give another folder",
-            ) from error
-        except OSError as error:
-            raise self._unwritable(error) from error
+            try:
+                lock.acquire(timeout=0)
+            except filelock.Timeout as error:
+                raise SpectralError(
+                    "checkpoint_dir",
+                    expected="a folder that no other process works in",
+                    got=f"{self.folder}, which one does",
+                    fix="Wait for it, or give another folder",
+                ) from error
         try:
             yield
         finally:
@@ -106,24 +104,13 @@ class Checkpoint:
             return None
         try:
             with safe_open(str(path), framework="pt") as file:
-                said = json.loads((file.metadata() or {})["hf_spectral"])
+                said = json.loads(file.metadata()["hf_spectral"])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping.
-            mine, theirs = json.loads(json.dumps(self.settings)), said["settings"]
-            # They agree up to rounding only.
-            weights = [settings.get("backbone", {}).pop(WEIGHTS, None) for settings in (theirs, mine)]
-            require_same(
-                "checkpoint_dir",
-                mine,
-                theirs,
-                "a run of the same settings, ",
-                "Use the settings it was started with, or another folder",
-            )
-            require_same_weights("checkpoint_dir", *weights)
-            skipped = tuple(Skipped(**one) for one in said["skipped"])
             digests = tensors.pop(_DIGESTS).numpy().tobytes()
-            return Progress(tensors, said["described"], int(said["done"]), bool(said["finished"]), skipped, digests)
-        except SpectralError:
-            raise
+            mine, theirs = json.loads(json.dumps(self.settings)), said["settings"]
+            state = {"tensors": tensors, "description": said["description"]}
+            skipped = tuple(Skipped(**one) for one in said["skipped"])
+            progress = Progress(state, int(said["done"]), bool(said["finished"]), skipped, digests)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise SpectralError(
                 "checkpoint_dir",
@@ -131,6 +118,12 @@ class Checkpoint:
                 got=f"{path}: {error}",
                 fix="Delete it and start anew",
             ) from error
+        # Fingerprints of weights agree up to rounding only.
+        weights = [settings.get("backbone", {}).pop(WEIGHTS, None) for settings in (theirs, mine)]
+        fix = "Use the settings it was started with, or another folder"
+        require_same("checkpoint_dir", mine, theirs, "a run of the same settings, ", fix)
+        require_same_weights("checkpoint_dir", *weights)
+        return progress
 
     def save(self, name: str, progress: Progress) -> None:
         """Replace what was saved under a name; a crash at any moment leaves the one or the other.
@@ -142,45 +135,25 @@ class Checkpoint:
         Raises:
             SpectralError: If the disk is full or cannot be written.
         """
-        path = self._path(name)
-        partial = path.with_name(f".{path.name}.partial")
         said = {
             "format": _FORMAT,
             "settings": dict(self.settings),
-            "described": progress.described,
+            "description": progress.state["description"],
             "done": progress.done,
             "finished": progress.finished,
             "skipped": [dataclasses.asdict(one) for one in progress.skipped],
         }
-        try:
-            tensors = {key: tensor.cpu().contiguous() for key, tensor in progress.tensors.items()}
-            tensors[_DIGESTS] = torch.from_numpy(np.frombuffer(bytearray(progress.digests), np.uint8))
-            save_file(tensors, partial, metadata={"hf_spectral": json.dumps(said)})
-            _flush(partial)
-            partial.replace(path)
-            _flush(self.folder)
-        except (OSError, SafetensorError) as error:
-            raise self._unwritable(error) from error
+        tensors = {key: tensor.cpu().contiguous() for key, tensor in progress.state["tensors"].items()}
+        tensors[_DIGESTS] = torch.from_numpy(np.frombuffer(bytearray(progress.digests), np.uint8))
+        with replacing(self._path(name), "checkpoint_dir", _FIX, is_flushed=True) as partial:
+            _write(partial, tensors, {"hf_spectral": json.dumps(said)})
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}-{self.rank:05d}.safetensors"
 
-    def _unwritable(self, error: Exception) -> SpectralError:
-        reason = getattr(error, "strerror", None) or str(error)
-        return SpectralError(
-            "checkpoint_dir",
-            expected="a folder that can be written",
-            got=f"{self.folder} ({reason})",
-            fix="Make room or give another folder, and run the same command again: what was saved is whole",
-        )
 
-
-def _flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:  # Such as that of a full disk.
+        raise OSError(str(error)) from error

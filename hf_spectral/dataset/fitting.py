@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -15,10 +14,8 @@ from hf_spectral.basis import BasisAccumulator, SpectralBasis
 from hf_spectral.checks import require_positive_int
 from hf_spectral.config import SpectralConfig, defaults_hold
 from hf_spectral.dataset.checkpoint import Checkpoint, Progress
-from hf_spectral.dataset.processes import Processes
-from hf_spectral.dataset.reading import Add, Backbone, OnError, Reader, progress_bar
-from hf_spectral.dataset.source import Source, none_left, open_source
-from hf_spectral.dataset.summary import FitReport, Skipped, log_skipped
+from hf_spectral.dataset.reading import Backbone, FitReport, OnError, Reader
+from hf_spectral.dataset.source import Skipped, none_left
 from hf_spectral.layer_weights import as_weighting
 from hf_spectral.records import Pathway
 from hf_spectral.torch_state import plain_torch
@@ -140,11 +137,8 @@ def fit(
             written.
         NotConvergedError: If the solver does not reach its tolerance.
     """
-    begun = time.perf_counter()
-    batch_size = require_positive_int("batch_size", batch_size)
     checkpoint_every = require_positive_int("checkpoint_every", checkpoint_every)
     resolution = None if resolution is None else require_positive_int("resolution", resolution)
-    max_width = None if max_width is None else require_positive_int("max_width", max_width)
     config = SpectralConfig(
         pathway,
         "cosine",
@@ -153,34 +147,22 @@ def fit(
         seed=seed,
         layer_weights=as_weighting(layer_weights),
     )
-    pipe.check_reading(resolution, config.layers, [pathway])
-    reader = Reader(pipe, resolution, on_error)
-    source = open_source(dataset, image_column, pipe.image_column, whole_rows=False)
-    processes = Processes(pipe.device)
     # Sums need float64, and memory: a denoiser that is offloaded layer by layer lies on the device "meta".
     device = pipe.device if pipe.device.type not in ("mps", "meta") else "cpu"
-    run = _Run(
-        source=source,
-        reader=reader,
-        processes=processes,
-        accumulator=BasisAccumulator(config, max_width, device=device),
-        batch_size=batch_size,
-        checkpoint=None,
-        checkpoint_every=checkpoint_every,
-        progress=progress,
-    )
+    accumulator = BasisAccumulator(config, max_width, device=device)
+    pipe.check_reading(resolution, config.layers, [pathway])
+    reader = Reader(pipe, dataset, image_column, batch_size, resolution, on_error, progress)
     backbone = pipe.describe_backbone(resolution)
+    run = _Run(reader, accumulator, checkpoint_every)
     if checkpoint_dir is not None:
         # The number of eigenvectors is chosen when solving, and an image that failed may be skipped the next time.
-        settings = {**config.to_dict(), "max_width": max_width, "batch_size": batch_size, "backbone": backbone}
-        settings |= {"num_images": source.length, "num_processes": processes.count}
+        settings = {**config.to_dict(), "max_width": accumulator.max_width, "batch_size": reader.batch_size}
+        settings |= {"backbone": backbone, "num_images": reader.source.length, "num_processes": reader.processes.count}
         settings.pop("num_eigenvectors")
-        run = dataclasses.replace(run, checkpoint=Checkpoint(Path(checkpoint_dir), settings, processes.rank))
-    basis, skipped = run.basis(config, backbone, exactly=num_eigenvectors is not None)
-    basis = dataclasses.replace(basis, skipped=_listed(skipped))
-    if processes.is_main:
-        log_skipped(skipped)
-    report = FitReport(basis.num_images, skipped, processes.count, time.perf_counter() - begun)
+        run.checkpoint = Checkpoint(Path(checkpoint_dir), settings, reader.processes.rank)
+    basis = run.basis(backbone, exactly=num_eigenvectors is not None)
+    report = reader.finish(basis.num_images)
+    basis = dataclasses.replace(basis, skipped=_listed(report.skipped))
     return (basis, report) if return_report else basis
 
 
@@ -193,107 +175,86 @@ def _listed(skipped: Sequence[Skipped]) -> tuple[str, ...]:
 class _Run:
     """The two passes of one process, and what it does together with the others between them."""
 
-    source: Source
     reader: Reader
-    processes: Processes
     accumulator: BasisAccumulator
-    batch_size: int
-    checkpoint: Checkpoint | None
     checkpoint_every: int
-    progress: bool
+    checkpoint: Checkpoint | None = None
 
-    def basis(
-        self, config: SpectralConfig, backbone: dict[str, Any], exactly: bool
-    ) -> tuple[SpectralBasis, tuple[Skipped, ...]]:
+    def basis(self, backbone: dict[str, Any], exactly: bool) -> SpectralBasis:
+        processes, config = self.reader.processes, self.accumulator.config
         with contextlib.ExitStack() as stack:
-            with self.processes.agreed():
+            with processes.agreed():
                 if self.checkpoint is not None:
                     stack.enter_context(self.checkpoint.locked())
                 self._pass(_SUMS)
             self._share_sums()
             self.accumulator.finish_sums()  # Also in a process whose share is empty.
             self._bind_second_pass()
-            with self.processes.agreed():
+            with processes.agreed():
                 self._pass(_GRAM)
             tensors = self.accumulator.state_dict()["tensors"]
-            self.processes.add_up({name: tensor for name, tensor in tensors.items() if name.startswith("gram")})
+            processes.add_up({name: tensor for name, tensor in tensors.items() if name.startswith("gram")})
             found: SpectralBasis | None = None
-            with self.processes.agreed():
-                if self.processes.is_main:
-                    found = self.accumulator.solve(
-                        config.num_eigenvectors, config.seed, backbone=backbone, exactly=exactly
-                    )
-            gathered = self.processes.gathered(self.reader.skipped)
-            skipped = {position: one for part in gathered for position, one in part.items()}
-            return self.processes.from_main(found), tuple(skipped[position] for position in sorted(skipped))
+            with processes.agreed():
+                if processes.is_main:
+                    count, seed = config.num_eigenvectors, config.seed
+                    found = self.accumulator.solve(count, seed, backbone=backbone, exactly=exactly)
+            basis: SpectralBasis = processes.from_main(found)
+            return basis
 
     def _pass(self, name: str) -> None:
-        if name == _GRAM:
-            self.reader = self.reader.again()
-        saved = self.checkpoint.load(name) if self.checkpoint is not None else None
-        if saved is not None:
-            self._restore(name, saved)
-        done, finished = (saved.done, saved.finished) if saved is not None else (0, False)
-        if finished and name == _SUMS:
+        reader, is_first = self.reader, name == _SUMS
+        done, finished = self._restore(name)
+        if finished and is_first:
             return  # The second pass compares every image.
-        number = 1 if name == _SUMS else 2
-        total, shown = self.source.share_length(self.processes), self.progress and self.processes.is_main
+        adding = self.accumulator.adding_sums if is_first else self.accumulator.adding_gram
+        title = f"fit, pass {1 if is_first else 2} of 2"
         unsaved = 0
-        with progress_bar(f"fit, pass {number} of 2", total, done, shown) as bar:
-            for batch in self.reader.batches(self.source.share(self.processes), self.batch_size, done):
-                self.reader.read(batch, lambda group: self._opened(name), self._layers())
-                done, unsaved = done + len(batch), unsaved + len(batch)
-                bar.update(len(batch))
-                if unsaved + self.batch_size > self.checkpoint_every:
-                    self._save(name, done, finished=False)
-                    unsaved = 0
+        for batch in reader.run(lambda _: adding(), self._layers, title, done, is_first):
+            done, unsaved = done + len(batch), unsaved + len(batch)
+            if unsaved + reader.batch_size > self.checkpoint_every:
+                self._save(name, done, finished=False)
+                unsaved = 0
         if not finished:
             self._save(name, done, finished=True)
-
-    def _bind_second_pass(self) -> None:
-        """Let what the second pass saves be of use to no other sums than these."""
-        if self.checkpoint is None:
-            return
-        images = hashlib.blake2b(digest_size=8)
-        for digests in self.processes.gathered(bytes(self.reader.digests)):
-            images.update(digests)
-        settings = {**self.checkpoint.settings, "images": images.hexdigest()}
-        self.checkpoint = dataclasses.replace(self.checkpoint, settings=settings)
-
-    def _opened(self, name: str) -> contextlib.AbstractContextManager[Add]:
-        return self.accumulator.adding_sums() if name == _SUMS else self.accumulator.adding_gram()
 
     def _layers(self) -> list[int] | None:
         """Record only what is used, once the first image has shown which layers these are."""
         return [layer.index for layer in self.accumulator.layers] or None
 
     def _save(self, name: str, done: int, finished: bool) -> None:
+        if self.checkpoint is not None:
+            skipped, digests = tuple(self.reader.skipped.values()), bytes(self.reader.digests)
+            self.checkpoint.save(name, Progress(self.accumulator.state_dict(), done, finished, skipped, digests))
+
+    def _restore(self, name: str) -> tuple[int, bool]:
+        """Go on where an earlier run was; return how many images it had done, and whether these were all."""
+        saved = self.checkpoint.load(name) if self.checkpoint is not None else None
+        if saved is None:
+            return 0, False
+        self.accumulator.load_state_dict(saved.state)
+        self.reader.skipped.update({one.position: one for one in saved.skipped})
+        self.reader.digests, self.reader.is_restored = bytearray(saved.digests), True
+        return saved.done, saved.finished
+
+    def _bind_second_pass(self) -> None:
+        """Let what the second pass saves be of use to no other sums than these."""
         if self.checkpoint is None:
             return
-        state = self.accumulator.state_dict()
-        tensors = {key: tensor for key, tensor in state["tensors"].items() if name == _SUMS or key.startswith("gram")}
-        skipped = tuple(self.reader.skipped.values())
-        digests = bytes(self.reader.digests) if name == _SUMS else b""
-        self.checkpoint.save(name, Progress(tensors, state["description"], done, finished, skipped, digests))
-
-    def _restore(self, name: str, saved: Progress) -> None:
-        tensors = saved.tensors
-        if name == _GRAM:
-            tensors = {**self.accumulator.state_dict()["tensors"], **tensors}
-        self.accumulator.load_state_dict({"tensors": tensors, "description": saved.described})
-        self.reader.skipped.update({one.position: one for one in saved.skipped})
-        if name == _SUMS:
-            self.reader = dataclasses.replace(self.reader, digests=bytearray(saved.digests), is_restored=True)
+        images = hashlib.blake2b(digest_size=8)
+        for digests in self.reader.processes.gathered(bytes(self.reader.digests)):
+            images.update(digests)
+        settings = {**self.checkpoint.settings, "images": images.hexdigest()}
+        self.checkpoint = dataclasses.replace(self.checkpoint, settings=settings)
 
     def _share_sums(self) -> None:
         """Give every process the sums of all, added in the order of their ranks so that all have the same bits."""
         state = self.accumulator.state_dict()
         own = {name: tensor.cpu() for name, tensor in state["tensors"].items()}
-        gathered = self.processes.gathered(({**state, "tensors": own}, self.reader.skipped))
-        states = [one for one, _ in gathered if one["tensors"]]
+        states = [one for one in self.reader.processes.gathered({**state, "tensors": own}) if one["tensors"]]
         if not states:
-            raise none_left([one for _, skipped in gathered for one in skipped.values()])
-        if self.processes.count == 1:
+            raise none_left(self.reader.all_skipped())
+        if self.reader.processes.count == 1:
             return
         self.accumulator.load_state_dict(states[0])
         for state in states[1:]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object, reduce
 from torch import Tensor
 
 from hf_spectral.errors import HFSpectralError, SpectralError
@@ -34,6 +33,7 @@ class Processes:
         if started > 1 or is_distributed or PartialState._shared_state:
             state = _state(device.type == "cpu")
             self.count, self.rank = state.num_processes, state.process_index
+        self.is_main = self.rank == 0
         if started > 1 and self.count == 1:
             raise SpectralError(
                 "accelerate",
@@ -41,11 +41,6 @@ class Processes:
                 got="a state that knows one",
                 fix="On CPUs, begin your script with accelerate.PartialState(cpu=True), before any other use of it",
             )
-
-    @property
-    def is_main(self) -> bool:
-        """True for the first process."""
-        return self.rank == 0
 
     def block(self, length: int) -> range:
         """Return this process's contiguous share of a dataset.
@@ -78,11 +73,7 @@ class Processes:
         Returns:
             Its value.
         """
-        if self.count == 1:
-            return value
-        box = [value if self.is_main else None]
-        torch.distributed.broadcast_object_list(box, src=0)
-        return box[0]
+        return broadcast_object_list([value if self.is_main else None])[0] if self.count > 1 else value
 
     @contextlib.contextmanager
     def agreed(self) -> Iterator[None]:
@@ -118,9 +109,7 @@ class Processes:
         is_gloo = torch.distributed.get_backend() == "gloo"
         for name in sorted(tensors):
             tensor = tensors[name]
-            moved = tensor.cpu().contiguous() if is_gloo else tensor.contiguous()
-            torch.distributed.all_reduce(moved)
-            tensor.copy_(moved)
+            tensor.copy_(reduce(tensor.cpu() if is_gloo else tensor, "sum"))
 
 
 def announced_device(device: str | None) -> str | None:
@@ -141,19 +130,15 @@ def announced_device(device: str | None) -> str | None:
 
 def _state(on_cpu: bool) -> PartialState:
     state = PartialState(cpu=on_cpu)
-    _disconnect_at_exit()
+    atexit.unregister(_disconnect)  # Once is enough.
+    atexit.register(_disconnect)
     return state
 
 
-@functools.cache
-def _disconnect_at_exit() -> None:
+def _disconnect() -> None:
     """Close the connections before the interpreter ends.
 
     Left open, gloo's threads outlive it, and now and then the process aborts with all its work done.
     """
-    atexit.register(_disconnect)
-
-
-def _disconnect() -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -6,16 +6,23 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
+import json
+import logging
+import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from hf_spectral.dataset.source import Item
-from hf_spectral.dataset.summary import Skipped
+from hf_spectral.atomic import replacing
+from hf_spectral.checks import require_positive_int
+from hf_spectral.dataset.processes import Processes
+from hf_spectral.dataset.source import Item, Skipped, open_source
 from hf_spectral.errors import SpectralError, UnsupportedBackboneError
 from hf_spectral.records import AttentionRecord, Pathway, SkippedLayer
 
@@ -23,6 +30,7 @@ OnError = Literal["raise", "skip"]
 DIGEST_BYTES = 16
 _UNREADABLE = bytes(DIGEST_BYTES)
 Add = Callable[[AttentionRecord], None]
+_logger = logging.getLogger(__name__)
 
 
 class Backbone(Protocol):
@@ -80,87 +88,170 @@ class Read:
     prepared: dict[str, Any]
 
 
+@dataclasses.dataclass(frozen=True)
+class FitReport:
+    """What `fit` and `transform` return besides their product, with `return_report=True`.
+
+    Example:
+        >>> basis, report = hf_spectral.fit(pipe, "photos/", on_error="skip", return_report=True)
+        >>> [one.name for one in report.skipped]
+
+    Args:
+        num_images: Images that took part, on all processes.
+        skipped: Images that were left out, in the order of the dataset.
+        num_processes: Number of processes, at least 1.
+        seconds: Wall time in seconds.
+    """
+
+    num_images: int
+    skipped: tuple[Skipped, ...]
+    num_processes: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-ready values."""
+        return dataclasses.asdict(self) | {"skipped": [dataclasses.asdict(one) for one in self.skipped]}
+
+    def to_json(self, path: str | os.PathLike[str]) -> Path:
+        """Write the fields to a JSON file. An interrupted call leaves no partial file.
+
+        Args:
+            path: Path of the file. Missing parent folders are created.
+
+        Returns:
+            The path of the file.
+        """
+        path = Path(path)
+        with replacing(path) as partial:
+            partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        return path
+
+
 Opened = Callable[[Sequence[Read]], contextlib.AbstractContextManager[Add]]
 
 
-@dataclasses.dataclass
 class Reader:
-    """Reads batches; what fails is raised, or noted and left out.
+    """Reads this process's share of a dataset, batch by batch; what fails is raised, or noted and left out.
 
     It knows images by their content: the first pass notes a digest of each, of the encoded picture or, where the
     dataset gives pixels, of these; whatever is read again, by a later pass or a later run, has to be the same.
 
     Args:
         pipe: The pipeline.
+        dataset: What the user calls a dataset, see `open_source`.
+        image_column: Column of the pictures; None finds the only image column.
+        batch_size: Images that are read together.
         resolution: Longer side in pixels, or None.
         on_error: "raise" or "skip".
+        progress: True shows a bar for each pass.
+        whole_rows: False reads the column of pictures only.
+
+    Attributes:
         skipped: What was left out, by position.
-        fix: What to do about an image that fails.
         digests: `DIGEST_BYTES` for each image of the share, in order.
-        is_restored: True if digests come from a checkpoint.
-        is_first: True in the first pass.
+        is_restored: True if the digests come from a checkpoint.
+
+    Raises:
+        SpectralError: If an argument is out of range, or the dataset is none, empty, or without a column of pictures.
     """
 
-    pipe: Backbone
-    resolution: int | None
-    on_error: OnError
-    skipped: dict[int, Skipped] = dataclasses.field(default_factory=dict)
-    fix: str = "Mend or remove it, or pass on_error='skip'"
-    digests: bytearray = dataclasses.field(default_factory=bytearray)
-    is_restored: bool = False
-    is_first: bool = True
-    _count: int = 0  # Images of this pass so far.
+    def __init__(
+        self,
+        pipe: Backbone,
+        dataset: Any,
+        image_column: str | None,
+        batch_size: int,
+        resolution: int | None,
+        on_error: OnError,
+        progress: bool = False,
+        whole_rows: bool = False,
+    ) -> None:
+        self._begun = time.perf_counter()
+        if on_error not in get_args(OnError):
+            raise SpectralError("on_error", expected="'raise' or 'skip'", got=repr(on_error), fix="Choose one of these")
+        self.batch_size = require_positive_int("batch_size", batch_size)
+        self.pipe, self.resolution, self.on_error, self.progress = pipe, resolution, on_error, progress
+        self.source = open_source(dataset, image_column, pipe.image_column, whole_rows)
+        self.processes = Processes(pipe.device)
+        self.skipped: dict[int, Skipped] = {}
+        self.digests = bytearray()
+        self.is_restored = False
+        self._is_first = True
+        self._count = 0  # Images of this pass so far.
 
-    def __post_init__(self) -> None:
-        """Refuse an unknown way to treat errors."""
-        if self.on_error not in ("raise", "skip"):
-            raise SpectralError(
-                "on_error", expected="'raise' or 'skip'", got=repr(self.on_error), fix="Choose one of these"
-            )
-
-    def again(self) -> Reader:
-        """Return the reader of the next pass over the same images: what passed before has to pass, it is in the sums.
-
-        Returns:
-            A reader that knows what this one has read and skipped.
-        """
-        fix = "The first pass could read it: look after the disk or the network, and start again"
-        return dataclasses.replace(self, on_error="raise", fix=fix, is_first=False, _count=0)
-
-    def batches(self, items: Iterator[Item], batch_size: int, done: int = 0) -> Iterator[list[Item]]:
-        """Cut a share into batches, always at the same places.
+    def run(
+        self,
+        opened: Opened,
+        layers: Callable[[], list[int] | None] = lambda: None,
+        title: str = "",
+        done: int = 0,
+        is_first: bool = True,
+    ) -> Iterator[list[Item]]:
+        """Run the share through the backbone, cut into batches always at the same places; those skipped stay out.
 
         Args:
-            items: The images of the share, from its beginning.
-            batch_size: Images of a batch.
+            opened: Gives, for some images of one size, a block in which their records are taken; what an image gave
+                counts only if its block ends without an error.
+            layers: Asked before each batch for the indices of the layers to record; None stands for all.
+            title: What is being done, for the bar.
             done: Images that an earlier run has done: they are only compared.
+            is_first: False for a later pass over the same images: what passed before has to pass, it is in the sums.
 
         Yields:
-            Batches of the others; the last may be shorter.
+            Each batch once it has passed; the last may be shorter.
 
         Raises:
-            SpectralError: If an image differs from what an earlier pass or run has read, or there are fewer.
+            SpectralError: If an image fails and `on_error` is "raise" or this is a later pass, or an image differs from
+                what an earlier pass or run has read, or there are fewer.
+            UnsupportedBackboneError: If the backbone can read no image at all.
         """
-        for item in itertools.islice(items, done):
-            self._known(item)
-        while batch := list(itertools.islice(items, min(batch_size, sys.maxsize))):
-            yield batch
+        self._is_first, self._count = is_first, 0
+        items = self.source.share(self.processes)
+        with self.bar(title, self.source.share_length(self.processes), done) as bar:
+            for item in itertools.islice(items, done):
+                self._known(item)
+            while batch := list(itertools.islice(items, min(self.batch_size, sys.maxsize))):
+                self._read(batch, opened, layers())
+                bar.update(len(batch))
+                yield batch
         if self._count < len(self.digests) // DIGEST_BYTES:
             raise self._differs(f"{self._count} where there were {len(self.digests) // DIGEST_BYTES}")
 
-    def read(self, batch: Sequence[Item], opened: Opened, layers: Iterable[int] | None) -> None:
-        """Run a batch through the backbone, the images of one size together; those skipped before stay out.
+    def bar(self, title: str, total: int | None, done: int = 0) -> Any:
+        """Return a bar that shows images per second, in one process.
 
         Args:
-            batch: The images.
-            opened: Gives, for some images of one size, a block in which their records are taken; what an image gave
-                counts only if its block ends without an error.
-            layers: Indices of the layers to record.
+            title: What is being done.
+            total: Images, or None if unknown.
+            done: Images done in an earlier run.
 
-        Raises:
-            SpectralError: If an image fails and `on_error` is "raise", or differs from what was read before.
-            UnsupportedBackboneError: If the backbone can read no image at all.
+        Returns:
+            A tqdm bar.
         """
+        shown = self.progress and self.processes.is_main
+        return tqdm(desc=title, total=total, initial=done, unit="image", disable=not shown)
+
+    def all_skipped(self) -> tuple[Skipped, ...]:
+        """Return what was left out in all processes, in the order of the dataset; all have to ask."""
+        shares = self.processes.gathered(self.skipped)
+        skipped = {position: one for share in shares for position, one in share.items()}
+        return tuple(skipped[position] for position in sorted(skipped))
+
+    def finish(self, num_images: int) -> FitReport:
+        """Warn in one process of every image that was left out, and return the figures of the run.
+
+        Args:
+            num_images: Images that took part, in all processes.
+
+        Returns:
+            The figures, with what was left out in all processes.
+        """
+        skipped = self.all_skipped()
+        for one in skipped if self.processes.is_main else ():
+            _logger.warning("Skipped %s: %s", one.name, one.reason)
+        return FitReport(num_images, skipped, self.processes.count, time.perf_counter() - self._begun)
+
+    def _read(self, batch: Sequence[Item], opened: Opened, layers: list[int] | None) -> None:
         read: list[Read] = []
         for item in batch:
             image, error = self._known(item)
@@ -175,7 +266,6 @@ class Reader:
                 raise
             except SpectralError as raised:
                 self._fail(item, raised)
-        layers = None if layers is None else list(layers)
         for positions in self.pipe.grouped([one.prepared for one in read]):
             self._run([read[position] for position in positions], opened, layers)
 
@@ -199,7 +289,7 @@ class Reader:
             digest = hashlib.blake2b(content, digest_size=DIGEST_BYTES, key=f"{item.mode}{kind}".encode()).digest()
         known = bytes(self.digests[self._count * DIGEST_BYTES :][:DIGEST_BYTES])
         self._count += 1
-        if not known and self.is_first:
+        if not known and self._is_first:
             self.digests += digest
         elif known != digest:
             reason = f", which cannot be read now: {_without_path(str(error), item)}" if error is not None else ""
@@ -234,29 +324,16 @@ class Reader:
 
     def _fail(self, item: Item, error: SpectralError) -> None:
         reason = _without_path(str(error), item)
-        if self.on_error == "raise":
-            raise SpectralError(
-                "dataset",
-                expected="images that can be analyzed",
-                got=f"{item.name}: {reason.removesuffix('.')}",
-                fix=self.fix,
-            ) from error
-        self.skipped[item.position] = Skipped(item.position, item.name, reason)
-
-
-def progress_bar(title: str, total: int | None, done: int, shown: bool) -> Any:
-    """Return a bar that shows images per second.
-
-    Args:
-        title: What is being done.
-        total: Images, or None if unknown.
-        done: Images done in an earlier run.
-        shown: False for silence.
-
-    Returns:
-        A tqdm bar.
-    """
-    return tqdm(desc=title, total=total, initial=done, unit="image", disable=not shown)
+        if self.on_error == "skip" and self._is_first:
+            self.skipped[item.position] = Skipped(item.position, item.name, reason)
+            return
+        again = "The first pass could read it: look after the disk or the network, and start again"
+        raise SpectralError(
+            "dataset",
+            expected="images that can be analyzed",
+            got=f"{item.name}: {reason.removesuffix('.')}",
+            fix="Mend or remove it, or pass on_error='skip'" if self._is_first else again,
+        ) from error
 
 
 def _without_path(text: str, item: Item) -> str:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import filelock
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from hf_spectral.atomic import replacing
+from hf_spectral.atomic import replacing, writing
 from hf_spectral.dataset.source import printable, typed
 from hf_spectral.errors import SpectralError
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 PART_ROWS = 64
 _PART_BYTES = 64 << 20
 _FIX = "Make room and begin anew in another folder; datasets.load_from_disk reads what was written so far"
+_WRITING = ("output_dir", _FIX, "folder")
 # A file that is there, and locked, while rows are being written.
 _UNFINISHED = ".unfinished.lock"
 #: The basis with its clusters, beside the rows.
@@ -91,7 +92,7 @@ class RowWriter:
         with typed():
             table = datasets.Dataset.from_dict(columns, features=self.features).data.table
         path = self.folder / f"data-{self._rank:05d}-{len(self.parts):05d}.arrow"
-        with writing(self.folder):
+        with writing(self.folder, *_WRITING):
             write_part(table, path)
             self.parts.append(path)
             list_parts(self.folder)
@@ -113,7 +114,7 @@ class RowWriter:
         for path in self.parts:
             table = read_parts([path]).data.table
             changed = change(table, self.sizes[start : start + table.num_rows])
-            with writing(self.folder):
+            with writing(self.folder, *_WRITING):
                 write_part(changed, path)
             start += table.num_rows
             yield table.num_rows
@@ -186,7 +187,7 @@ def output_folder(output_dir: str | os.PathLike[str] | None, features: datasets.
     mark = folder / _UNFINISHED
     lock = filelock.FileLock(mark)
     try:
-        with writing(folder):
+        with writing(folder, *_WRITING):
             folder.mkdir(parents=True, exist_ok=True)
             _claim(folder, lock)
             datasets.DatasetInfo(features=features).write_to_directory(str(folder))
@@ -272,14 +273,11 @@ def write_part(table: pa.Table, path: Path) -> None:
     Raises:
         SpectralError: If it cannot be written; nothing is left behind then.
     """
-    import pyarrow as pa
+    from datasets.arrow_writer import ArrowWriter
 
-    with (
-        replacing(path, "output_dir", _FIX) as partial,
-        pa.OSFile(str(partial), "wb") as sink,
-        pa.ipc.new_stream(sink, table.schema) as stream,
-    ):
-        stream.write_table(table)
+    with replacing(path, "output_dir", _FIX) as partial, ArrowWriter(table.schema, path=str(partial)) as writer:
+        writer.write_table(table)
+        writer.finalize()
 
 
 def list_parts(folder: Path) -> None:
@@ -298,33 +296,9 @@ def list_parts(folder: Path) -> None:
         "_output_all_columns": False,
         "_split": None,
     }
-    partial = folder / f".state.json.{os.getpid()}.partial"
+    partial = folder / f".state.json.{os.getpid()}.partial"  # Several processes list the parts of one folder.
     partial.write_text(json.dumps(state, indent=2), encoding="utf-8")
     partial.replace(folder / "state.json")
-
-
-@contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Say what a full disk means for what was written before.
-
-    Args:
-        folder: Where is being written.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        SpectralError: In place of an OSError.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise SpectralError(
-            "output_dir",
-            expected="a folder that can be written",
-            got=f"{folder} ({error.strerror or error})",
-            fix=_FIX,
-        ) from error
 
 
 def _is_image(value: Any) -> bool:

@@ -17,7 +17,6 @@ from PIL import Image
 
 from hf_spectral.dataset.folder import list_pictures
 from hf_spectral.dataset.processes import Processes
-from hf_spectral.dataset.summary import Skipped
 from hf_spectral.errors import SpectralError, shown
 
 _ACCEPTED = "a datasets.Dataset, an IterableDataset or a folder of pictures"
@@ -25,6 +24,21 @@ _ACCEPTED = "a datasets.Dataset, an IterableDataset or a folder of pictures"
 _PEEK_ROWS = 8
 
 FindColumn = Callable[[Mapping[str, Any], Iterable[str], "str | None"], str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Skipped:
+    """An image that was left out.
+
+    Args:
+        position: Its place in the dataset, from 0.
+        name: Its file's name below the folder, or `image 3`; never a path of the machine.
+        reason: A sentence.
+    """
+
+    position: int
+    name: str
+    reason: str
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -17,11 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from hf_spectral.basis import DEFAULT_WALK, SpectralBasis, as_basis
-from hf_spectral.checks import require_positive_int
+from hf_spectral.checks import require_extra, require_positive_int
 from hf_spectral.clusters import Clusters, unit_rows
 from hf_spectral.config import defaults_hold
 from hf_spectral.dataset.processes import Processes
-from hf_spectral.dataset.reading import Add, Backbone, OnError, Read, Reader, progress_bar
+from hf_spectral.dataset.reading import Add, Backbone, FitReport, OnError, Read, Reader
 from hf_spectral.dataset.rows import (
     BASIS_FOLDER,
     RowWriter,
@@ -33,8 +32,7 @@ from hf_spectral.dataset.rows import (
     png,
     read_parts,
 )
-from hf_spectral.dataset.source import Source, none_left, open_source
-from hf_spectral.dataset.summary import FitReport, Skipped, log_skipped
+from hf_spectral.dataset.source import Source, none_left
 from hf_spectral.errors import SpectralError
 from hf_spectral.result import SpectralResult
 from hf_spectral.segmentation import find_clusters, label_image, sample_tokens
@@ -142,30 +140,28 @@ def transform(
             installed, the dataset is empty or has no column of pictures, an image fails and `on_error` is "raise", or
             the folder holds something or cannot be written.
     """
-    begun = time.perf_counter()
-    _require_datasets()
+    require_extra("datasets", "datasets")
     basis = as_basis(basis)
     kept = basis.clusters if num_segments == "auto" else None
-    batch_size, num_segments = _checked_settings(basis, num_segments, batch_size, dtype)
+    if dtype not in ("float16", "float32"):
+        raise SpectralError("dtype", expected="'float16' or 'float32'", got=repr(dtype), fix="Choose one of these")
+    num_segments = None if num_segments is None else _checked_segments(basis, num_segments)
     resolution = pipe.defaults.get("resolution", basis.backbone.get("resolution"))
     basis.check_backbone(pipe.describe_backbone(basis.backbone.get("resolution")))
     if walk is None:  # Clusters found before do not matter to those found now.
         walk = DEFAULT_WALK[basis.config.pathway] if kept is None else kept.walk
     basis.projector(walk)  # A wrong strength is refused here.
-    reader = Reader(pipe, resolution, on_error)
-    source = open_source(dataset, image_column, pipe.image_column, whole_rows=True)
-    features = _features(source, dtype, num_segments)
-    processes = Processes(pipe.device)
+    reader = Reader(pipe, dataset, image_column, batch_size, resolution, on_error, progress, whole_rows=True)
+    features = _features(reader.source, dtype, num_segments)
+    processes = reader.processes
     with _shared_folder(output_dir, features, processes) as folder:
-        run = _Run(basis, walk, reader, source, processes, RowWriter(folder, features, processes.rank), progress)
-        rows, skipped = run.rows(batch_size, num_segments, kept)
+        run = _Run(basis, walk, reader, RowWriter(folder, features, processes.rank))
+        rows = run.rows(num_segments, kept)
         if num_segments is not None and output_dir is not None and processes.is_main:
             basis.save_pretrained(folder / BASIS_FOLDER)
     if output_dir is None and processes.is_main:
         delete_with(rows, folder)
-    if processes.is_main:
-        log_skipped(skipped)
-    report = FitReport(len(rows), skipped, processes.count, time.perf_counter() - begun)
+    report = reader.finish(len(rows))
     return (rows, report) if return_report else rows
 
 
@@ -176,44 +172,34 @@ class _Run:
     basis: SpectralBasis
     walk: float
     reader: Reader
-    source: Source
-    processes: Processes
     writer: RowWriter
-    progress: bool
 
-    def rows(
-        self, batch_size: int, num_segments: int | None, clusters: Clusters | None
-    ) -> tuple[datasets.Dataset, tuple[Skipped, ...]]:
-        with self.processes.agreed():
-            self._project(batch_size)
-        gathered = self.processes.gathered((self.writer.parts, self.writer.positions, self.reader.skipped))
-        parts = [path for share, _, _ in gathered for path in share]
-        skipped = {position: one for _, _, share in gathered for position, one in share.items()}
-        in_order = tuple(skipped[position] for position in sorted(skipped))
+    def rows(self, num_segments: int | None, clusters: Clusters | None) -> datasets.Dataset:
+        processes = self.reader.processes
+        with processes.agreed(), _flushed(self.writer):
+            self._project()
+        gathered = processes.gathered((self.writer.parts, self.writer.positions))
+        parts = [path for share, _ in gathered for path in share]
         if not parts:
-            raise none_left(in_order)
-        order = np.argsort([position for _, share, _ in gathered for position in share], kind="stable")
+            raise none_left(self.reader.all_skipped())
+        order = np.argsort([position for _, share in gathered for position in share], kind="stable")
         if num_segments is not None:
             self._segment(clusters or self._found_clusters(parts, order, num_segments))
-        if self.processes.is_main:
+        if processes.is_main:
             list_parts(self.writer.folder)
-        self.processes.gathered(None)
+        processes.gathered(None)
         rows = read_parts(parts)
         # A stream is shared out in turns; put its rows back in their order.
         is_sorted = bool((np.diff(order) == 1).all())
-        return (rows if is_sorted else rows.select(order.tolist())), in_order
+        return rows if is_sorted else rows.select(order.tolist())
 
-    def _project(self, batch_size: int) -> None:
+    def _project(self) -> None:
         layers = [layer.index for layer in self.basis.layers]
-        total, shown = self.source.share_length(self.processes), self.progress and self.processes.is_main
-        with progress_bar("transform", total, 0, shown) as bar, _flushed(self.writer):
-            for batch in self.reader.batches(self.source.share(self.processes), batch_size):
-                found: dict[int, _Row] = {}
-                self.reader.read(batch, functools.partial(self._projected, found), layers)
-                for position in sorted(found):
-                    row, size = found[position]
-                    self.writer.add(row, position, size)
-                bar.update(len(batch))
+        found: dict[int, _Row] = {}
+        for _ in self.reader.run(functools.partial(self._projected, found), lambda: layers, "transform"):
+            for position in sorted(found):
+                row, size = found.pop(position)
+                self.writer.add(row, position, size)
 
     @contextlib.contextmanager
     def _projected(self, found: dict[int, _Row], group: Sequence[Read]) -> Iterator[Add]:
@@ -227,8 +213,8 @@ class _Run:
 
     def _kept(self, read: Read) -> dict[str, Any]:
         """Return the dataset's own columns; of pictures that a transform gave, what was read."""
-        seen = {} if self.source.column in read.item.row else {self.source.column: encoded(read.item.image, read.image)}
-        return embedded({**read.item.row, **seen})
+        row, column = read.item.row, self.reader.source.column
+        return embedded(row if column in row else {**row, column: encoded(read.item.image, read.image)})
 
     def _made(self, position: int, result: SpectralResult) -> dict[str, Any]:
         maps = result.eigenvectors.numpy() * self.basis.num_nodes**0.5
@@ -242,8 +228,9 @@ class _Run:
     def _found_clusters(self, parts: Sequence[Path], order: np.ndarray, num_segments: int) -> Clusters:
         """Cluster a sample of the tokens of all processes' rows, in the first process."""
         found: Clusters | None = None
-        with self.processes.agreed():
-            if self.processes.is_main:
+        processes = self.reader.processes
+        with processes.agreed():
+            if processes.is_main:
                 rows = read_parts(parts).select_columns(["eigenvectors", "shape"]).with_format("arrow")
                 counts = np.array([shape[1] * shape[2] for shape in rows["shape"][:].to_pylist()])[order]
                 if num_segments > counts.sum():
@@ -257,7 +244,7 @@ class _Run:
                 chosen = zip(order, map(torch.from_numpy, sample_tokens(counts.tolist(), seed)), strict=True)
                 sample = [unit_rows(_maps(rows[int(place)])[0])[tokens] for place, tokens in chosen]
                 found = find_clusters(torch.cat(sample), num_segments, seed, self.walk)
-        clusters: Clusters = self.processes.from_main(found)
+        clusters: Clusters = processes.from_main(found)
         self.basis.keep_clusters(clusters)
         return clusters
 
@@ -274,11 +261,7 @@ class _Run:
             field = table.schema.field(place)
             return table.set_column(place, field, pa.array(column, field.type)).cast(table.schema)
 
-        shown = self.progress and self.processes.is_main
-        with (
-            progress_bar("segment", len(self.writer.positions), 0, shown) as bar,
-            self.processes.agreed(),
-        ):
+        with self.reader.processes.agreed(), self.reader.bar("segment", len(self.writer.positions)) as bar:
             for count in self.writer.rewrite(change):
                 bar.update(count)
 
@@ -343,14 +326,7 @@ def _shared_folder(
         yield Path(processes.from_main(folder))
 
 
-def _checked_settings(
-    basis: SpectralBasis, num_segments: int | Literal["auto"] | None, batch_size: int, dtype: str
-) -> tuple[int, int | None]:
-    batch_size = require_positive_int("batch_size", batch_size)
-    if dtype not in ("float16", "float32"):
-        raise SpectralError("dtype", expected="'float16' or 'float32'", got=repr(dtype), fix="Choose one of these")
-    if num_segments is None:
-        return batch_size, None
+def _checked_segments(basis: SpectralBasis, num_segments: int | Literal["auto"]) -> int:
     if num_segments == "auto":
         if basis.clusters is None:
             raise SpectralError(
@@ -359,7 +335,7 @@ def _checked_settings(
                 got="'auto' and a basis that has none",
                 fix="Transform the images that the clusters are to be found on, with their number",
             )
-        return batch_size, basis.clusters.num_segments
+        return basis.clusters.num_segments
     num_segments = require_positive_int("num_segments", num_segments)
     if num_segments > 2**16 or len(basis.eigenvalues) < 2:
         raise SpectralError(
@@ -368,16 +344,4 @@ def _checked_settings(
             got=f"{num_segments} and {len(basis.eigenvalues)} eigenvectors",
             fix="Ask for fewer, or fit more eigenvectors",
         )
-    return batch_size, num_segments
-
-
-def _require_datasets() -> None:
-    try:
-        import datasets  # noqa: F401
-    except ImportError as error:
-        raise SpectralError(
-            "transform",
-            expected="the package `datasets`, which writes the rows",
-            got="none installed",
-            fix="Install it: pip install 'hf-spectral[datasets]'",
-        ) from error
+    return num_segments

@@ -1,8 +1,7 @@
 """Reports on the layers of a backbone: scores of each layer and of all layers together, and the list of layers."""
 
 from hf_spectral.report.listing import LayerListing, LayerRow, list_layers
-from hf_spectral.report.over_dataset import layer_report
-from hf_spectral.report.scores import ImageSource, score_layers
+from hf_spectral.report.scores import ImageSource, layer_report, score_layers
 from hf_spectral.report.table import LayerReport, ReportRow
 
 __all__ = [

@@ -12,7 +12,7 @@ from PIL import Image
 from hf_spectral.config import defaults_hold
 from hf_spectral.dataset.reading import Backbone
 from hf_spectral.records import PATHWAYS, AttentionRecord
-from hf_spectral.report.csv_file import write_csv
+from hf_spectral.report.table import write_csv
 
 _TITLES = ("layer", "module", "grid", "heads", "width", "prefix", "text", "pathways")
 _SIDE = 512  # Side of the random image, before it is resized for the backbone.

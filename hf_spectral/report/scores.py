@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,7 +16,9 @@ from tqdm.auto import tqdm
 
 from hf_spectral.basis import BasisAccumulator, SpectralBasis
 from hf_spectral.checks import require_positive_int
-from hf_spectral.config import SpectralConfig
+from hf_spectral.config import SpectralConfig, defaults_hold
+from hf_spectral.dataset.reading import Add, Backbone, OnError, Read, Reader
+from hf_spectral.dataset.source import none_left
 from hf_spectral.errors import SpectralError
 from hf_spectral.metrics import VarianceShares, surroundings
 from hf_spectral.records import PATHWAYS, AttentionRecord, Pathway
@@ -295,3 +299,93 @@ def _check(pathways: Sequence[str], num_eigenvectors: int) -> None:
             got=num_eigenvectors,
             fix="Leave it out for 13",
         )
+
+
+@defaults_hold
+@plain_torch()
+def layer_report(
+    pipe: Backbone,
+    dataset: Any,
+    *,
+    pathways: Sequence[Pathway] = PATHWAYS,
+    num_eigenvectors: int = 13,
+    image_column: str | None = None,
+    batch_size: int = 1,
+    resolution: int | None = None,
+    by_head: bool = False,
+    max_images: int | None = None,
+    max_width: int | None = None,
+    on_error: OnError = "raise",
+    seed: int = 0,
+    progress: bool = True,
+) -> LayerReport:
+    """Score where and what every layer of a backbone looks at: each layer on its own, and all together.
+
+    The where-score of an eigenvector is the share of its variance over the dataset that the position of a token
+    explains; its what-score the share that identity explains beyond that (`metrics.what_score`). The backbone runs over
+    the images four times, in one process: see `score_layers`. Where the pipeline has defaults of the same name, its
+    `pathway` for `pathways` among them, they stand in for what the call leaves out.
+
+    Args:
+        pipe: The pipeline of the backbone.
+        dataset: A `datasets.Dataset`, an `IterableDataset` (read four times in the same order), or a folder of
+            pictures, subfolders included.
+        pathways: "where", "what" or both.
+        num_eigenvectors: Eigenvectors of each, the trivial one among them; scores are means over the others.
+        image_column: Column of the pictures; None finds the only image column.
+        batch_size: Images that are read together; all layers of a batch are in memory at once.
+        resolution: Longer side in pixels at which pictures are read; None takes the backbone's image size.
+        by_head: Treat every head as a layer of its own; all together is then the mean over all heads.
+        max_images: Stop after about so many images; None takes all. A hundred give steady scores, four are needed.
+        max_width: Bound on the width of the Gram matrix, for wide backbones; see `BasisAccumulator`.
+        on_error: "raise" names the image that fails; "skip" leaves it out and lists it in the report.
+        seed: Seed of start vectors, of the bounded width and of the clusters.
+        progress: True shows bars with images per second.
+
+    Returns:
+        The table, which can be written as CSV and drawn.
+
+    Raises:
+        SpectralError: If an argument is out of range, the dataset is empty or has no column of pictures, an image
+            fails and `on_error` is "raise", or fewer than four images are left.
+    """
+    pipe.check_reading(resolution, pathways=pathways)
+    reader = Reader(pipe, dataset, image_column, batch_size, resolution, on_error)
+    if reader.processes.count > 1:
+        raise SpectralError(
+            "accelerate",
+            expected="one process, since each layer's scores come from one place",
+            got=f"{reader.processes.count} processes",
+            fix="Start the report without `accelerate launch`; `max_images` bounds its time",
+        )
+    report = score_layers(
+        functools.partial(_records, reader),
+        pathways,
+        num_eigenvectors,
+        by_head=by_head,
+        max_images=max_images,
+        max_width=max_width,
+        seed=seed,
+        progress=progress,
+    )
+    return dataclasses.replace(report, skipped=reader.finish(report.rows[0].num_images).skipped)
+
+
+def _records(reader: Reader) -> Iterator[Sequence[AttentionRecord]]:
+    """Yield the records of each forward pass, at every call of the same images: those skipped at first stay out."""
+    arrived: list[list[AttentionRecord]] = []
+
+    @contextlib.contextmanager
+    def collected(group: Sequence[Read]) -> Iterator[Add]:
+        del group
+        records: list[AttentionRecord] = []
+        yield records.append
+        arrived.append(records)  # Only once all layers have come.
+
+    is_empty = True
+    for _ in reader.run(collected, is_first=not reader.digests):
+        is_empty = is_empty and not arrived
+        yield from arrived
+        arrived.clear()
+    if is_empty:
+        raise none_left(list(reader.skipped.values()))

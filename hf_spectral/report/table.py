@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
-import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from hf_spectral.dataset.summary import Skipped
+from hf_spectral.atomic import replacing
+from hf_spectral.checks import require_extra
+from hf_spectral.dataset.source import Skipped
 from hf_spectral.errors import SpectralError
 from hf_spectral.records import PATHWAYS, Pathway
-from hf_spectral.report.csv_file import read_csv, write_csv
 from hf_spectral.visualization import heat_maps, layer_chart
 
 if TYPE_CHECKING:
     import datasets
-
 
 #: Name of the table in a folder.
 REPORT_NAME = "layers.csv"
@@ -119,10 +119,11 @@ class LayerReport:
         path = Path(path)
         try:
             fields = dataclasses.fields(ReportRow)
-            table = read_csv(path / REPORT_NAME if path.is_dir() else path)
-            rows = tuple(ReportRow(**{one.name: _value(one, row[one.name]) for one in fields}) for row in table)
+            with (path / REPORT_NAME if path.is_dir() else path).open(newline="", encoding="utf-8") as file:
+                table = list(csv.DictReader(file, restval=""))
+            rows = tuple(ReportRow(**{one.name: _value(one, cells[one.name]) for one in fields}) for cells in table)
             found = f"{len(rows)} rows of {', '.join(sorted({row.pathway for row in rows})) or 'nothing'}"
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, KeyError, ValueError, csv.Error) as error:
             rows, found = (), f"{os.fspath(path)!r} ({error})"
         if not rows or any(row.pathway not in PATHWAYS for row in rows):
             raise SpectralError(
@@ -139,10 +140,7 @@ class LayerReport:
         Raises:
             SpectralError: If the extra `[datasets]` is not installed.
         """
-        if importlib.util.find_spec("datasets") is None:
-            raise SpectralError(
-                "datasets", expected="the extra [datasets]", got="none", fix="Run: pip install 'hf-spectral[datasets]'"
-            )
+        require_extra("datasets", "datasets")
         import datasets
 
         return datasets.Dataset.from_list([dataclasses.asdict(row) for row in self.rows])
@@ -199,3 +197,21 @@ def _value(field: dataclasses.Field[Any], cell: str) -> Any:
     """Read a cell by the type of its field, which is text such as `int | None`."""
     kind, _, rest = str(field.type).partition(" | ")
     return None if rest and not cell else {"int": int, "float": float}.get(kind, str)(cell)
+
+
+def write_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write a table with a header. An interrupted call leaves no partial file.
+
+    Args:
+        path: Path of the file. Missing parent folders are created.
+        rows: At least one row; all rows have the same column names in the same order.
+
+    Returns:
+        The path of the file.
+    """
+    path = Path(path)
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from hf_spectral.checks import require_extra
 from hf_spectral.errors import SpectralError
 from hf_spectral.visualization.palette import FAINT, INK, MUTED, sequential_table
 
@@ -144,24 +145,10 @@ def heat_maps(
         return _image(figure)
 
 
-def require_matplotlib() -> None:
-    """Raise an error if charts cannot be drawn.
-
-    Raises:
-        SpectralError: If the extra `[charts]` is not installed.
-    """
-    try:
-        import matplotlib.style  # noqa: F401
-    except ImportError as error:
-        raise SpectralError(
-            "matplotlib", expected="the extra [charts]", got=str(error), fix="Run: pip install 'hf-spectral[charts]'"
-        ) from error
-
-
 @contextlib.contextmanager
 def _figure(width: int, inches: float) -> Iterator[Figure]:
     """Yield a new figure in the style of this module; pyplot and the user's own settings stay as they are."""
-    require_matplotlib()
+    require_extra("charts", "matplotlib")
     import matplotlib.style
     from matplotlib.figure import Figure
 
