@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 
 from hf_spectral.checks import require_extra
 from hf_spectral.errors import SpectralError
-from hf_spectral.visualization.palette import FAINT, INK, MUTED, sequential_table
+from hf_spectral.visualization.palette import sequential_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,39 +23,8 @@ if TYPE_CHECKING:
 _LINE_COLORS = {"where": "#1877a1", "what": "#cd5c2a"}
 _MORE_COLORS = ("#6854a8", "#408a52", "#96761e", "#a83c6e")
 _INCHES = 12  # Width of every figure; the resolution gives its width in pixels.
-_INK, _MUTED, _FAINT = ("#{:02x}{:02x}{:02x}".format(*color) for color in (INK, MUTED, FAINT))
 # DejaVu Sans comes with matplotlib, so that a chart looks the same on every machine.
-_STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 10.5,
-    "figure.constrained_layout.use": True,
-    "figure.constrained_layout.w_pad": 0.15,
-    "figure.constrained_layout.h_pad": 0.15,
-    "figure.constrained_layout.wspace": 0.03,
-    "text.color": _INK,
-    "axes.titlesize": 13.5,
-    "axes.titlelocation": "left",
-    "axes.titlepad": 14,
-    "axes.labelcolor": _MUTED,
-    "axes.edgecolor": _MUTED,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "grid.color": _FAINT,
-    "legend.frameon": False,
-    "legend.fontsize": 11.5,
-    "legend.handlelength": 0.8,
-    "legend.borderpad": 0,
-    "legend.borderaxespad": 0,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "xtick.major.pad": 7,
-    "xtick.labelsize": 9.5,
-    "ytick.labelsize": 9.5,
-}
+_STYLE = Path(__file__).with_name("charts.mplstyle")
 
 Scores = Mapping[int | None, float]
 
@@ -152,7 +122,7 @@ def _figure(width: int, inches: float) -> Iterator[Figure]:
     import matplotlib.style
     from matplotlib.figure import Figure
 
-    with matplotlib.style.context(["default", _STYLE]):
+    with matplotlib.style.context(["default", str(_STYLE)]):
         yield Figure((_INCHES, inches), dpi=width / _INCHES)
 
 
@@ -217,7 +187,7 @@ def _cells(axes: Axes, table: np.ndarray, top: float, names: Sequence[object], r
     else:
         for (row, column), value in np.ndenumerate(table):
             if np.isfinite(value):
-                ink = "white" if value > 0.55 * top else _INK
+                ink = "white" if value > 0.55 * top else None
                 text = f"{value:.2f}".removeprefix("0")
                 axes.text(column + 0.5, row + 0.5, text, color=ink, size=9, ha="center", va="center_baseline")
 

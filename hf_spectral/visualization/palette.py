@@ -9,8 +9,6 @@ import numpy as np
 
 BACKGROUND = (255, 255, 255)
 INK = (40, 44, 52)
-FAINT = (226, 229, 234)
-MUTED = (120, 126, 138)
 _GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
 
 # Negative, zero, positive. The lightness falls evenly on both sides, so that equal magnitudes look equally strong.
