@@ -1,13 +1,21 @@
-"""The base of results and bases: a short description, and `push_to_hub`."""
+"""The base of results and bases: a short description, `from_pretrained` and `push_to_hub`."""
 
 from __future__ import annotations
 
 import html
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from hf_spectral.errors import SpectralError
+from hf_spectral.hub_download import located
+from hf_spectral.tensor_files import DAMAGE, one_line
+from hf_spectral.torch_state import plain_torch
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
+    from typing_extensions import Self
 
 
 class Kept:
@@ -15,6 +23,11 @@ class Kept:
 
     # Set where the package is imported: imports go down only, and the room that writes to the Hub is far above.
     _publish: ClassVar[Callable[..., Any]]
+    # Files in a folder or a repository, and what messages say: the argument, what is expected, what to do.
+    _files: ClassVar[tuple[str, ...]]
+    _argument: ClassVar[str]
+    _expected: ClassVar[str]
+    _fix: ClassVar[str]
 
     def _facts(self) -> dict[str, str]:
         """Return the facts of the short description by name."""
@@ -27,6 +40,47 @@ class Kept:
         """Return the same as a table, for notebooks."""
         rows = (f"<tr><th>{name}</th><td>{html.escape(fact)}</td></tr>" for name, fact in self._facts().items())
         return f"<table><caption>{type(self).__name__}</caption>{''.join(rows)}</table>"
+
+    @classmethod
+    def _read(cls, path: Path) -> Self:
+        """Read the files that lie at a path; what damaged or hostile files raise is in `DAMAGE`."""
+        raise NotImplementedError
+
+    @classmethod
+    @plain_torch()
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+    ) -> Self:
+        """Read what `save_pretrained` wrote. Nothing in it is trusted: sizes are compared before memory is taken.
+
+        Args:
+            source: What `save_pretrained` returned (a folder, or the file of a result), or the id of a repository of
+                the Hub, `user/name`.
+            revision: Branch, tag or commit of the repository.
+            cache_dir: Where downloads are kept; None takes the place that all of Hugging Face shares.
+            token: For a private or gated repository; None takes the one of `hf auth login`.
+            local_files_only: Take what is in the cache, and ask nobody.
+
+        Returns:
+            The object, on the CPU.
+
+        Raises:
+            SpectralError: If a file is missing, is not one that `save_pretrained` wrote, or does not fit the others, or
+                the Hub does not give it.
+        """
+        hub = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+        path = located(source, cls._files, cls._argument, **hub)
+        try:
+            return cls._read(path)
+        except DAMAGE as error:
+            got = f"{source}: {one_line(error)}"
+            raise SpectralError(cls._argument, expected=cls._expected, got=got, fix=cls._fix) from error
 
     def push_to_hub(self, repo_id: str, **settings: Any) -> CommitInfo:
         """Push to the Hub, with a card that explains how to load it again.

@@ -19,10 +19,8 @@ from hf_spectral.checks import is_int, is_number
 from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
 from hf_spectral.grid import TokenGrid
-from hf_spectral.hub_download import located
 from hf_spectral.kept import Kept, shown_eigenvalues
-from hf_spectral.tensor_files import DAMAGE, one_line, parse_json, read_header, read_tensors
-from hf_spectral.torch_state import plain_torch
+from hf_spectral.tensor_files import parse_json, read_header, read_tensors
 
 #: Name of the file of a result in a repository of the Hub.
 RESULT_NAME = "result.safetensors"
@@ -131,6 +129,11 @@ class SpectralResult(Kept):
     solver: dict[str, Any]
     notes: tuple[str, ...] = ()
 
+    _files = (RESULT_NAME,)
+    _argument = "source"
+    _expected = "a file that SpectralResult.save_pretrained wrote"
+    _fix = "Make it again by `analyze`"
+
     def _facts(self) -> dict[str, str]:
         return {
             "pathway": self.config.pathway,
@@ -178,45 +181,8 @@ class SpectralResult(Kept):
         return path
 
     @classmethod
-    @plain_torch()
-    def from_pretrained(
-        cls,
-        source: str | os.PathLike[str],
-        *,
-        revision: str | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        token: str | bool | None = None,
-        local_files_only: bool = False,
-    ) -> SpectralResult:
-        """Read what `save_pretrained` wrote. Nothing in it is trusted: sizes are compared before memory is taken.
-
-        Args:
-            source: A safetensors file, a folder that holds `result.safetensors`, or the id of a repository of the Hub,
-                `user/name`.
-            revision: Branch, tag or commit of the repository.
-            cache_dir: Where downloads are kept; None takes the place that all of Hugging Face shares.
-            token: For a private or gated repository; None takes the one of `hf auth login`.
-            local_files_only: Take what is in the cache, and ask nobody.
-
-        Returns:
-            The result, on the CPU.
-
-        Raises:
-            SpectralError: If the file is not one that `save_pretrained` wrote, or its parts do not fit each other, or
-                the Hub does not give it.
-        """
-        hub = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
-        path = located(source, [RESULT_NAME], "source", **hub)
-        path = path if path.is_file() else path / RESULT_NAME
-        try:
-            return cls(**_parsed(path))
-        except DAMAGE as error:
-            raise SpectralError(
-                "source",
-                expected="a file that SpectralResult.save_pretrained wrote",
-                got=f"{source}: {one_line(error)}",
-                fix="Make it again by `analyze`",
-            ) from error
+    def _read(cls, path: Path) -> SpectralResult:
+        return cls(**_parsed(path if path.is_file() else path / RESULT_NAME))
 
 
 def _parsed(path: Path) -> dict[str, Any]:

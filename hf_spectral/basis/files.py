@@ -19,9 +19,8 @@ from hf_spectral.basis.walk import MAX_WALK
 from hf_spectral.checks import is_int, is_number
 from hf_spectral.clusters import Clusters
 from hf_spectral.config import SpectralConfig
-from hf_spectral.errors import SpectralError
 from hf_spectral.fingerprint import WEIGHTS, is_fingerprint
-from hf_spectral.tensor_files import DAMAGE, Form, one_line, parse_json, read_tensors, read_text
+from hf_spectral.tensor_files import Form, parse_json, read_tensors, read_text
 
 FORMAT = "hf_spectral.SpectralBasis/1"
 CONFIG_NAME = "config.json"
@@ -70,31 +69,19 @@ def describe_clusters(clusters: Clusters) -> dict[str, Any]:
     return {"num_segments": clusters.num_segments, "walk": clusters.walk, **sizes}
 
 
-def read(folder: Path, name: str | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read both files. The sizes that the description implies are compared with the file's before it is read.
 
     Args:
         folder: A local folder.
-        name: What messages call it: the repository it was fetched from; None takes the folder's own.
 
     Returns:
-        The description, with `layers` and `config` as objects, and the tensors by name.
-
-    Raises:
-        SpectralError: If a file is missing, damaged, or does not fit the other.
+        The description, with `layers` and `config` as objects, and the tensors by name. Missing and damaged files, and
+        those that do not fit each other, raise one of `tensor_files.DAMAGE`.
     """
-    try:
-        described = _parsed(read_text(folder / CONFIG_NAME))
-        forms = _expected_forms(described)
-        return described, _tensors(folder / TENSORS_NAME, forms, described)
-    except DAMAGE as error:
-        raise SpectralError(
-            "basis",
-            expected=f"a folder that SpectralBasis.save_pretrained wrote ({CONFIG_NAME} and {TENSORS_NAME}), "
-            "or a repository of the Hub that holds these",
-            got=f"{name or folder}: {one_line(error)}",
-            fix="Fetch it again, or fit the basis anew",
-        ) from error
+    described = _parsed(read_text(folder / CONFIG_NAME))
+    forms = _expected_forms(described)
+    return described, _tensors(folder / TENSORS_NAME, forms, described)
 
 
 def _parsed(text: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
 from hf_spectral.fingerprint import WEIGHTS, require_same_weights
 from hf_spectral.grid import TokenGrid
-from hf_spectral.hub_download import located, require_source
+from hf_spectral.hub_download import require_source
 from hf_spectral.kept import Kept, shown_eigenvalues
 from hf_spectral.problem import ProblemBuilder
 from hf_spectral.records import AttentionRecord, Pathway, unit_tokens
@@ -78,6 +78,14 @@ class SpectralBasis(Kept):
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     skipped: tuple[str, ...] = ()
     clusters: Clusters | None = None
+
+    _files = (files.CONFIG_NAME, files.TENSORS_NAME)
+    _argument = "basis"
+    _expected = (
+        f"a folder that SpectralBasis.save_pretrained wrote ({files.CONFIG_NAME} and {files.TENSORS_NAME}), "
+        "or a repository of the Hub that holds these"
+    )
+    _fix = "Fetch it again, or fit the basis anew"
 
     def _facts(self) -> dict[str, str]:
         backbone = self.backbone.get("id") or self.backbone.get("model_type")
@@ -206,35 +214,8 @@ class SpectralBasis(Kept):
         return files.write(Path(folder), described, tensors)
 
     @classmethod
-    @plain_torch()
-    def from_pretrained(
-        cls,
-        source: str | os.PathLike[str],
-        *,
-        revision: str | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        token: str | bool | None = None,
-        local_files_only: bool = False,
-    ) -> SpectralBasis:
-        """Read what `save_pretrained` wrote. Nothing in it is trusted: sizes are compared before memory is taken.
-
-        Args:
-            source: A folder, or the id of a repository of the Hub, `user/name`.
-            revision: Branch, tag or commit of the repository.
-            cache_dir: Where downloads are kept; None takes the place that all of Hugging Face shares.
-            token: For a private or gated repository; None takes the one of `hf auth login`.
-            local_files_only: Take what is in the cache, and ask nobody.
-
-        Returns:
-            The basis, on the CPU.
-
-        Raises:
-            SpectralError: If a file is missing, damaged, or does not fit the other, or the Hub does not give it.
-        """
-        hub = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
-        names = (files.CONFIG_NAME, files.TENSORS_NAME)
-        folder = located(source, names, "basis", **hub)
-        described, tensors = files.read(folder, str(source))
+    def _read(cls, path: Path) -> SpectralBasis:
+        described, tensors = files.read(path)
         count = len(described["layers"])
         if kept := described["clusters"]:
             parts = {name: tensors[f"clusters.{name}"] for name in files.CLUSTER_TENSORS}
