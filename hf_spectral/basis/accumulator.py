@@ -263,8 +263,9 @@ class BasisAccumulator:
                     got=f"NaN or infinity in {record.name}",
                     fix="Leave this image out",
                 )
-            shape = record.grid.height, record.grid.width
-            arrived.append(_Arrived(record.name, record.index, record.timestep, tokens, shape))
+            width = tokens[0].shape[2]
+            layer = BasisLayer(record.name, record.index, record.timestep, width, width)
+            arrived.append(_Arrived(layer, tokens, (record.grid.height, record.grid.width)))
 
     @plain_torch()
     def _commit_sums(self, arrived: list[_Arrived]) -> None:
@@ -301,9 +302,8 @@ class BasisAccumulator:
 
     def _first_image(self, arrived: list[_Arrived]) -> list[_Arrived]:
         """Return the layers at the width kept, having started the totals with them."""
-        widths = [one.tokens[0].shape[2] for one in arrived]
-        sizes = zip(arrived, widths, kept_dimensions(widths, self.config.pathway, self.max_width), strict=True)
-        self._start([BasisLayer(one.name, one.index, one.timestep, width, kept) for one, width, kept in sizes])
+        kept = kept_dimensions([one.layer.width for one in arrived], self.config.pathway, self.max_width)
+        self._start([dataclasses.replace(one.layer, kept=width) for one, width in zip(arrived, kept, strict=True)])
         pairs = zip(arrived, self._columns, strict=True)
         return [dataclasses.replace(one, tokens=reduced(one.tokens, columns)) for one, columns in pairs]
 
@@ -335,23 +335,14 @@ class _Arrived:
     """One layer of an image or a batch, reduced to what the pathway compares.
 
     Args:
-        name: Qualified module name.
-        index: Position in call order.
-        timestep: Diffusion timestep, or None.
+        layer: The layer, of the width that the tokens have.
         tokens: Unit vectors, of the width kept.
         shape: Height and width of the grid.
     """
 
-    name: str
-    index: int
-    timestep: float | None
+    layer: BasisLayer
     tokens: UnitTokens
     shape: Shape
-
-    @property
-    def key(self) -> tuple[int, float | None]:
-        """What distinguishes the layer from the others of a forward pass."""
-        return self.index, self.timestep
 
 
 def _in_order(arrived: Sequence[_Arrived], layers: Sequence[BasisLayer]) -> list[_Arrived]:
@@ -360,7 +351,7 @@ def _in_order(arrived: Sequence[_Arrived], layers: Sequence[BasisLayer]) -> list
     Raises:
         SpectralError: If a layer is missing, or came twice, or with other images.
     """
-    found = {one.key: one for one in arrived}
+    found = {one.layer.key: one for one in arrived}
     missing = [layer.name for layer in layers if layer.key not in found]
     if missing or len(found) < len(arrived) or len({one.tokens[0].shape[0] for one in arrived}) > 1:
         raise SpectralError(

@@ -114,14 +114,14 @@ class Source:
         Args:
             processes: Which one of how many this is.
 
-        Yields:
+        Returns:
             The images, in order.
         """
-        if self.item is not None and self.length is not None:
-            for position in processes.block(self.length):
-                yield self.item(position)
-        elif self.stream is not None:
-            yield from self.stream(processes.rank, processes.count)
+        if self.stream is not None:
+            return self.stream(processes.rank, processes.count)
+        assert self.item is not None
+        assert self.length is not None
+        return map(self.item, processes.block(self.length))
 
     def share_length(self, processes: Processes) -> int | None:
         """Return the number of images of this process.
@@ -272,17 +272,22 @@ def _content(value: Any) -> bytes | None:
 
 
 @contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    """Say that an image of a dataset cannot be read, in place of what Pillow, `datasets` or the file system say."""
+def _refused(
+    kinds: tuple[type[Exception], ...], argument: str, expected: str, fix: str, where: str = ""
+) -> Iterator[None]:
+    """Raise a SpectralError, which says in one line what came, in place of what libraries and the system raise."""
     try:
         yield
-    except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
-        raise SpectralError(
-            "image",
-            expected="a picture that opens, also by the transform of the dataset, if it has one",
-            got=getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0][:200],
-            fix="Check that it opens in a viewer",
-        ) from error
+    except kinds as error:
+        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise SpectralError(argument, expected=expected, got=where + reason, fix=fix) from error
+
+
+def _explained() -> contextlib.AbstractContextManager[None]:
+    """Say that an image of a dataset cannot be read, in place of what Pillow, `datasets` or the file system say."""
+    kinds = (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError)
+    expected = "a picture that opens, also by the transform of the dataset, if it has one"
+    return _refused(kinds, "image", expected, "Check that it opens in a viewer")
 
 
 def _shown(view: Any, position: int, column: str | None = None) -> Any:
@@ -362,30 +367,20 @@ def _holds_null(kind: Any) -> bool:
     return pa.types.is_null(kind) or any(_holds_null(kind.field(place).type) for place in range(kind.num_fields))
 
 
-@contextlib.contextmanager
-def typed(where: str = "") -> Iterator[None]:
+def typed(where: str = "") -> contextlib.AbstractContextManager[None]:
     """Say that a value does not fit the type of its column, in place of what `datasets` and pyarrow say.
 
     Args:
         where: Begins what came.
 
-    Yields:
-        Nothing.
-
-    Raises:
-        SpectralError: In place of theirs.
+    Returns:
+        A context manager that raises a SpectralError in place of theirs.
     """
     import pyarrow as pa
 
-    try:
-        yield
-    except (pa.ArrowException, ValueError, TypeError) as error:
-        raise SpectralError(
-            "dataset",
-            expected="values of one type in every column",
-            got=where + (str(error).splitlines() or [type(error).__name__])[0][:200],
-            fix="Give the stream its types: IterableDataset.from_generator(..., features=datasets.Features(...))",
-        ) from error
+    fix = "Give the stream its types: IterableDataset.from_generator(..., features=datasets.Features(...))"
+    kinds = (pa.ArrowException, ValueError, TypeError)
+    return _refused(kinds, "dataset", "values of one type in every column", fix, where)
 
 
 def printable(name: str) -> str:
