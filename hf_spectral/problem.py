@@ -196,19 +196,13 @@ class _GridSum:
     def _add(self, affinity: AffinityOperator, share: float, weight: float | None) -> float:
         if isinstance(affinity, KernelOperator) and self._fits_dense:
             return self._add_kernel(affinity, share, weight)
-        if isinstance(affinity, GramOperator):
-            # Scaling the factor normalizes and keeps the rank r: a product then costs 2 n r instead of n^2.
-            scale = inverse_root_degree(affinity.degree())
-            scaled = affinity.scaled(scale)
-            weight = share * (_automatic(scaled.matmul, scale) if weight is None else weight)
-            if self._fits_dense and 4 * affinity.rank >= affinity.num_nodes:
-                matrix = scaled.to_dense()
-                self._dense = matrix * weight if self._dense is None else self._dense.add_(matrix, alpha=weight)
-            else:
-                self._keep(scaled, weight)
-            return weight
         operator, weight = normalized(affinity, share, weight)
-        self._keep(operator, weight)
+        if isinstance(operator, GramOperator) and self._fits_dense and 4 * operator.rank >= operator.num_nodes:
+            matrix = operator.to_dense()
+            self._dense = matrix * weight if self._dense is None else self._dense.add_(matrix, alpha=weight)
+        else:
+            self._terms.append(operator)
+            self._weights.append(weight)
         return weight
 
     def _add_kernel(self, affinity: KernelOperator, share: float, weight: float | None) -> float:
@@ -236,10 +230,6 @@ class _GridSum:
         assert self._scratch is not None
         return scale[:, None] * symmetric_product(affinity.parts(self._scratch), scale[:, None] * vectors)
 
-    def _keep(self, operator: AffinityOperator, weight: float) -> None:
-        self._terms.append(operator)
-        self._weights.append(weight)
-
 
 def affinity_operators(record: AttentionRecord, config: SpectralConfig) -> list[AffinityOperator]:
     """Return the affinities W of one layer of one image.
@@ -266,8 +256,15 @@ def normalized(affinity: AffinityOperator, share: float, weight: float | None) -
     Returns:
         S, and its weight.
     """
-    operator = NormalizedOperator(affinity)
-    return operator, share * (_automatic(operator.matmul, operator.inverse_root) if weight is None else weight)
+    operator: AffinityOperator
+    if isinstance(affinity, GramOperator):
+        # Scaling the factor normalizes and keeps the rank r: a product then costs 2 n r instead of n^2.
+        scale = inverse_root_degree(affinity.degree())
+        operator = affinity.scaled(scale)
+    else:
+        operator = NormalizedOperator(affinity)
+        scale = operator.inverse_root
+    return operator, share * (_automatic(operator.matmul, scale) if weight is None else weight)
 
 
 def _automatic(multiply: Callable[[Tensor], Tensor], scale: Tensor) -> float:
