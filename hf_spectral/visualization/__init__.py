@@ -2,9 +2,14 @@
 
 from hf_spectral.visualization.charts import heat_maps, layer_chart
 from hf_spectral.visualization.eigenvectors import eigenvector_image, eigenvectors_to_rgb
-from hf_spectral.visualization.figures import eigenvector_sheet, figure, pathways_figure, segmentation_overlay
+from hf_spectral.visualization.figures import (
+    affinity_spotlight,
+    eigenvector_sheet,
+    figure,
+    pathways_figure,
+    segmentation_overlay,
+)
 from hf_spectral.visualization.palette import segment_colors
-from hf_spectral.visualization.spotlight import affinity_spotlight
 
 __all__ = [
     "affinity_spotlight",
