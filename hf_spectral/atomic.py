@@ -21,7 +21,7 @@ _LONGEST_NAME = 240  # In bytes; file systems take 255.
 
 @contextlib.contextmanager
 def writing(place: Path, argument: str, fix: str = _FIX, kind: str = "place") -> Iterator[None]:
-    """Say that a place cannot be written, in place of what the operating system says.
+    """Turn an OSError into a SpectralError that names the place that cannot be written.
 
     Args:
         place: The file or folder.

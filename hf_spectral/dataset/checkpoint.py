@@ -1,4 +1,4 @@
-"""What a fit has added up so far, on disk: written whole or not at all, refused to anyone else."""
+"""Checkpoints of a fit: a file appears whole or not at all, and only a run of the same settings may read it."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Progress:
     """How far one pass of one process has come.
 
     Args:
-        state: What `BasisAccumulator.state_dict` gave.
+        state: The result of `BasisAccumulator.state_dict`.
         done: Images of the process's share that have been read, skipped ones among them.
         finished: True once the share has come to its end.
-        skipped: What was left out, in this pass and before it.
-        digests: What tells the images that the process has read from others, see `Reader`.
+        skipped: Images that were left out, in this pass or before it.
+        digests: Digests of the images that the process has read, see `Reader`.
     """
 
     state: dict[str, Any]
@@ -51,9 +51,9 @@ class Checkpoint:
     """One file per pass and process, in one folder.
 
     Args:
-        folder: Where.
-        settings: All that the sums depend on, ready for JSON.
-        rank: This process.
+        folder: The folder.
+        settings: All settings that the sums depend on, ready for JSON.
+        rank: Rank of this process.
     """
 
     folder: Path
@@ -88,16 +88,16 @@ class Checkpoint:
             lock.release()
 
     def load(self, name: str) -> Progress | None:
-        """Return what was saved under a name.
+        """Return the progress of a pass.
 
         Args:
-            name: Of the pass.
+            name: Name of the pass.
 
         Returns:
-            The progress, or None if there is none yet.
+            The progress, or None if none has been saved.
 
         Raises:
-            SpectralError: If it was made with other settings, the differences named, or is damaged.
+            SpectralError: If the file was written with other settings, which the message names, or is damaged.
         """
         path = self._path(name)
         if not path.exists():
@@ -126,11 +126,11 @@ class Checkpoint:
         return progress
 
     def save(self, name: str, progress: Progress) -> None:
-        """Replace what was saved under a name; a crash at any moment leaves the one or the other.
+        """Save the progress of a pass; a crash at any moment leaves the previous file or the new one.
 
         Args:
-            name: Of the pass.
-            progress: What to save.
+            name: Name of the pass.
+            progress: The progress.
 
         Raises:
             SpectralError: If the disk is full or cannot be written.

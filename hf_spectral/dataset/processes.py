@@ -54,10 +54,10 @@ class Processes:
         return range(length * self.rank // self.count, length * (self.rank + 1) // self.count)
 
     def gathered(self, value: Any) -> list[Any]:
-        """Return what every process brings, in the order of their ranks, to all of them.
+        """Gather one value from every process; all processes get all values, in the order of the ranks.
 
         Args:
-            value: Something that can be pickled.
+            value: Value of this process, which can be pickled.
 
         Returns:
             One value per process.
@@ -65,13 +65,13 @@ class Processes:
         return list(gather_object([value])) if self.count > 1 else [value]
 
     def from_main(self, value: Any) -> Any:
-        """Return what the first process brings, to all of them.
+        """Send the value of the first process to all processes.
 
         Args:
-            value: Counts on the first process only.
+            value: The value; ignored in all processes but the first.
 
         Returns:
-            Its value.
+            The value of the first process.
         """
         return broadcast_object_list([value if self.is_main else None])[0] if self.count > 1 else value
 

@@ -79,8 +79,8 @@ class Read:
 
     Args:
         item: Where it comes from.
-        image: What the pipeline was given.
-        prepared: What the pipeline made of it.
+        image: The picture, as given to `preprocess`.
+        prepared: The result of `preprocess`.
     """
 
     item: Item
@@ -131,10 +131,10 @@ Opened = Callable[[Sequence[Read]], contextlib.AbstractContextManager[Add]]
 
 
 class Reader:
-    """Reads this process's share of a dataset, batch by batch; what fails is raised, or noted and left out.
+    """Reads this process's share of a dataset, batch by batch; an image that fails raises an error or is left out.
 
-    It knows images by their content: the first pass notes a digest of each, of the encoded picture or, where the
-    dataset gives pixels, of these; whatever is read again, by a later pass or a later run, has to be the same.
+    Images are identified by their content. The first pass stores a digest of each encoded picture, or of the pixels if
+    the dataset gives pixels. Images that a later pass or a later run reads again must have the same digests.
 
     Args:
         pipe: The pipeline.
@@ -147,7 +147,7 @@ class Reader:
         whole_rows: False reads the column of pictures only.
 
     Attributes:
-        skipped: What was left out, by position.
+        skipped: Images that were left out, by position.
         digests: `DIGEST_BYTES` for each image of the share, in order.
         is_restored: True if the digests come from a checkpoint.
 
@@ -187,15 +187,17 @@ class Reader:
         done: int = 0,
         is_first: bool = True,
     ) -> Iterator[list[Item]]:
-        """Run the share through the backbone, cut into batches always at the same places; those skipped stay out.
+        """Run the share through the backbone in batches that begin at the same images every time.
+
+        Images that were skipped before are skipped again.
 
         Args:
-            opened: Gives, for some images of one size, a block in which their records are taken; what an image gave
-                counts only if its block ends without an error.
-            layers: Asked before each batch for the indices of the layers to record; None stands for all.
-            title: What is being done, for the bar.
-            done: Images that an earlier run has done: they are only compared.
-            is_first: False for a later pass over the same images: what passed before has to pass, it is in the sums.
+            opened: Function that takes some images of one size and returns a context manager, which takes their
+                records. They count only if it is left without an error.
+            layers: Function that returns the indices of the layers to record, called before each batch; None means all.
+            title: Title of the bar.
+            done: Number of images that an earlier run has read; they are compared only.
+            is_first: False for a later pass over the same images, in which no further image may fail: it is in the sums.
 
         Yields:
             Each batch once it has passed; the last may be shorter.
@@ -232,7 +234,7 @@ class Reader:
         return tqdm(desc=title, total=total, initial=done, unit="image", disable=not shown)
 
     def all_skipped(self) -> tuple[Skipped, ...]:
-        """Return what was left out in all processes, in the order of the dataset; all have to ask."""
+        """Return the images that were left out in any process, in the order of the dataset; all processes must call."""
         shares = self.processes.gathered(self.skipped)
         skipped = {position: one for share in shares for position, one in share.items()}
         return tuple(skipped[position] for position in sorted(skipped))

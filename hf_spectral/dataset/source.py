@@ -275,7 +275,7 @@ def _content(value: Any) -> bytes | None:
 def _refused(
     kinds: tuple[type[Exception], ...], argument: str, expected: str, fix: str, where: str = ""
 ) -> Iterator[None]:
-    """Raise a SpectralError, which says in one line what came, in place of what libraries and the system raise."""
+    """Turn errors of libraries and of the operating system into a SpectralError of one line."""
     try:
         yield
     except kinds as error:
@@ -284,7 +284,7 @@ def _refused(
 
 
 def _explained() -> contextlib.AbstractContextManager[None]:
-    """Say that an image of a dataset cannot be read, in place of what Pillow, `datasets` or the file system say."""
+    """Turn errors of Pillow, `datasets` and the file system into one that says that an image cannot be read."""
     kinds = (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError)
     expected = "a picture that opens, also by the transform of the dataset, if it has one"
     return _refused(kinds, "image", expected, "Check that it opens in a viewer")
@@ -368,7 +368,7 @@ def _holds_null(kind: Any) -> bool:
 
 
 def typed(where: str = "") -> contextlib.AbstractContextManager[None]:
-    """Say that a value does not fit the type of its column, in place of what `datasets` and pyarrow say.
+    """Turn errors of `datasets` and pyarrow into one that says that a value does not fit the type of its column.
 
     Args:
         where: Begins what came.
