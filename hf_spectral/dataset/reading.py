@@ -134,7 +134,7 @@ class Reader:
     """Reads this process's share of a dataset, batch by batch; an image that fails raises an error or is left out.
 
     Images are identified by their content. The first pass stores a digest of each encoded picture, or of the pixels if
-    the dataset gives pixels. Images that a later pass or a later run reads again must have the same digests.
+    the dataset gives pixels. Images that a later pass or a later run reads again must have the same digest.
 
     Args:
         pipe: The pipeline.
@@ -197,7 +197,7 @@ class Reader:
             layers: Function that returns the indices of the layers to record, called before each batch; None means all.
             title: Title of the bar.
             done: Number of images that an earlier run has read; they are compared only.
-            is_first: False for a later pass over the same images, in which no further image may fail: it is in the sums.
+            is_first: False for a later pass over the same images, where no further image may fail: it is in the sums.
 
         Yields:
             Each batch once it has passed; the last may be shorter.
