@@ -1,11 +1,16 @@
 """What users read is run: Python, commands and links of README and documentation, and the examples of docstrings."""
 
+import ast
+import base64
 import doctest
+import io
+import json
 import re
 import shlex
 
 import pytest
 import yaml
+from PIL import Image
 
 from hf_spectral import metrics, report, visualization
 from hf_spectral.cli import build_parser
@@ -112,3 +117,23 @@ def test_examples_of_docstrings_run(name):
     (example,) = doctest.DocTestFinder(recurse=False).find(EXPLAINED[name], name, module=False, globs={})
     assert example.examples
     assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example).failed == 0
+
+
+def test_the_notebook_runs_from_top_to_bottom_and_shows_what_it_gives(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((pages.ROOT / "docs" / "tour.ipynb").read_text(encoding="utf-8"))
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, 11))
+    scope = {}
+    for cell in cells:
+        tree = ast.parse("".join(cell["source"]))
+        last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, "tour.ipynb", "exec"), scope)
+        given = None if last is None else eval(compile(ast.Expression(last.value), "tour.ipynb", "eval"), scope)
+        kept = [output["data"] for output in cell["outputs"]]
+        assert len(kept) == (given is not None)
+        if isinstance(given, Image.Image):
+            picture = Image.open(io.BytesIO(base64.b64decode(kept[0]["image/jpeg"])))
+            assert picture.size == given.size
+        elif kept:
+            assert "".join(kept[0]["text/plain"]).split()[0] == repr(given).split()[0]
