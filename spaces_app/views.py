@@ -18,17 +18,18 @@ from hf_spectral.visualization import (
     eigenvectors_to_rgb,
     segment_colors,
 )
-from spaces_app.settings import NUM_SEGMENTS, Settings
+from spaces_app.settings import Settings
 
 Captioned = tuple[Image.Image, str]
 
 #: Longer side of the small pictures.
 _TILE = 360
+_NUM_COLORS = 256
 
 
 def segment_names() -> dict[str, str]:
-    """Return the color of each segment that there can be, by its name."""
-    table = segment_colors(NUM_SEGMENTS[1])
+    """Return the color of each segment, by its name; a basis may have more clusters, which Gradio colors by itself."""
+    table = segment_colors(_NUM_COLORS)
     return {str(index + 1): "#" + bytes(color).hex() for index, color in enumerate(table)}
 
 
@@ -50,8 +51,7 @@ def colors(picture: Image.Image, found: dict[str, Any], basis: SpectralBasis | N
 def masks(picture: Image.Image, found: dict[str, Any]) -> tuple[Image.Image, list[tuple[np.ndarray, str]]]:
     """Return the photo with a mask and a name per segment, as `gradio.AnnotatedImage` takes them."""
     labels = np.asarray(found["segmentation"])
-    names = list(segment_names())
-    return picture, [((labels == index) * 0.62, names[index]) for index in range(int(labels.max()) + 1)]
+    return picture, [((labels == index) * 0.62, str(index + 1)) for index in np.unique(labels).tolist()]
 
 
 def tiles(

@@ -170,6 +170,21 @@ def test_a_basis_gives_colors_that_mean_the_same_in_every_picture(backbone, basi
     assert "value" not in model
 
 
+def test_a_basis_with_clusters_gives_their_ids_whatever_their_number(backbone, basis, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for seed in range(3):
+        photo(seed=seed).save(tmp_path / "photos" / f"{seed}.png")
+    pipe, folder = hf_spectral.pipeline(backbone), tmp_path / "rows"
+    rows = hf_spectral.transform(pipe, tmp_path / "photos", basis, num_segments=70, output_dir=folder, progress=False)
+    demo = in_a_loop(Demo, backbone, str(folder / "basis"))
+    picture = str(tmp_path / "photos" / "0.png")
+    _, sections = analyze(demo, picture, basis=str(folder / "basis"), num_segments="auto")["what-segments"]
+    labels = np.asarray(pipe(picture, basis=folder / "basis")["segmentation"])
+    assert np.mean(labels == np.asarray(rows[0]["segmentation"])) > 0.99
+    assert labels.max() > 32
+    assert [name for _, name in sections] == [str(index + 1) for index in np.unique(labels)]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
