@@ -19,7 +19,7 @@ from hf_spectral.problem import JointProblem, build_problem
 from hf_spectral.records import AttentionRecord, Capture
 from hf_spectral.report import LayerReport, layer_report
 from hf_spectral.result import SolveStatus, SpectralResult
-from hf_spectral.segmentation import instances, segment
+from hf_spectral.segmentation import Segmentation, instances, segment
 from hf_spectral.solvers import EigenSolver, GradientSolver, solve
 from hf_spectral.token_affinities import TokenAffinity, token_affinity
 from hf_spectral.version import __version__ as __version__
@@ -44,6 +44,7 @@ __all__ = [
     "LayerReport",
     "NearestNeighbors",
     "NotConvergedError",
+    "Segmentation",
     "SolveStatus",
     "SpectralBasis",
     "SpectralConfig",

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
 
-from hf_spectral import HFSpectralError, SpectralError
+from hf_spectral import HFSpectralError, Segmentation, SpectralError
 from spaces_app import style, views
 from spaces_app.engine import Engine
 from spaces_app.layout import SHOWN_PATHWAYS, Form, Results, build_form, build_results
@@ -36,6 +37,14 @@ def friendly() -> Iterator[None]:
         yield
     except HFSpectralError as error:
         raise gr.Error(str(error), duration=15, title="That did not work", print_exception=False) from error
+
+
+def _recuttable(found: dict[str, Any]) -> list[Any]:
+    """Return the number of segments for the slider, and their tree; clusters of a basis have none."""
+    hierarchy = found.get("hierarchy")
+    if hierarchy is None:
+        return [gr.update(visible=False), None]
+    return [gr.update(visible=True, value=max(2, hierarchy.num_segments)), hierarchy]
 
 
 class Demo:
@@ -128,12 +137,33 @@ class Demo:
                 if name in found:
                     filled = [
                         (image, views.colors(image, found[name], loaded)),
-                        views.masks(image, found[name]),
+                        views.masks(image, np.asarray(found[name]["segmentation"])),
+                        *_recuttable(found[name]),
                         views.tiles(image, found[name], loaded, settings.num_eigenvectors),
                         *views.write_downloads(image, found[name], name, Path(folder)),
                     ]
                 values += [*[gr.update(visible=name in found)] * len(column.boxes), *filled, gr.update(visible=False)]
             yield [*values, views.code(settings)]
+
+    def recut(self, picture: str | None, hierarchy: Segmentation | None, num_segments: int) -> Any:
+        """Show another number of segments of the tree that the analysis gave: nothing is solved again.
+
+        Args:
+            picture: The file of the analyzed picture.
+            hierarchy: The segments of one pathway.
+            num_segments: 2 to 32.
+
+        Returns:
+            The photo with its masks.
+
+        Raises:
+            SpectralError: If no picture has been analyzed.
+        """
+        with friendly():
+            if hierarchy is None or hierarchy.tree is None:
+                raise SpectralError("picture", expected="an analyzed picture", got="none", fix="Press Analyze first")
+            most = len(hierarchy.tree.features)
+            return views.masks(open_picture(picture), hierarchy.at(min(int(num_segments), most)).labels.numpy())
 
     def affinity(self, picture: str | None, settings: Settings | None, event: gr.SelectData) -> list[Any]:
         """Show the affinities of a patch.
@@ -235,6 +265,17 @@ class Demo:
             trigger_mode="always_last",
             **private,
         )
+        for column in self._columns.values():
+            _, segments, count, hierarchy = column.filled[:4]
+            count.input(
+                self.recut,
+                [results.photo, hierarchy, count],
+                segments,
+                show_progress="hidden",
+                trigger_mode="always_last",
+                queue=False,
+                **private,
+            )
         for trigger in (form.load_basis.click, form.basis.submit):
             trigger(
                 self.describe_basis,

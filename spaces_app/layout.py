@@ -12,7 +12,7 @@ from PIL import Image
 
 from spaces_app import style, views
 from spaces_app.pictures import upload
-from spaces_app.settings import BACKBONES, DEFAULT_RESOLUTION, NUM_EIGENVECTORS, RESOLUTIONS
+from spaces_app.settings import BACKBONES, DEFAULT_RESOLUTION, NUM_EIGENVECTORS, NUM_SEGMENTS, RESOLUTIONS
 
 SHOWN_PATHWAYS = ("where", "what")
 
@@ -176,7 +176,8 @@ def _overview(name: str) -> list[Any]:
     annotated = gr.AnnotatedImage(
         format="png", show_label=False, color_map=views.segment_names(), elem_id=f"{name}-segments", buttons=[]
     )
-    return [slider, annotated]
+    count = gr.Slider(*NUM_SEGMENTS, step=1, label="Segments, coarse to fine", elem_id=f"{name}-cut")
+    return [slider, annotated, count, gr.State()]
 
 
 def _eigenvectors(name: str) -> list[Any]:

@@ -48,9 +48,8 @@ def colors(picture: Image.Image, found: dict[str, Any], basis: SpectralBasis | N
     return eigenvectors_to_rgb(found["eigenvectors"], found["eigenvalues"], size, scale=_scale(basis))
 
 
-def masks(picture: Image.Image, found: dict[str, Any]) -> tuple[Image.Image, list[tuple[np.ndarray, str]]]:
+def masks(picture: Image.Image, labels: np.ndarray) -> tuple[Image.Image, list[tuple[np.ndarray, str]]]:
     """Return the photo with a mask and a name per segment, as `gradio.AnnotatedImage` takes them."""
-    labels = np.asarray(found["segmentation"])
     return picture, [((labels == index) * 0.62, str(index + 1)) for index in np.unique(labels).tolist()]
 
 

@@ -28,7 +28,7 @@ _ITERATIONS = 5
 # Half the distance in tokens over which the embedding's contrast is taken, and the change of color in two pixels (of a
 # lightness from 0 to 1) at which the border counts one more.
 _REACH = 0.57
-_EDGE = 0.06
+_EDGE = 0.03
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -127,7 +127,7 @@ def region_tree(
     features = centroids(wide.reshape(len(wide), -1).T, atoms.ravel())
     areas = np.bincount(atoms.ravel()) / atoms.size
     order, heights = _merged(features, areas, *_border_contrasts(wide, lab, atoms, grid))
-    return RegionTree(np.argsort(order)[atoms], heights, features[order].astype(np.float32))
+    return RegionTree(np.argsort(order).astype(np.int32)[atoms], heights, features[order].astype(np.float32))
 
 
 def as_picture(image: Image.Image | ArrayLike) -> Image.Image:

@@ -167,7 +167,7 @@ class Segmentation:
             tensors = {"labels": self.labels.to(torch.int32).contiguous(), "scores": self.scores.contiguous()}
         else:
             tensors = {
-                "atoms": torch.from_numpy(self.tree.atoms.astype(np.int32)),
+                "atoms": torch.from_numpy(self.tree.atoms),
                 "heights": torch.from_numpy(self.tree.heights),
                 "features": torch.from_numpy(self.tree.features),
             }
@@ -274,7 +274,7 @@ def _parsed(path: Path) -> dict[str, Any]:
     heights = tensors["heights"].numpy()
     if (heights < 0).any() or len(np.unique(heights)) < len(heights):
         raise ValueError("costs of merges that are equal, or below 0")
-    return {**found, "tree": RegionTree(tensors["atoms"].long().numpy(), heights, tensors["features"].numpy())}
+    return {**found, "tree": RegionTree(tensors["atoms"].numpy(), heights, tensors["features"].numpy())}
 
 
 def _require_numbers(labels: Int[Tensor, "rows columns"], count: int) -> None:

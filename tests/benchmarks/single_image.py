@@ -21,7 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from scipy import ndimage
 from scipy.spatial.distance import cdist
+from scipy.stats import entropy
 from sklearn.cluster import KMeans, SpectralClustering
 from torch import Tensor
 from tqdm import tqdm
@@ -30,6 +32,7 @@ from hf_spectral import EigenSolver, GradientSolver, SpectralConfig, build_probl
 from hf_spectral.metrics import adjusted_rand_index, covering, variation_of_information
 from hf_spectral.pipelines import SpectralPathwaysPipeline
 from hf_spectral.records import AttentionRecord
+from hf_spectral.result import SpectralResult
 from hf_spectral.segmentation import upsample
 from tests.benchmarks.common import (
     Labeled,
@@ -59,7 +62,7 @@ def main() -> None:
     parser.add_argument("--gradient-resolution", type=int, default=476)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--parts", nargs="+", default=["quality", "gradient", "speed", "memory"])
+    parser.add_argument("--parts", nargs="+", default=["quality", "protocol", "gradient", "speed", "memory"])
     parser.add_argument("--methods", nargs="+", metavar="PART", help="only methods whose name holds one of these")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--memory-probe", choices=["forward", "spectral"], help=argparse.SUPPRESS)
@@ -119,6 +122,91 @@ def quality(pipe: SpectralPathwaysPipeline, options: argparse.Namespace) -> list
             }
         )
     return rows
+
+
+def protocol(pipe: SpectralPathwaysPipeline, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Score the region tree and token Ward by the protocol of BSDS500, for one scale of all pictures and for the best.
+
+    Covering, probabilistic Rand index and variation of information (bits), each at the scale that is best for the whole
+    folder (ODS) and at the best of each picture (OIS), with the annotators' median number of segments and with the
+    automatic one; and the F-measure of boundaries with the median number, over all pictures, with a tolerance of two
+    pixels and no one-to-one matching, for which no library has the code of BSDS500.
+    """
+    found = defaultdict(list)
+    for labeled in tqdm(load_labeled(options.folder, options.images), disable=None):
+        records, _, _ = records_and_tokens(pipe, labeled.image, options.resolution)
+        config = SpectralConfig(num_eigenvectors=NUM_EIGENVECTORS, layer_weights="auto")
+        result = solve(build_problem(records, config))
+        for method in SCALES:
+            found[method].append(protocol_scores(result, labeled, method))
+    return [{"method": method, **protocol_row(scores)} for method, scores in found.items()]
+
+
+SCALES = {"tree": np.geomspace(0.01, 0.5, 30), "ward": np.geomspace(0.08, 0.6, 15)}
+
+
+def protocol_scores(result: SpectralResult, labeled: Labeled, method: str) -> dict[str, np.ndarray]:
+    """Covering, PRI and VI of one picture at each scale, with the number given and automatic; boundary counts."""
+    settings = {"image": labeled.image, "method": method}
+    given = segment(result, num_segments=labeled.num_segments, **settings)
+    if method == "tree":
+        cuts = [given.at(threshold=float(threshold)).labels for threshold in SCALES[method]]
+    else:
+        limits = {"max_auto_segments": 100}
+        cuts = [segment(result, threshold=float(one), **limits, **settings).labels for one in SCALES[method]]
+    automatic = segment(result, **settings).labels
+    return {
+        "scales": np.array([region_scores(labels.numpy(), labeled.truths) for labels in cuts]),
+        "given": region_scores(given.labels.numpy(), labeled.truths),
+        "automatic": region_scores(automatic.numpy(), labeled.truths),
+        "boundaries": boundary_counts(given.labels.numpy(), labeled.truths),
+    }
+
+
+def protocol_row(scores: list[dict[str, np.ndarray]]) -> dict[str, float]:
+    """Means over pictures, at the best scale of the folder and of each picture."""
+    scales = np.stack([one["scales"] for one in scales]) * [1, 1, -1]  # VI: the less, the better.
+    ods, ois = scales.mean(0).max(0) * [1, 1, -1], scales.max(1).mean(0) * [1, 1, -1]
+    row = {f"{name} {at}": float(value) for at, values in (("ODS", ods), ("OIS", ois))
+           for name, value in zip(("covering", "PRI", "VI"), values, strict=True)}  # fmt: skip
+    for kind in ("given", "automatic"):
+        row[f"covering, {kind}"] = float(np.mean([one[kind][0] for one in scores]))
+    near, drawn, met, wanted = np.sum([one["boundaries"] for one in scores], axis=0)
+    precision, recall = near / drawn, met / wanted
+    return {**row, "boundary F": float(2 * precision * recall / (precision + recall)), "images": len(scores)}
+
+
+def region_scores(labels: np.ndarray, truths: list[np.ndarray]) -> np.ndarray:
+    """Covering, probabilistic Rand index and variation of information, means over the annotators."""
+    scores = []
+    for truth in truths:
+        regions = int(truth.max()) + 1
+        table = np.bincount((labels * regions + truth).ravel(), minlength=(int(labels.max()) + 1) * regions)
+        table = table.reshape(-1, regions)[:, np.bincount(truth.ravel(), minlength=regions) > 0].astype(float)
+        segments, areas, total = table.sum(1), table.sum(0), table.sum()
+        overlap = table / (segments[:, None] + areas - table)
+        pairs = [(counts * (counts - 1)).sum() for counts in (table, segments, areas)]
+        rand = 1 - (pairs[1] + pairs[2] - 2 * pairs[0]) / (total * (total - 1))
+        joint, first, second = (entropy(counts.ravel(), base=2) for counts in (table, segments, areas))
+        scores.append((overlap.max(0) @ areas / total, rand, 2 * joint - first - second))
+    return np.mean(scores, axis=0)
+
+
+def boundary_counts(labels: np.ndarray, truths: list[np.ndarray], tolerance: float = 2.0) -> np.ndarray:
+    """Boundary pixels near one of any annotator, all of ours, annotators' pixels near one of ours, all of theirs."""
+    ours, theirs = boundary(labels), [boundary(truth) for truth in truths]
+    near = ndimage.distance_transform_edt(~np.any(theirs, axis=0)) <= tolerance
+    near_ours = ndimage.distance_transform_edt(~ours) <= tolerance if ours.any() else ours
+    met = sum((one & near_ours).sum() for one in theirs)
+    return np.array([(ours & near).sum(), ours.sum(), met, np.sum(theirs)])
+
+
+def boundary(labels: np.ndarray) -> np.ndarray:
+    """Pixels that differ from the one above or to the left."""
+    edge = np.zeros(labels.shape, dtype=bool)
+    edge[1:] |= labels[1:] != labels[:-1]
+    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    return edge
 
 
 def methods(
@@ -290,7 +378,7 @@ def sklearn_labels(tokens: np.ndarray, count: int) -> np.ndarray:
     return SpectralClustering(count, affinity="precomputed", random_state=0).fit_predict(affinity)
 
 
-PARTS = {"quality": quality, "gradient": gradient, "speed": speed, "memory": memory}
+PARTS = {"quality": quality, "protocol": protocol, "gradient": gradient, "speed": speed, "memory": memory}
 
 if __name__ == "__main__":
     main()

@@ -81,6 +81,15 @@ class Page:
         actions.move_to_element_with_offset(element, round((x - 0.5) * width), round((y - 0.5) * height))
         actions.click().perform()
 
+    def slide(self, selector, value):
+        """Move a slider to a value, as a drag does."""
+        script = (
+            "const range = document.querySelector(arguments[0] + ' input[type=range]'); range.value = arguments[1];"
+            "for (const kind of ['input', 'change', 'pointerup'])"
+            "    range.dispatchEvent(new Event(kind, {bubbles: true}));"
+        )
+        self.driver.execute_script(script, selector, value)
+
     def tab(self, name):
         """Open a tab."""
         buttons = self.driver.find_elements(By.CSS_SELECTOR, "#tabs button[role=tab]")

@@ -107,6 +107,12 @@ def test_both_pathways_are_what_the_pipeline_gives(demo, backbone, picture):
         assert [label for _, label in sections] == ["1", "2", "3"]
         for index, (mask, _) in enumerate(sections):
             assert np.array_equal(mask > 0, labels == index)
+        for count in (2, 7):
+            hierarchy = found[name]["hierarchy"]
+            _, sections = demo.recut(picture, hierarchy, count)
+            for index, (mask, _) in enumerate(sections):
+                assert np.array_equal(mask > 0, hierarchy.at(count).labels.numpy() == index)
+            assert len(sections) == count
         tiles = shown[f"{name}-eigenvectors"]
         assert len(tiles) == 4
         assert tiles[1][1].startswith(f"2  ·  λ {float(found[name]['eigenvalues'][2]):.3f}  ·  layout ")

@@ -35,6 +35,12 @@ def test_upload_click_switch_download_on_a_desktop(server, tmp_path):
         assert "27 by 40 patches · 12 layers" in page.text("#status")
         page.screenshot(OUTPUT / "space-desktop.png")
 
+        shown = page.new_pictures("#what-segments", 3)
+        page.slide("#what-cut", 9)
+        page.new_pictures("#what-segments", 10, known=shown[1:], seconds=20)  # The photo and nine masks.
+        assert "27 by 40 patches" in page.text("#status")
+        page.screenshot(OUTPUT / "space-desktop-nine-segments.png")
+
         page.tab("Eigenvectors")
         for name in ("where", "what"):
             page.new_pictures(f"#{name}-eigenvectors", 12)
