@@ -1,9 +1,9 @@
-"""Every class of transformers' AutoModel that takes `pixel_values`, small and random, through the pipeline.
+"""Every class of transformers' AutoModel that takes pixels, and twelve architectures of timm, small and random.
 
     python -m tests.benchmarks.backbone_sweep [MODEL_TYPE ...]
 
 A line each: it works, it is refused in one line, it could not be built here (a missing library, or a configuration that
-cannot be made small), or it CRASHED, which is a fault and the exit status. About a minute.
+cannot be made small), or it FAILED, which is a fault and the exit status. About a minute.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from PIL import Image
 from transformers import CONFIG_MAPPING, MODEL_MAPPING
 
 import hf_spectral
-from hf_spectral import UnsupportedBackboneError
+from hf_spectral import SpectralError, UnsupportedBackboneError
 from hf_spectral.capture import check_supported
 
 _SMALL: dict[str, Any] = {
@@ -68,7 +68,7 @@ def classes(wanted: list[str]) -> Iterator[tuple[type, type]]:
             continue
         for model_class in found if isinstance(found, (list, tuple)) else (found,):
             with contextlib.suppress(ImportError):  # A stand-in for what a missing library would bring.
-                if "pixel_values" in inspect.signature(model_class.forward).parameters:
+                if any(name.startswith("pixel_values") for name in inspect.signature(model_class.forward).parameters):
                     yield config_class, model_class
 
 
@@ -86,13 +86,40 @@ def outcome(config_class: type, model_class: Any, picture: Image.Image) -> tuple
             return "not built", "too large"
         processor = hf.ViTImageProcessor(size={"height": 64, "width": 64})
         model = model_class._from_config(config).eval()
-        pipe = hf_spectral.pipeline(model, image_processor=processor, device="cpu")
-        output = pipe(picture, num_eigenvectors=3, num_segments=None)
+        return read(model, processor, picture)
     except UnsupportedBackboneError as error:
-        return ("refused" if "\n" not in str(error) else "CRASHED"), str(error)
+        return ("refused" if "\n" not in str(error) else "FAILED"), str(error)
     except Exception as error:  # noqa: BLE001 - what this script is for
-        return "CRASHED", f"{type(error).__name__}: {error}"
-    return "works", f"{len(output['layers'])} layers, {output['grid'][0]} x {output['grid'][1]} tokens"
+        return "FAILED", f"{type(error).__name__}: {error}"
+
+
+def read(model: Any, processor: Any, picture: Image.Image) -> tuple[str, str]:
+    """Return whether both pathways can be read, or "what" alone, and how many layers on which map."""
+    pipe = hf_spectral.pipeline(model, image_processor=processor, device="cpu")
+    output = pipe(picture, pathway="what", num_eigenvectors=3, num_segments=None)
+    said = f"{len(output['layers'])} layers, {output['grid'][0]} x {output['grid'][1]} tokens"
+    try:
+        pipe(picture, pathway="where", num_eigenvectors=3, num_segments=None)
+    except SpectralError as error:
+        return "what alone", f"{said}; {error}"
+    return "both pathways", said
+
+
+def timm_models() -> Iterator[tuple[str, Any]]:
+    """Yield small models of timm, by the names of their architectures; none where timm is not installed."""
+    try:
+        import timm
+    except ImportError:
+        return
+    plain = {"img_size": 64, "patch_size": 8, "embed_dim": 32, "num_heads": 4, "depth": 2}
+    swin = {"img_size": 64, "window_size": 4, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4)}
+    hiera = {"embed_dim": 16, "num_heads": 1, "stages": (1, 2, 2, 1)}
+    names = ("vit_tiny_patch16_224", "deit3_small_patch16_224", "vit_small_patch14_dinov2", "vit_small_patch16_dinov3")
+    names += ("vit_base_patch16_siglip_224", "eva02_tiny_patch14_224", "vit_pe_core_tiny_patch16_384")
+    sizes = dict.fromkeys((*names, "beit_base_patch16_224"), plain) | {"hiera_tiny_224": hiera, "convnext_atto": {}}
+    sizes |= {"swin_tiny_patch4_window7_224": swin, "swinv2_tiny_window8_256": swin}
+    for name, settings in sizes.items():
+        yield name, timm.create_model(name, **settings).eval()
 
 
 def main() -> int:
@@ -105,8 +132,21 @@ def main() -> int:
         word, sentence = outcome(config_class, model_class, picture)
         counts[word] += 1
         print(f"{model_class.__name__}: {word}: {' '.join(sentence.split())[:300]}", flush=True)
-    print(dict(counts))
-    return int(counts["CRASHED"] > 0)
+    for name, model in () if sys.argv[1:] else timm_models():
+        try:
+            word, sentence = read(model, hf.ViTImageProcessor(), picture)
+        except UnsupportedBackboneError as error:
+            word, sentence = "refused", str(error)
+        except Exception as error:  # noqa: BLE001 - what this script is for
+            word, sentence = "FAILED", f"{type(error).__name__}: {error}"
+        counts[word] += 1
+        print(f"timm {name}: {word}: {' '.join(sentence.split())[:300]}", flush=True)
+    works = counts["both pathways"] + counts["what alone"]
+    print(
+        f"works {works}, both pathways {counts['both pathways']}, refused {counts['refused']}, "
+        f"failed {counts['FAILED']}, not built {counts['not built']}"
+    )
+    return int(counts["FAILED"] > 0)
 
 
 if __name__ == "__main__":
