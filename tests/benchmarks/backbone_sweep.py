@@ -43,10 +43,14 @@ def small(config_class: type) -> Any:
     """Return a configuration with its numbers made small, those of its parts too; as it comes where that fails."""
     config = config_class()
     entries = config.to_dict()
+    # Where each stage has its own number of heads, its width stays.
+    has_stages = any(isinstance(entries.get(name), (list, tuple)) for name in ("num_heads", "embed_dim_per_stage"))
     changes = {
         name: value
         for name, value in _SMALL.items()
-        if name in entries and (entries[name] is None or type(entries[name]) is int)
+        if not (has_stages and name in ("hidden_size", "embed_dim"))
+        and name in entries
+        and (entries[name] is None or type(entries[name]) is int)
     }
     for name in ("vision_config", "text_config", "backbone_config"):
         if hasattr(part := getattr(config, name, None), "to_dict"):

@@ -5,7 +5,7 @@ import torch
 
 import hf_spectral
 from hf_spectral.capture import vision_tower
-from hf_spectral.families.transformers import is_known
+from hf_spectral.families.transformers import family_of, is_known
 from tests.families.proofs import assert_follows_the_quarter, assert_unchanged_by_capture, quarter_picture, randomized
 from tests.families.tiny_towers import TOWERS
 
@@ -43,3 +43,17 @@ def test_a_batch_gives_what_its_pictures_give_alone(name):
             assert record.image(position).grid == single.grid
             torch.testing.assert_close(record.image(position).value, single.value, atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(record.image(position).query, single.query, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_patches_are_cut_as_the_host_cuts_them(name):
+    model, processor, _ = built(name)
+    tower, picture = vision_tower(model), quarter_picture()
+    config = tower.config
+    made = family_of(tower).to_inputs(tower, processor, picture, (64, 96))
+    sizes = {"patch_size": config.patch_size, "merge_size": config.spatial_merge_size}
+    sizes["temporal_patch_size"] = config.temporal_patch_size
+    resized = picture.resize((96, 64), processor.resample)
+    expected = processor(images=resized, do_resize=False, return_tensors="pt", **sizes)
+    torch.testing.assert_close(made["hidden_states"], expected["pixel_values"], atol=1e-5, rtol=1e-5)
+    assert made["grid_thw"].tolist() == expected["image_grid_thw"].tolist()

@@ -102,6 +102,18 @@ def build_qwen3_vl():
     return hf.Qwen3VLModel(hf.Qwen3VLConfig(vision_config=vision, text_config=text))
 
 
+def build_qwen3_5():
+    vision = {**QWEN, "out_hidden_size": 32, "intermediate_size": 64, "num_position_embeddings": 64}
+    config = hf.models.qwen3_5.configuration_qwen3_5.Qwen3_5VisionConfig(**vision)
+    return hf.models.qwen3_5.modeling_qwen3_5.Qwen3_5VisionModel(config)
+
+
+def build_glm4v():
+    vision = {**QWEN, "out_hidden_size": 32, "intermediate_size": 64, "image_size": 64}
+    config = hf.models.glm4v.configuration_glm4v.Glm4vVisionConfig(**vision)
+    return hf.models.glm4v.modeling_glm4v.Glm4vVisionModel(config)
+
+
 def build_gemma4():
     heads = {"num_key_value_heads": 4, "head_dim": 8, "patch_size": 8}
     return hf.Gemma4VisionModel(hf.Gemma4VisionConfig(**SIZES, intermediate_size=64, **heads))
@@ -173,6 +185,8 @@ TOWERS = {
     "qwen2_vl": (build_qwen2_vl, hf.Qwen2VLImageProcessor(), ("what", "where")),
     "qwen2_5_vl": (build_qwen2_5_vl, hf.Qwen2VLImageProcessor(), ("what", "where")),
     "qwen3_vl": (build_qwen3_vl, hf.Qwen2VLImageProcessor(), ("what", "where")),
+    "qwen3_5": (build_qwen3_5, hf.Qwen2VLImageProcessor(), ("what", "where")),
+    "glm4v": (build_glm4v, hf.Qwen2VLImageProcessor(), ("what", "where")),
     "gemma4": (build_gemma4, PROCESSOR, ("what", "where")),
     "pixtral": (build_pixtral, PROCESSOR, ("what", "where")),
     "videomae": (build_videomae, hf.VideoMAEImageProcessor(), ("what", "where")),

@@ -1,4 +1,4 @@
-"""The vision towers of Qwen2-VL, Qwen2.5-VL and Qwen3-VL: patches that are merged later stand together."""
+"""The vision towers of Qwen2-VL to Qwen3.5 and GLM-4V: patches that are merged later stand together."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ class QwenVision(VisionFamily):
     """All pictures of a batch in one sequence, in merge order; Qwen2.5 orders the merged patches by windows too."""
 
     attends_in_parts: bool = True
+    processor_crops: bool = True
     reads_any_size: bool = True
     inputs: ClassVar[tuple[str, ...]] = ("hidden_states", "grid_thw")
 
@@ -37,13 +38,15 @@ class QwenVision(VisionFamily):
         return InputGeometry((side, side), (_MERGED * side,) * 2, is_fixed=False, forward_arguments={})
 
     def to_inputs(self, tower: nn.Module, processor: Any, image: Image.Image, size: tuple[int, int]) -> Any:
-        """Let the processor cut and order the patches, from a picture of the right size."""
+        """Cut the patches in merge order, each repeated for as many frames as a token spans."""
         config: Any = tower.config
-        resized = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
-        sizes = {"patch_size": config.patch_size, "merge_size": config.spatial_merge_size}
-        sizes["temporal_patch_size"] = config.temporal_patch_size
-        made = processor(images=resized, do_resize=False, return_tensors="pt", **sizes)
-        return {"hidden_states": made["pixel_values"], "grid_thw": made["image_grid_thw"]}
+        side, merge = config.patch_size, config.spatial_merge_size
+        height, width = size[0] // side, size[1] // side
+        pixels = super().to_inputs(tower, processor, image, size)["hidden_states"]
+        blocks = pixels.reshape(3, height // merge, merge, side, width // merge, merge, side)
+        patches = blocks.permute(1, 4, 2, 5, 0, 3, 6).reshape(height * width, 3, 1, side, side)
+        patches = patches.expand(-1, -1, config.temporal_patch_size, -1, -1).flatten(1)
+        return {"hidden_states": patches, "grid_thw": torch.tensor([[1, height, width]])}
 
     def arrange(self, call: TowerCall) -> Arranged:
         """Split the sequence into pictures and bring their patches into raster order."""
@@ -67,9 +70,13 @@ class QwenVision(VisionFamily):
         return Arranged(call.attention.apply(pictures), grid, windowed=is_windowed)
 
 
-QWEN_VL = QwenVision(("qwen2_vl_vision", "qwen3_vl_vision", "qwen3_vl_moe_vision"), example="Qwen/Qwen3-VL-2B-Instruct")
+QWEN_VL = QwenVision(
+    ("qwen2_vl_vision", "qwen3_vl_vision", "qwen3_vl_moe_vision", "qwen3_5_vision", "qwen3_5_moe_vision"),
+    example="Qwen/Qwen3-VL-2B-Instruct",
+)
 QWEN_2_5_VL = QwenVision(
     ("qwen2_5_vl_vision",),
     example="Qwen/Qwen2.5-VL-3B-Instruct",
     pathways="where from the global layers, what from all",
 )
+GLM_4V = QwenVision(("glm4v_vision", "glm4v_moe_vision"), example="zai-org/GLM-4.1V-9B-Thinking")
