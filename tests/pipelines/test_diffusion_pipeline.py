@@ -438,6 +438,15 @@ def test_wrong_arguments_are_named(sd, settings, message):
         sd(photo(), **settings)
 
 
+def test_a_tokenizer_that_holds_another_counts_the_prompt_itself():
+    host = host_pipeline("sd")
+    host.tokenizer.tokenizer = object()  # As ChatGLM's does.
+    pipe = spectral(host)
+    assert pipe.encode_prompt("a cat").states.shape[1] == 77
+    with pytest.raises(SpectralError, match="`prompt`: expected at most 77 tokens, got 92 tokens"):
+        pipe.encode_prompt("a " * 90)
+
+
 def test_flow_models_take_any_number_as_timestep():
     pipe = spectral(host_pipeline("sd3"))
     assert pipe(photo(), timesteps=12.5, **SETTINGS).timesteps == (12.5,)

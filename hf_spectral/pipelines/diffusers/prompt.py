@@ -129,7 +129,7 @@ def _zeros(family: DenoiserFamily, denoiser: Any, prompt: str, missing: list[str
 
 def _refuse_too_long(family: DenoiserFamily, tokenizers: list[Any], prompt: str) -> None:
     last = next(one for one in reversed(tokenizers) if one is not None)
-    tokenizer = getattr(last, "tokenizer", last)  # A processor of pictures and text holds it.
+    tokenizer = last if hasattr(last, "model_max_length") else last.tokenizer  # A processor of pictures too holds one.
     limit = min(family.max_prompt_tokens, tokenizer.model_max_length)
     length = len(tokenizer(prompt).input_ids)
     if length > limit:
