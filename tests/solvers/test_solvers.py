@@ -367,7 +367,7 @@ def test_a_parameter_of_an_affinity_that_is_not_used_cannot_be_given(name):
         with pytest.raises(TypeError, match=name):
             affinity(**{name: 1})
     for affinity in ("attention", "exponential", "cosine", "knn"):
-        with pytest.raises(TypeError, match=name):
+        with pytest.raises(SpectralError, match=name):
             SpectralConfig("where", affinity, **{name: 1})
 
 
