@@ -160,13 +160,14 @@ def label_image(
     labels = clusters.cluster[upsample(distances.contiguous(), size)]
     count = int(clusters.cluster.max()) + 1
     if count == 1:
-        return labels, torch.ones(1)
-    nearest = torch.full((count, distances[0].numel()), torch.inf)
+        return labels, distances.new_ones(1)
+    nearest = distances.new_full((count, distances[0].numel()), torch.inf)
     of_centers = distances.flatten(1)
     nearest.scatter_reduce_(0, clusters.cluster[:, None].expand_as(of_centers), of_centers, "amin")
     (own, rival), (cluster, _) = nearest.topk(2, dim=0, largest=False)
     margin = 1 - own / rival.clamp_min(torch.finfo(rival.dtype).tiny)
-    scores = torch.zeros(count).index_add_(0, cluster, margin) / torch.bincount(cluster, minlength=count).clamp_min(1)
+    sums = margin.new_zeros(count).index_add_(0, cluster, margin)
+    scores = sums / torch.bincount(cluster, minlength=count).clamp_min(1)
     return labels, scores
 
 
