@@ -44,7 +44,7 @@ def small(config_class: type) -> Any:
     config = config_class()
     entries = config.to_dict()
     # Where each stage has its own number of heads, its width stays.
-    has_stages = any(isinstance(entries.get(name), (list, tuple)) for name in ("num_heads", "embed_dim_per_stage"))
+    has_stages = isinstance(entries.get("num_heads"), (list, tuple))
     changes = {
         name: value
         for name, value in _SMALL.items()
