@@ -165,7 +165,7 @@ def protocol_scores(result: SpectralResult, labeled: Labeled, method: str) -> di
 
 def protocol_row(scores: list[dict[str, np.ndarray]]) -> dict[str, float]:
     """Means over pictures, at the best scale of the folder and of each picture."""
-    scales = np.stack([one["scales"] for one in scales]) * [1, 1, -1]  # VI: the less, the better.
+    scales = np.stack([one["scales"] for one in scores]) * [1, 1, -1]  # VI: the less, the better.
     ods, ois = scales.mean(0).max(0) * [1, 1, -1], scales.max(1).mean(0) * [1, 1, -1]
     row = {f"{name} {at}": float(value) for at, values in (("ODS", ods), ("OIS", ois))
            for name, value in zip(("covering", "PRI", "VI"), values, strict=True)}  # fmt: skip
