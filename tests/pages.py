@@ -27,13 +27,13 @@ def all_blocks(page):
     ]
 
 
-def run(page, scope, user="user"):
+def run(page, scope, ids="user/"):
     """Run the Python of a page in the current folder, one block after the other.
 
     Args:
         page: The page.
         scope: Receives its names.
-        user: In the place of "user" in the ids of repositories.
+        ids: In the place of "user/", with which ids of repositories begin.
     """
     Path("photos").mkdir()
     for name in ("china.jpg", "flower.jpg"):
@@ -42,4 +42,4 @@ def run(page, scope, user="user"):
         ImageOps.mirror(photo).save(Path("photos") / f"mirrored-{name}")
     Image.fromarray(load_sample_image("flower.jpg")).save("photo.jpg")
     for text in blocks(page, "python"):
-        exec(compile(text.replace('"user/', f'"{user}/'), page.name, "exec"), scope)
+        exec(compile(text.replace('"user/', f'"{ids}'), page.name, "exec"), scope)

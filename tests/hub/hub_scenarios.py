@@ -209,8 +209,8 @@ def test_the_card_of_a_basis_says_how_to_load_it_and_its_code_runs(pipe, basis, 
 def test_what_the_documentation_publishes_is_on_the_hub(tmp_path, monkeypatch, pipe):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hf_spectral, "pipeline", lambda task, **settings: pipe)
-    pages.run(pages.PUBLISH, {}, user="alice")
-    for kind, name in (("model", "alice/basis"), ("dataset", "alice/rows"), ("space", "alice/space")):
+    pages.run(pages.PUBLISH, {}, ids="alice/page-")
+    for kind, name in (("model", "alice/page-basis"), ("dataset", "alice/page-rows"), ("space", "alice/page-space")):
         assert "README.md" in on_the_hub(kind, name)["files"]
 
 
