@@ -34,6 +34,11 @@ class Clusters:
     num_segments: int
     walk: float
 
+    @property
+    def num_found(self) -> int:
+        """How many clusters there are."""
+        return int(self.cluster.max()) + 1
+
     def distances(
         self, eigenvectors: Float[Tensor, "eigenvectors height width"]
     ) -> Float[Tensor, "centers height width"]:

@@ -60,11 +60,10 @@ def semantic_segmentation(
     chosen = sample_tokens([one[0].numel() for one in maps], seed)
     rows = torch.cat([unit_rows(one)[torch.from_numpy(tokens)] for one, tokens in zip(maps, chosen, strict=True)])
     clusters = find_clusters(rows, num_segments, seed)
-    found = int(clusters.cluster.max()) + 1
-    if found < num_segments:
+    if clusters.num_found < num_segments:
         raise SpectralError(
             "num_segments",
-            expected=f"at most the {found} tokens that differ",
+            expected=f"at most the {clusters.num_found} tokens that differ",
             got=num_segments,
             fix="Ask for fewer clusters or give more images",
         )
@@ -158,7 +157,7 @@ def label_image(
     """
     distances = clusters.distances(eigenvectors)
     labels = clusters.cluster[upsample(distances.contiguous(), size)]
-    count = int(clusters.cluster.max()) + 1
+    count = clusters.num_found
     if count == 1:
         return labels, distances.new_ones(1)
     nearest = distances.new_full((count, distances[0].numel()), torch.inf)
