@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -183,31 +184,23 @@ def test_threads_share_a_model(family):
         with capture_attention(model) as capture:
             run(model, images, **tiny.forward)
         expected.append(capture.records)
-    barrier, failures = threading.Barrier(4), []
+    barrier = threading.Barrier(4)
 
     def work(position):
-        try:
-            barrier.wait()
-            for _ in range(5):
-                if position == 3:  # this thread only uses the model
-                    assert torch.equal(run(model, batches[3], **tiny.forward), expected_output[3])
-                    continue
-                with capture_attention(model) as capture:
-                    assert torch.equal(run(model, batches[position], **tiny.forward), expected_output[position])
-                assert len(capture) == len(expected[position])
-                for one, other in zip(capture, expected[position], strict=True):
-                    assert torch.equal(one.query, other.query)
-                    assert torch.equal(one.value, other.value)
-        except Exception as failure:  # noqa: BLE001 - reported by the main thread
-            failures.append(failure)
+        barrier.wait()
+        for _ in range(5):
+            if position == 3:  # this thread only uses the model
+                assert torch.equal(run(model, batches[3], **tiny.forward), expected_output[3])
+                continue
+            with capture_attention(model) as capture:
+                assert torch.equal(run(model, batches[position], **tiny.forward), expected_output[position])
+            assert len(capture) == len(expected[position])
+            for one, other in zip(capture, expected[position], strict=True):
+                assert torch.equal(one.query, other.query)
+                assert torch.equal(one.value, other.value)
 
-    threads = [threading.Thread(target=work, args=(position,)) for position in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-    assert failures == []
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(work, range(4)))  # Raises what a thread has raised.
     assert is_clean(model)
 
 

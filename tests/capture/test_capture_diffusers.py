@@ -2,6 +2,7 @@
 
 import dataclasses
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import diffusers
 import pytest
@@ -297,23 +298,17 @@ def test_threads_share_a_denoiser(family):
     model = tiny.model()
     batches = [tiny.arguments(tiny.latents(seed=seed)) for seed in range(3)]
     expected = [captured(model, arguments) for arguments in batches]
-    failures = []
+    barrier = threading.Barrier(3)
 
     def work(position):
-        try:
-            for _ in range(4):
-                output, capture = captured(model, batches[position])
-                assert torch.equal(output, expected[position][0])
-                same_records(capture, expected[position][1], atol=0, rtol=0)
-        except Exception as failure:  # noqa: BLE001 - reported by the main thread
-            failures.append(failure)
+        barrier.wait()
+        for _ in range(4):
+            output, capture = captured(model, batches[position])
+            assert torch.equal(output, expected[position][0])
+            same_records(capture, expected[position][1], atol=0, rtol=0)
 
-    threads = [threading.Thread(target=work, args=(position,)) for position in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(work, range(3)))  # Raises what a thread has raised.
 
 
 def test_linear_attention_serves_what_only():
