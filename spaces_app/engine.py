@@ -67,7 +67,11 @@ class Engine:
         """
         with self._lock:
             pipe, basis, resolution = self._ready(settings)
-            call: dict[str, Any] = {"num_segments": settings.num_segments, "resolution": resolution}
+            call: dict[str, Any] = {
+                "num_segments": settings.num_segments,
+                "resolution": resolution,
+                "return_result": True,
+            }
             if basis is not None:
                 return {basis.config.pathway: pipe(picture, basis=basis, **call)}
             call |= {"pathway": settings.pathway, "num_eigenvectors": settings.num_eigenvectors + 1}

@@ -83,7 +83,9 @@ def main():
         basis = hf_spectral.fit(pipe, table, pathway=pathway, num_eigenvectors=16)
         photo = table[0]["image"]
         own = LayerReport(tuple(row for row in report.rows if row.pathway == pathway))
-        about = details(OF_BASES, own, [(photo, pipe(photo, basis=basis, num_segments=None)["result"])])
+        about = details(
+            OF_BASES, own, [(photo, pipe(photo, basis=basis, num_segments=None, return_result=True)["result"])]
+        )
         repo_id = f"alice/dinov2-small-{pathway}"
         hf_spectral.push_to_hub(basis, repo_id, details=about)
         drawn = ["images/eigenvectors.png", "images/layers.png"]

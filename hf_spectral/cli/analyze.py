@@ -151,7 +151,7 @@ def _write_image(
     """
     start = time.perf_counter()
     image = read_image(source)
-    output = pipe(image, **settings)
+    output = pipe(image, return_result=True, **settings)
     pathways = output if settings["pathway"] == "both" else {settings["pathway"]: output}
     described: dict[str, Any] = {"size": [image.height, image.width], "pathways": {}}
     for pathway, found in pathways.items():

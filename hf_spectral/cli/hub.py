@@ -80,7 +80,7 @@ def _example(options: argparse.Namespace, basis: SpectralBasis) -> tuple[Image.I
         raise SpectralError(
             "--example", expected="a basis of a transformers backbone", got="a diffusion model", fix="Leave it out"
         )
-    return photo, pipe(photo, basis=basis, num_segments=None)["result"]
+    return photo, pipe(photo, basis=basis, num_segments=None, return_result=True)["result"]
 
 
 def run_space(options: argparse.Namespace) -> int:

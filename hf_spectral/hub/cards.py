@@ -37,8 +37,8 @@ class CardDetails:
         base_model: Id of the backbone on the Hub; None takes the backbone of the basis, if that is a repository id.
         license: License identifier of the Hub for the pushed files; None states no license.
         report: Scores of all layers, shown as a table and as a chart.
-        examples: Photos with their results, `pipe(photo, basis=basis)["result"]`. The card shows the first one, visible
-            to everyone with access to the repository.
+        examples: Photos with their results, `pipe(photo, basis=basis, return_result=True)["result"]`. The card shows
+            the first one, visible to everyone with access to the repository.
 
     Example:
         >>> from hf_spectral import CardDetails

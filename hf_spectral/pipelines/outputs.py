@@ -71,6 +71,7 @@ def image_output(
     num_segments: int | Literal["auto"] | None = "auto",
     method: SegmentationMethod = "tree",
     instances: bool = False,
+    return_result: bool = False,
     basis: SpectralBasis | None = None,
 ) -> dict[str, Any]:
     """Turn the result of one image into an output, with the segments and instances that were asked for.
@@ -82,6 +83,7 @@ def image_output(
         num_segments: A number, "auto", or None for no segmentation.
         method: Of segmentation.
         instances: True adds instance masks.
+        return_result: True adds the objects `result` and `hierarchy`.
         basis: Whose eigenvectors these are. If it has clusters, and `num_segments` is "auto" or their number, they take
             the place of segments of this image alone.
 
@@ -95,8 +97,9 @@ def image_output(
         "status": result.status.value,
         "grid": (result.grid.height, result.grid.width),
         "layers": result.layers,
-        "result": result,
     }
+    if return_result:
+        output["result"] = result
     clusters = None if basis is None else basis.clusters
     if num_segments is not None:
         if clusters is not None and num_segments in ("auto", clusters.num_segments):
@@ -104,7 +107,8 @@ def image_output(
         else:
             segmentation = segment(result, image=picture, num_segments=num_segments, method=method, size=size)
             labels, scores, kind = segmentation.labels, segmentation.scores, "segment"
-            output["hierarchy"] = segmentation
+            if return_result:
+                output["hierarchy"] = segmentation
         pixels = labels.cpu().numpy()
         output["segmentation"] = Image.fromarray(pixels.astype("uint8" if pixels.max() < 256 else "uint16"))
         output["segments"] = [

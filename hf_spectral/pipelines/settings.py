@@ -26,6 +26,7 @@ class CallSettings(TypedDict, total=False):
     num_segments: int | Literal["auto"] | None
     method: SegmentationMethod
     instances: bool
+    return_result: bool
     solver: str | Solver | None
     affinity: Affinity | AffinityName | None
     temperature: float | None
@@ -45,8 +46,8 @@ SETTINGS = frozenset(CallSettings.__annotations__)
 SOLVERS: dict[str, type[Solver]] = {"eigen": EigenSolver, "gradient": GradientSolver}
 _CONFIG_NAMES = frozenset(field.name for field in dataclasses.fields(SpectralConfig))
 SPECTRAL_NAMES = _CONFIG_NAMES | PARAMETERS.keys()
-SEGMENT_NAMES = frozenset({"num_segments", "method", "instances"})
-CUT_NAMES = SEGMENT_NAMES | {"basis"}  # A basis may bring clusters.
+OUTPUT_NAMES = frozenset({"num_segments", "method", "instances", "return_result"})
+CUT_NAMES = OUTPUT_NAMES | {"basis"}  # A basis may bring clusters.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 READ_NAMES = frozenset({"resolution", "timeout"})
 HOST_NAMES = frozenset({"batch_size", "num_workers", "image_column"})

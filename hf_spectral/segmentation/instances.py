@@ -57,7 +57,7 @@ def instances(
     (three or more, if none is left), the rest is ranked by silhouette and thinned out at an IoU of 0.7.
 
     Example:
-        >>> best = hf_spectral.instances(pipe("photo.jpg")["result"], image=PIL.Image.open("photo.jpg"))[0]
+        >>> best = hf_spectral.instances(result, image=PIL.Image.open("photo.jpg"))[0]
         >>> best.mask, best.score
 
     Args:

@@ -58,7 +58,7 @@ def segment(
     (Ward 1963). The segments of both are connected. `kmeans` groups tokens by value alone, as the paper does.
 
     Example:
-        >>> found = hf_spectral.segment(pipe("photo.jpg")["result"], image=PIL.Image.open("photo.jpg"))
+        >>> found = hf_spectral.segment(result, image=PIL.Image.open("photo.jpg"))
         >>> found.labels, found.at(8).labels
 
     Args:

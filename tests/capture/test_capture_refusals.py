@@ -225,7 +225,7 @@ def test_a_stretched_picture_is_said_once_and_in_every_result(family, tmp_path):
     processor = hf.ViTImageProcessor(size={"height": 64, "width": 64})
     pipe = hf_spectral.pipeline(FIXED[family]().eval(), image_processor=processor, device="cpu", num_eigenvectors=3)
     height, width = vision_tower_size(pipe)
-    settings = {"pathway": "what", "num_segments": None}
+    settings = {"pathway": "what", "num_segments": None, "return_result": True}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         # Within the rounding to patches: nothing is stretched.

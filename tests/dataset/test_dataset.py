@@ -788,7 +788,7 @@ def test_the_pipeline_with_a_basis(pipe, table, basis, tmp_path):
         "spectral-pathways", model=pipe.model, image_processor=PROCESSOR, basis=str(tmp_path), num_segments=3
     )
     images = [row["picture"] for row in table]
-    outputs = with_folder(images, batch_size=3)
+    outputs = with_folder(images, batch_size=3, return_result=True)
     for output, image in zip(outputs, images, strict=True):
         assert torch.equal(output["eigenvalues"], basis.eigenvalues)
         assert torch.equal(output["residuals"], basis.residuals)
@@ -828,7 +828,7 @@ def test_a_basis_brings_its_resolution(pipe, table):
 
 def test_layers_and_their_weights_mean_the_same_for_an_image_and_a_dataset(pipe, table):
     settings = {"layers": (1, -1), "layer_weights": [1, 2]}
-    result = pipe(photo(), num_eigenvectors=3, **settings)["result"]
+    result = pipe(photo(), num_eigenvectors=3, return_result=True, **settings)["result"]
     assert result.layer_weights == pytest.approx((1 / 3, 2 / 3))
     basis = fit(pipe, table, num_eigenvectors=3, progress=False, **settings)
     assert [layer.index for layer in basis.layers] == [1, 2]

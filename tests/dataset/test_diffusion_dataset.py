@@ -199,7 +199,7 @@ def test_the_commit_of_a_repository_is_told(pixels):
 def test_at_gives_defaults_to_calls_and_leaves_the_pipeline_as_it_is(sd):
     told = sd.at([50, 250], "a cat", seed=4)
     expected = sd(photo(), timesteps=[50, 250], prompt="a cat", seed=4, resolution=RESOLUTION)
-    found = told(photo(), resolution=RESOLUTION)
+    found = told(photo(), resolution=RESOLUTION, return_result=True)
     assert torch.equal(found.eigenvectors, expected.eigenvectors)
     assert (found.timesteps, found.result.config.seed) == ((50, 250), 4)
     assert told.at(100).describe_backbone()["prompt"] == "a cat"
@@ -301,7 +301,7 @@ def test_a_call_with_a_basis_gives_what_transform_gives(table, tmp_path):
     row = transform(pipe, table.select([0]), basis, dtype="float32", progress=False)[0]
     image = table[0][pipe.image_column(table.features, table.column_names)]
     for given in (basis, tmp_path):
-        found = pipe(image, basis=given).result
+        found = pipe(image, basis=given, return_result=True).result
         expected = torch.tensor(row["eigenvectors"]).view(row["shape"]) / basis.num_nodes**0.5
         torch.testing.assert_close(found.eigenvectors, expected, atol=1e-5, rtol=1e-3)
         assert found.solver["name"] == "SpectralBasis"

@@ -111,7 +111,7 @@ def rows(pipe, table, basis):
 
 @pytest.fixture(scope="module")
 def details(pipe, basis):
-    result = pipe(photo(), basis=basis, num_segments=None)["result"]
+    result = pipe(photo(), basis=basis, num_segments=None, return_result=True)["result"]
     return CardDetails(
         "Four pictures of noise.", "alice/noise", None, "cc-by-4.0", LayerReport(tuple(ROWS)), [(photo(), result)]
     )
@@ -261,7 +261,7 @@ def test_names_of_files_that_were_left_out_stay_at_home(basis):
 
 
 def test_a_result_goes_and_comes_back_byte_by_byte(pipe, tmp_path):
-    result = pipe(photo(), num_eigenvectors=5)["result"]
+    result = pipe(photo(), num_eigenvectors=5, return_result=True)["result"]
     result.push_to_hub("alice/result")
     there = on_the_hub("model", "alice/result")
     assert there["files"]["result.safetensors"] == result.save_pretrained(tmp_path / "r.safetensors").read_bytes()
@@ -418,7 +418,7 @@ def test_names_that_are_taken_keep_what_they_hold(basis, rows, app, pipe):
     assert f"got {BACKBONE}, which holds something else: config.json, model.safetensors" in message
     assert on_the_hub("model", BACKBONE) == before
     basis.push_to_hub("alice/basis")
-    assert "something else" in refusal(lambda: push_to_hub(pipe(photo())["result"], "alice/basis"))
+    assert "something else" in refusal(lambda: push_to_hub(pipe(photo(), return_result=True)["result"], "alice/basis"))
     datasets.Dataset.from_dict({"text": ["a"]}).push_to_hub("alice/texts")
     assert "something else: another dataset" in refusal(lambda: push_to_hub(rows, "alice/texts", basis=basis))
     api = huggingface_hub.HfApi()

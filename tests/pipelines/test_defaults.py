@@ -148,7 +148,7 @@ def test_a_basis_in_the_call_brings_its_resolution(bases):
     what, where = bases["what"], bases["where"]
     pipe = pipe_with(basis=what)
     assert pipe(photo())["grid"] == grid(photo(), 96)
-    found = pipe(photo(), basis=where)
+    found = pipe(photo(), basis=where, return_result=True)
     assert found["grid"] == grid(photo(), 128)
     assert found["result"].config.pathway == "where"
     assert pipe(photo(), basis=where, resolution=64)["grid"] == grid(photo(), 64)
@@ -180,7 +180,8 @@ def test_settings_of_an_images_own_problem_beside_a_basis(bases):
     found, expected = pipe(photo(), basis=basis), pipe_with()(photo(), basis=basis, num_segments=2)
     assert torch.equal(found["eigenvectors"], expected["eigenvectors"])
     assert len(found["segments"]) == len(expected["segments"])
-    assert pipe_with(pathway="what", basis=basis)(photo(), basis=bases["where"])["result"].config.pathway == "where"
+    told = pipe_with(pathway="what", basis=basis, return_result=True)
+    assert told(photo(), basis=bases["where"])["result"].config.pathway == "where"
     for make in (
         lambda: pipe_with(basis=basis, num_eigenvectors=5),
         lambda: pipe_with(basis=basis)(photo(), num_eigenvectors=5),
@@ -194,7 +195,7 @@ def test_settings_of_an_images_own_problem_beside_a_basis(bases):
 
 
 def test_what_is_no_basis_is_refused_wherever_one_is_given(table, bases, tmp_path):
-    result = pipe_with()(photo())["result"]
+    result = pipe_with()(photo(), return_result=True)["result"]
     path = result.save_pretrained(tmp_path / "result.safetensors")
     for wrong in (result, path, str(path), tmp_path / "nowhere", 1, [], b"x", "", torch.zeros(2), type(result)):
         for give in (
@@ -240,9 +241,9 @@ def test_at_of_a_diffusion_pipeline_sets_the_same_defaults(table):
     assert found.config == expected.config
     assert found.backbone == expected.backbone
     torch.testing.assert_close(found.eigenvalues, expected.eigenvalues)
-    assert told(photo()).result.config.pathway == "where"
-    assert told(photo(), pathway="what").result.config.seed == 4
-    assert pipe(photo()).result.config.pathway == "what"
+    assert told(photo(), return_result=True).result.config.pathway == "where"
+    assert told(photo(), pathway="what", return_result=True).result.config.seed == 4
+    assert pipe(photo(), return_result=True).result.config.pathway == "what"
     with pytest.raises(SpectralError, match="`picture`: expected one of the arguments"):
         pipe.at(picture=1)
 

@@ -57,7 +57,7 @@ def test_every_family_is_read_from_disk_and_from_a_pipeline(family, tmp_path):
     loaded = spectral(SpectralDiffusionPipeline.from_pretrained(tmp_path))
     pathway = "what" if family == "sana" else "both"
 
-    found = loaded(photo(), pathway=pathway, **SETTINGS)
+    found = loaded(photo(), pathway=pathway, return_result=True, **SETTINGS)
     expected = spectral(host)(photo(), pathway=pathway, **SETTINGS)
 
     found, expected = (one if pathway == "both" else {"what": one} for one in (found, expected))
@@ -339,17 +339,18 @@ def test_tuples_layers_and_no_segmentation_on_request(pixels):
 
 def test_all_timesteps_of_a_layer_share_its_weight(pixels):
     for weights in ([1, 3], {0: 1, 1: 3}):
-        output = pixels(photo(), timesteps=[50, 150], num_eigenvectors=3, layer_weights=weights)
+        output = pixels(photo(), timesteps=[50, 150], num_eigenvectors=3, layer_weights=weights, return_result=True)
         assert output.result.layer_weights == pytest.approx((0.125, 0.375) * 2)
-        assert pixels.at(layer_weights=weights)(photo()).result.layer_weights[:2] == pytest.approx((1 / 12, 3 / 12))
-    last = pixels(photo(), timesteps=[50, 150], num_eigenvectors=3, layers=(-1,), layer_weights=[7])
+        found = pixels.at(layer_weights=weights, return_result=True)(photo())
+        assert found.result.layer_weights[:2] == pytest.approx((1 / 12, 3 / 12))
+    last = pixels(photo(), timesteps=[50, 150], num_eigenvectors=3, layers=(-1,), layer_weights=[7], return_result=True)
     assert last.result.layer_weights == (0.5, 0.5)
     with pytest.raises(SpectralError, match="`layer_weights`: expected 2 numbers, one for each layer.*got 4 numbers"):
         pixels(photo(), timesteps=[50, 150], num_eigenvectors=3, layer_weights=[1, 3, 1, 3])
 
 
 def test_the_result_can_be_saved_and_says_how_it_was_made(pixels, tmp_path):
-    output = pixels(photo(), num_eigenvectors=3, seed=5, solver=EigenSolver(), affinity="cosine")
+    output = pixels(photo(), num_eigenvectors=3, seed=5, solver=EigenSolver(), affinity="cosine", return_result=True)
     loaded = SpectralResult.from_pretrained(output.result.save_pretrained(tmp_path / "result.safetensors"))
     assert torch.equal(loaded.eigenvectors, output.eigenvectors)
     assert (loaded.config.seed, loaded.config.affinity, loaded.solver["name"]) == (5, Cosine(), "EigenSolver")
@@ -480,7 +481,7 @@ def test_the_arguments_of_a_call_are_those_of_the_other_pipeline():
     with pytest.raises(SpectralError, match="`timestep`: expected one of the arguments affinity.*timesteps"):
         pipe(photo(), timestep=50)
     settings = {**SETTINGS, "timesteps": 50, "num_segments": None}
-    short = pipe(photo(), affinity="exponential", temperature=0.2, **settings)
+    short = pipe(photo(), affinity="exponential", temperature=0.2, return_result=True, **settings)
     assert short.result.config.affinity == hf_spectral.Exponential(temperature=0.2)
     assert (
         pipe.at(num_noise_samples=2)(photo(), **settings).layers
@@ -536,7 +537,7 @@ def test_a_denoiser_of_squares_says_that_it_stretches():
     pipe = spectral(host_pipeline("dit"))
     said = "reads squares only: the picture of 60 x 90 pixels was stretched to 32 x 32"
     with pytest.warns(UserWarning, match=said) as caught:
-        outputs = pipe([photo(), photo(seed=1), photo(60, 60)], **SETTINGS)
+        outputs = pipe([photo(), photo(seed=1), photo(60, 60)], return_result=True, **SETTINGS)
     assert len(caught) == 1
     assert [[said in note for note in output.result.notes] for output in outputs] == [[True], [True], []]
 
@@ -568,7 +569,9 @@ def test_missing_half_precision_kernels_are_explained(pixels, monkeypatch):
 
 def test_heads_method_and_instances_as_in_the_other_pipeline(pixels):
     given = {"timesteps": [50, 150], "num_eigenvectors": 3}
-    output = pixels(photo(), heads="separate", method="kmeans", num_segments=4, instances=True, **given)
+    output = pixels(
+        photo(), heads="separate", method="kmeans", num_segments=4, instances=True, return_result=True, **given
+    )
     assert output.result.config.heads == "separate"
     expected = segment(output.result, num_segments=4, method="kmeans", size=(60, 90)).labels
     assert np.array_equal(np.asarray(output.segmentation), expected.numpy())

@@ -254,7 +254,7 @@ def test_cuda_without_cuda_is_refused(transformers_folder, diffusers_folder):
 
 def test_arguments_of_the_call_are_defaults_of_a_diffusers_pipeline(diffusers_folder):
     pipe = hf_spectral.pipeline(diffusers_folder, device="cpu", num_eigenvectors=3, num_segments=None, seed=5)
-    found = pipe(photo())
+    found = pipe(photo(), return_result=True)
     assert (found.eigenvectors.shape[0], found.segmentation, found.result.config.seed) == (3, None, 5)
     assert pipe(photo(), num_eigenvectors=4).eigenvectors.shape[0] == 4
     with pytest.raises(SpectralError, match="`num_eigenvectors`: expected an integer of at least 1"):

@@ -200,11 +200,11 @@ def test_mistakes_are_named(pipe, arguments, message):
 
 
 def test_an_affinity_by_name_with_parameters_is_the_object(pipe):
-    short = pipe(photo(), pathway="both", temperature=0.2)
+    short = pipe(photo(), pathway="both", temperature=0.2, return_result=True)
     assert short["where"]["result"].config.affinity == hf_spectral.Attention()
     assert short["what"]["result"].config.affinity == hf_spectral.Exponential(0.2)
     first, second = (
-        pipe(photo(), affinity=affinity, **parameters)["result"]
+        pipe(photo(), affinity=affinity, return_result=True, **parameters)["result"]
         for affinity, parameters in (("knn", {"num_neighbors": 5}), (hf_spectral.NearestNeighbors(5), {}))
     )
     assert first.config == second.config
@@ -213,7 +213,7 @@ def test_an_affinity_by_name_with_parameters_is_the_object(pipe):
 
 def test_gradient_solver_by_name_and_by_object(pipe):
     solver = GradientSolver(max_steps=5, accumulation_steps=1, hidden_channels=8)
-    output = pipe(photo(), solver=solver)
+    output = pipe(photo(), solver=solver, return_result=True)
     assert output["result"].solver["max_steps"] == 5
 
 

@@ -28,13 +28,13 @@ class SpectralDiffusionOutput(BaseOutput):
         size: (height, width) in pixels at which the picture was read.
         layers: Names of the layers that took part, in call order, once for each timestep and noise sample.
         timesteps: The timesteps, from 0 (clean) to the number that the model was trained with.
-        result: The `SpectralResult`, which can be saved.
         segmentation: PIL image of the picture's size, mode "L" ("I;16" beyond 256 segments), value = segment; None if
             none was asked for.
         segments: List of {"label", "score" (0 to 1), "mask" (PIL image, 0 or 255)}, or None.
         instances: Candidate objects in the form of `segments`, or None.
         status: "converged", "max_steps" or "not_checked", see `SolveStatus`.
-        hierarchy: The `Segmentation`, which with the method "tree" gives every other number of segments, or None.
+        result: The `SpectralResult`, which can be saved; like `hierarchy`, None without `return_result=True`.
+        hierarchy: The `Segmentation`, which with the method "tree" gives every other number of segments.
     """
 
     eigenvectors: Tensor
@@ -44,11 +44,11 @@ class SpectralDiffusionOutput(BaseOutput):
     size: tuple[int, int]
     layers: tuple[str, ...]
     timesteps: tuple[float, ...]
-    result: SpectralResult
     segmentation: Image.Image | None = None
     segments: list[dict[str, Any]] | None = None
     status: str | None = None
     instances: list[dict[str, Any]] | None = None
+    result: SpectralResult | None = None
     hierarchy: Segmentation | None = None
 
 

@@ -27,8 +27,8 @@ from hf_spectral.pipelines.settings import (
     CUT_NAMES,
     HOST_NAMES,
     HUB_ARGUMENTS,
+    OUTPUT_NAMES,
     READ_NAMES,
-    SEGMENT_NAMES,
     SETTINGS,
     CallSettings,
     checked_batching,
@@ -120,6 +120,7 @@ class SpectralPathwaysPipeline(ImageReader, Pipeline):
                 - `num_eigenvectors` (16), the trivial one among them
                 - `num_segments` ("auto"): a number, "auto", or None for no segmentation; `method` of segmentation:
                   "tree", along the picture's edges, "ward" or "kmeans"; `instances` (False): True adds instance masks
+                - `return_result` (False): True adds the objects `result` and `hierarchy`
                 - `solver`: "eigen", "gradient" or a solver object
                 - `affinity` (an object such as `NearestNeighbors(20)`, or its name), `heads`, `layers`, `seed`,
                   `layer_weights`: see `SpectralConfig`; `temperature`, `num_neighbors`, `threshold`: short for
@@ -130,7 +131,9 @@ class SpectralPathwaysPipeline(ImageReader, Pipeline):
                   problem; `walk`: see `SpectralBasis.project`
 
         Returns:
-            For one picture a dict, for a list of them a list, for a dataset or generator an iterator:
+            For one picture a dict, for a list of them a list, for a dataset or generator an iterator. A dict holds
+            tensors, PIL images, numbers, strings, and lists and dicts of these, as `dataset.map(pipe,
+            input_columns="image")` needs them:
 
             - `eigenvectors`: float32 tensor (num_eigenvectors, height, width) on the token grid; with a basis they are
               scaled as over its dataset
@@ -139,10 +142,11 @@ class SpectralPathwaysPipeline(ImageReader, Pipeline):
               With a basis whose `clusters` were found, and `num_segments` their number or "auto", it is the cluster,
               which means the same in every picture; any other number cuts this picture alone
             - `segments`: list of {"label", "score", "mask"}; `instances`: the same, if asked for
-            - `hierarchy`: the `Segmentation`, which with the method "tree" gives every other number of segments
             - `grid`: (height, width) of the token grid; `layers`: names; `residuals`: float32 tensor, with a basis
               those of its dataset; `status`: "converged", or "not_checked" where there is no tolerance (`SolveStatus`)
-            - `result`: the `SpectralResult`, which can be saved; its `notes` say if the picture was stretched
+            - with `return_result=True`, `result`: the `SpectralResult`, which can be saved; its `notes` say if the
+              picture was stretched; and `hierarchy`: the `Segmentation`, which with the method "tree" gives every other
+              number of segments
 
             With `pathway="both"` such a dict for each of "where" and "what".
 
@@ -172,7 +176,7 @@ class SpectralPathwaysPipeline(ImageReader, Pipeline):
         configs_of(settings)
         read, forward, segment = (
             {name: settings[name] for name in names & set(settings)}
-            for names in (READ_NAMES, SETTINGS - READ_NAMES - SEGMENT_NAMES, CUT_NAMES)
+            for names in (READ_NAMES, SETTINGS - READ_NAMES - OUTPUT_NAMES, CUT_NAMES)
         )
         return read, forward, segment
 
