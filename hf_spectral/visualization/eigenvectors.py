@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -13,17 +15,45 @@ from hf_spectral.errors import SpectralError
 from hf_spectral.torch_state import plain_torch
 from hf_spectral.visualization.palette import bytes_from_oklab, diverging_table
 
+# Numbers as the pipelines give them, as rows of a dataset hold them, or as another library does.
+Numbers = Tensor | np.ndarray | Image.Image | Sequence
 
-def eigenvector_image(
-    values: Float[Tensor, "height width"], size: tuple[int, int] | None = None, bound: float | None = None
-) -> Image.Image:
+
+def read_numbers(argument: str, values: Numbers, dimensions: int) -> Float[Tensor, ...]:
+    """Read a tensor, an array, a PIL image of one channel, or nested lists.
+
+    Args:
+        argument: Name to show in the message.
+        values: Numbers.
+        dimensions: How many dimensions they must have.
+
+    Returns:
+        Float64 tensor on the CPU.
+
+    Raises:
+        SpectralError: If they have another number of dimensions, or lists are ragged.
+    """
+    try:
+        tensor = values if isinstance(values, Tensor) else torch.from_numpy(np.array(values, dtype=np.float64))
+    except (ValueError, TypeError) as error:
+        raise SpectralError(
+            argument, expected=f"numbers in {dimensions} dimensions", got=error, fix="Pass a tensor or an array"
+        ) from error
+    if tensor.ndim != dimensions:
+        raise SpectralError(
+            argument, expected=f"{dimensions} dimensions", got=f"shape {tuple(tensor.shape)}", fix="Pass one image's"
+        )
+    return tensor.detach().cpu().double()
+
+
+def eigenvector_image(values: Numbers, size: tuple[int, int] | None = None, bound: float | None = None) -> Image.Image:
     """Color one eigenvector: blue below zero, white at zero, red above.
 
     The color map is symmetric around zero and ends at `bound`; larger values are clipped. Values are interpolated
     before they are colored.
 
     Args:
-        values: The eigenvector of one image.
+        values: The eigenvector of one image, (height, width): a tensor, an array or nested lists.
         size: Height and width of the image in pixels; None draws one pixel per token.
         bound: Positive magnitude of the strongest colors. Pass the same bound for several images to make their colors
             comparable. None takes the 98th percentile of the magnitudes, so that single extreme tokens have no effect.
@@ -31,22 +61,26 @@ def eigenvector_image(
     Returns:
         RGB image.
 
+    Raises:
+        SpectralError: If `values` has another number of dimensions.
+
     Example:
         >>> import torch
         >>> from hf_spectral.visualization import eigenvector_image
         >>> eigenvector_image(torch.randn(16, 24), size=(160, 240)).size
         (240, 160)
     """
+    values = read_numbers("values", values, 2)
     maps = resized_maps(values[None], size)[0]
     if bound is None:
-        bound = max(float(np.percentile(np.abs(values.detach().cpu().double().numpy()), 98)), 1e-12)
+        bound = max(float(np.percentile(np.abs(values.numpy()), 98)), 1e-12)
     position = (np.clip(maps / bound, -1, 1) + 1) / 2
     return Image.fromarray(diverging_table()[np.rint(position * 255).astype(np.intp)])
 
 
 def eigenvectors_to_rgb(
-    eigenvectors: Float[Tensor, "eigenvectors height width"],
-    eigenvalues: Float[Tensor, " eigenvectors"] | None = None,
+    eigenvectors: Numbers,
+    eigenvalues: Numbers | None = None,
     size: tuple[int, int] | None = None,
     scale: float | None = None,
 ) -> Image.Image:
@@ -59,8 +93,8 @@ def eigenvectors_to_rgb(
     positive first, so that the image does not depend on the signs.
 
     Args:
-        eigenvectors: Eigenvectors of one image, with the trivial one at index 0. If fewer than three others are given,
-            the remaining axes stay neutral.
+        eigenvectors: Eigenvectors of one image, (num_eigenvectors, height, width), with the trivial one at index 0: a
+            tensor, an array or nested lists. If fewer than three others are given, the remaining axes stay neutral.
         eigenvalues: Eigenvalues of the normalized Laplacian. If given, eigenvector j > 1 spans only the share
             (1 - lambda_j) / (1 - lambda_1) of its axis, at least half.
         size: Height and width of the image in pixels; None draws one pixel per token.
@@ -72,7 +106,7 @@ def eigenvectors_to_rgb(
         RGB image.
 
     Raises:
-        SpectralError: If there is only the trivial eigenvector.
+        SpectralError: If there is only the trivial eigenvector, or the number of dimensions is another.
 
     Example:
         >>> import torch
@@ -80,14 +114,15 @@ def eigenvectors_to_rgb(
         >>> eigenvectors_to_rgb(torch.randn(4, 16, 24), size=(160, 240)).size
         (240, 160)
     """
+    eigenvectors = read_numbers("eigenvectors", eigenvectors, 3)
     if len(eigenvectors) < 2:
         raise SpectralError(
             "eigenvectors", expected="at least 2", got=len(eigenvectors), fix="Solve with num_eigenvectors=4 or more"
         )
-    chosen = eigenvectors[1:4].detach().cpu().double().flatten(1).numpy()
+    chosen = eigenvectors[1:4].flatten(1).numpy()
     spread = _spread_over_image(chosen) if scale is None else norm.cdf(chosen / scale) - 0.5
     if eigenvalues is not None:
-        scales = (1 - eigenvalues[1:4].detach().cpu().double().numpy()).clip(1e-6)
+        scales = (1 - read_numbers("eigenvalues", eigenvalues, 1)[1:4].numpy()).clip(1e-6)
         spread = spread * (scales / scales[0]).clip(0.5, 1)[:, None]
     maps = resized_maps(torch.from_numpy(spread).reshape(-1, *eigenvectors.shape[1:]), size).clip(-0.5, 0.5)
     lab = np.zeros((*maps.shape[1:], 3))

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Int
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
-from torch import Tensor
 
 from hf_spectral.errors import SpectralError
-from hf_spectral.visualization.eigenvectors import eigenvector_image, resized_maps
+from hf_spectral.visualization.eigenvectors import Numbers, eigenvector_image, read_numbers, resized_maps
 from hf_spectral.visualization.palette import BACKGROUND, INK, segment_colors
 
 # Opacity of the photo where there is no affinity, and the color that it fades to.
@@ -21,7 +19,7 @@ _REST, _NIGHT = 0.10, (10, 20, 40)
 
 def segmentation_overlay(
     image: Image.Image,
-    labels: Int[Tensor, "height width"],
+    labels: Numbers,
     alpha: float = 0.55,
     fill: Literal["palette", "mean"] = "palette",
     boundaries: bool = True,
@@ -30,8 +28,8 @@ def segmentation_overlay(
 
     Args:
         image: The photo.
-        labels: Segment of each pixel, non-negative integers. Labels of another size are resized to the photo by nearest
-            neighbor.
+        labels: Segment of each pixel, (height, width), non-negative integers: a tensor, an array, or the PIL image that
+            the pipeline returns. Labels of another size are resized to the photo by nearest neighbor.
         alpha: Strength of the tint, from 0 (the photo) to 1 (uniform colors).
         fill: `"palette"` gives each segment a distinct color, `"mean"` the mean color of its pixels in the photo.
         boundaries: Whether to draw a white line between segments.
@@ -40,7 +38,7 @@ def segmentation_overlay(
         RGB image of the photo's size.
 
     Raises:
-        SpectralError: If `alpha` is not between 0 and 1.
+        SpectralError: If `alpha` is not between 0 and 1, or `labels` has negative labels or not two dimensions.
 
     Example:
         >>> import torch
@@ -51,9 +49,12 @@ def segmentation_overlay(
     """
     if not 0 <= alpha <= 1:
         raise SpectralError("alpha", expected="a number from 0 to 1", got=alpha, fix="Try 0.55")
+    labels = read_numbers("labels", labels, 2).long()
+    if int(labels.min()) < 0:
+        raise SpectralError("labels", expected="no negative label", got=int(labels.min()), fix="Count from 0")
     photo = np.asarray(image.convert("RGB"), dtype=np.float32)
     rows, columns = (np.arange(n) * m // n for n, m in zip(photo.shape[:2], labels.shape, strict=True))
-    segments = labels.detach().cpu().numpy()[np.ix_(rows, columns)]
+    segments = labels.numpy()[np.ix_(rows, columns)]
     count = int(segments.max()) + 1
     if fill == "mean":
         areas = np.maximum(np.bincount(segments.ravel(), minlength=count), 1)
@@ -70,8 +71,8 @@ def segmentation_overlay(
 
 def eigenvector_sheet(
     image: Image.Image,
-    eigenvectors: Float[Tensor, "eigenvectors height width"],
-    eigenvalues: Float[Tensor, " eigenvectors"],
+    eigenvectors: Numbers,
+    eigenvalues: Numbers,
     columns: int = 4,
     tile_width: int = 320,
 ) -> Image.Image:
@@ -79,8 +80,9 @@ def eigenvector_sheet(
 
     Args:
         image: The photo.
-        eigenvectors: Eigenvectors of the photo, with the trivial one at index 0.
-        eigenvalues: Eigenvalues of the normalized Laplacian.
+        eigenvectors: Eigenvectors of the photo, (num_eigenvectors, height, width), with the trivial one at index 0: a
+            tensor, an array or nested lists.
+        eigenvalues: Eigenvalues of the normalized Laplacian, (num_eigenvectors,).
         columns: Number of images per row, at least 1.
         tile_width: Width of each image in pixels.
 
@@ -95,6 +97,8 @@ def eigenvector_sheet(
         >>> sheet.mode
         'RGB'
     """
+    eigenvectors = read_numbers("eigenvectors", eigenvectors, 3)
+    eigenvalues = read_numbers("eigenvalues", eigenvalues, 1)
     size = (max(1, round(tile_width * image.height / image.width)), tile_width)
     tiles = [("photo", image)]
     for index in range(1, len(eigenvectors)):
@@ -193,9 +197,7 @@ def _boundary(segments: np.ndarray, thickness: float) -> np.ndarray:
     return (0.5 + thickness / 2 - distance).clip(0, 1).astype(np.float32) * 0.9
 
 
-def affinity_spotlight(
-    image: Image.Image, affinity: Float[Tensor, "height width"], token: tuple[int, int] | None = None
-) -> Image.Image:
+def affinity_spotlight(image: Image.Image, affinity: Numbers, token: tuple[int, int] | None = None) -> Image.Image:
     """Show the photo bright where the affinity of a token is strong, and dark elsewhere.
 
     The brightness is the square root of the affinity, scaled from its 2nd percentile (dark) to its 98th (full). The
@@ -203,14 +205,14 @@ def affinity_spotlight(
 
     Args:
         image: The photo.
-        affinity: Affinity of the token to all tokens.
+        affinity: Affinity of the token to all tokens, (height, width): a tensor or an array.
         token: Row and column of the token, which is marked by a ring; None draws no ring.
 
     Returns:
         RGB image of the photo's size.
 
     Raises:
-        SpectralError: If `token` is outside the map.
+        SpectralError: If `token` is outside the map, or `affinity` has another number of dimensions.
 
     Example:
         >>> import torch
@@ -219,7 +221,7 @@ def affinity_spotlight(
         >>> affinity_spotlight(Image.new("RGB", (60, 40), "white"), torch.rand(4, 6), token=(1, 2)).size
         (60, 40)
     """
-    values = affinity.detach().cpu().double().clamp_min(0).sqrt()
+    values = read_numbers("affinity", affinity, 2).clamp_min(0).sqrt()
     others = values.flatten()
     height, width = values.shape
     if token is not None:

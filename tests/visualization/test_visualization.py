@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from hf_spectral.errors import SpectralError
 from hf_spectral.visualization import (
@@ -220,3 +221,30 @@ def test_spotlight_refuses_a_token_outside(token):
 
 def test_spotlight_of_a_single_token_is_the_photo():
     assert affinity_spotlight(photo(), torch.ones(1, 1)).size == (60, 40)
+
+
+def test_arrays_images_and_lists_are_drawn_as_tensors_are():
+    """Rows of a dataset hold lists and PIL images; another library gives arrays."""
+    vectors, values, labels = torch.randn(5, 4, 6), torch.linspace(0, 0.8, 5), halves(4, 6)
+    drawings = (
+        (eigenvectors_to_rgb, (vectors, values)),
+        (lambda one, two: eigenvector_sheet(photo(), one, two), (vectors, values)),
+        (eigenvector_image, (vectors[1],)),
+        (lambda one: segmentation_overlay(photo(), one), (labels,)),
+        (lambda one: affinity_spotlight(photo(), one), (vectors[1].abs(),)),
+    )
+    for draw, tensors in drawings:
+        expected = np.asarray(draw(*tensors))
+        for other in (Tensor.numpy, Tensor.tolist, Tensor.double):
+            assert np.array_equal(draw(*map(other, tensors)), expected)
+        with pytest.raises(SpectralError, match="dimensions"):
+            draw(tensors[0][None], *tensors[1:])
+        with pytest.raises(SpectralError, match="dimensions"):
+            draw([[1.0], [1.0, 2.0]], *tensors[1:])
+    picture = Image.fromarray(labels.numpy().astype(np.uint8))
+    palette = picture.convert("P")
+    palette.putdata(list(picture.getdata()))
+    for one in (picture, palette):
+        assert np.array_equal(segmentation_overlay(photo(), one), segmentation_overlay(photo(), labels))
+    with pytest.raises(SpectralError, match="negative"):
+        segmentation_overlay(photo(), -labels - 1)
