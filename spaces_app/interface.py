@@ -163,7 +163,8 @@ class Demo:
             if hierarchy is None or hierarchy.tree is None:
                 raise SpectralError("picture", expected="an analyzed picture", got="none", fix="Press Analyze first")
             most = len(hierarchy.tree.features)
-            return views.masks(open_picture(picture), hierarchy.at(min(int(num_segments), most)).labels.numpy())
+            labels = np.asarray(hierarchy.at(min(int(num_segments), most)).to_image())
+            return views.masks(open_picture(picture), labels)
 
     def affinity(self, picture: str | None, settings: Settings | None, event: gr.SelectData) -> list[Any]:
         """Show the affinities of a patch.

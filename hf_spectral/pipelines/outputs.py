@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from hf_spectral.basis import SpectralBasis
 from hf_spectral.errors import SpectralError
@@ -103,25 +102,26 @@ def image_output(
     clusters = None if basis is None else basis.clusters
     if num_segments is not None:
         if clusters is not None and num_segments in ("auto", clusters.num_segments):
-            labels, scores, kind = *label_image(result.eigenvectors, clusters, size), "cluster"
+            labels, scores = label_image(result.eigenvectors, clusters, size)
+            pixels, kind = labels.cpu().numpy(), "cluster"
+            output["segmentation"] = Image.fromarray(pixels.astype("uint8" if pixels.max() < 256 else "uint16"))
         else:
             segmentation = segment(result, image=picture, num_segments=num_segments, method=method, size=size)
-            labels, scores, kind = segmentation.labels, segmentation.scores, "segment"
+            output["segmentation"] = segmentation.to_image()
+            pixels, scores, kind = np.asarray(output["segmentation"]), segmentation.scores, "segment"
             if return_result:
                 output["hierarchy"] = segmentation
-        pixels = labels.cpu().numpy()
-        output["segmentation"] = Image.fromarray(pixels.astype("uint8" if pixels.max() < 256 else "uint16"))
         output["segments"] = [
-            {"label": f"{kind} {index}", "score": float(scores[index]), "mask": _mask_image(labels == index)}
+            {"label": f"{kind} {index}", "score": float(scores[index]), "mask": _mask_image(pixels == index)}
             for index in np.unique(pixels).tolist()
         ]
     if instances:
         output["instances"] = [
-            {"label": "instance", "score": one.score, "mask": _mask_image(one.mask)}
+            {"label": "instance", "score": one.score, "mask": _mask_image(one.mask.numpy())}
             for one in find_instances(result, image=picture if method == "tree" else None, size=size)
         ]
     return output
 
 
-def _mask_image(mask: Tensor) -> Image.Image:
-    return Image.fromarray(mask.cpu().numpy().astype("uint8") * 255)
+def _mask_image(mask: np.ndarray) -> Image.Image:
+    return Image.fromarray(mask.astype("uint8") * 255)

@@ -6,10 +6,11 @@ import dataclasses
 import functools
 import heapq
 import math
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from numpy.typing import ArrayLike
 from PIL import Image
 from scipy import ndimage
@@ -29,6 +30,7 @@ _ITERATIONS = 5
 # lightness from 0 to 1) at which the border counts one more.
 _REACH = 0.57
 _EDGE = 0.03
+_FEW = 64  # Maps of at most so many segments are drawn from the borders of so many: fewer than those of superpixels.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,6 +57,11 @@ class RegionTree:
     def borders(self) -> Int[np.ndarray, "borders 2"]:
         """Pairs of superpixels that touch, the smaller number first."""
         return _pairs(self.atoms, _sides(self.atoms))[0]
+
+    @functools.cached_property
+    def _runs(self) -> dict[tuple[int, int, bool], tuple[Int[np.ndarray, " runs"], Int[np.ndarray, " runs"]]]:
+        """Superpixel and length of each run of equal pixels of a map, once there was one: by its size, few segments."""
+        return {}
 
     @functools.cached_property
     def _gaps(self) -> Int[np.ndarray, " gaps"]:
@@ -86,6 +93,28 @@ class RegionTree:
         number = np.empty(num_segments, dtype=np.int64)
         number[order] = np.arange(num_segments)
         return np.repeat(number, np.diff(starts, append=len(self.features)))
+
+    def draw(
+        self, num_segments: int, size: tuple[int, int], dtype: np.dtype[Any]
+    ) -> Integer[np.ndarray, "height width"]:
+        """Return the segment of each pixel.
+
+        Args:
+            num_segments: 1 to the number of superpixels.
+            size: Height and width of the map in pixels.
+            dtype: Type of its numbers; the smaller, the faster.
+
+        Returns:
+            The numbers of `cut`.
+        """
+        is_few = num_segments <= _FEW
+        if (key := (*size, is_few)) not in self._runs:
+            atoms = enlarged(self.atoms, size).ravel()
+            regions = self.cut(min(_FEW, len(self.features))).astype(np.uint8)[atoms] if is_few else atoms
+            starts = np.append(0, np.flatnonzero(regions[1:] != regions[:-1]) + 1)
+            self._runs[key] = atoms[starts], np.diff(starts, append=len(atoms))
+        superpixels, lengths = self._runs[key]
+        return np.repeat(self.cut(num_segments).astype(dtype)[superpixels], lengths).reshape(size)
 
     def regions(self) -> Int[np.ndarray, "regions 2"]:
         """Return first and last superpixel + 1 of every region of the tree, single superpixels and the whole too."""

@@ -54,7 +54,7 @@ class Segmentation:
         """Segment of each pixel, 0 to `num_segments` - 1, numbered by decreasing area; no number is missing."""
         if self.tree is None:
             return self._given[0]
-        return torch.from_numpy(enlarged(self.tree.cut(self.num_segments)[self.tree.atoms], self.size))
+        return torch.from_numpy(self.tree.draw(self.num_segments, self.size, np.dtype(np.int64)))
 
     @functools.cached_property
     @plain_torch()
@@ -117,6 +117,17 @@ class Segmentation:
                 fix=f"Segment with num_segments={num_segments} for finer superpixels",
             )
         return Segmentation(int(num_segments), self.size, self.tree)
+
+    def to_image(self) -> Image.Image:
+        """Draw the labels as a picture, value = segment. Faster than `labels`, whose numbers are 8 bytes each.
+
+        Returns:
+            Picture of the labels' size, of mode "L", or "I;16" beyond 256 segments.
+        """
+        kind = np.dtype(np.uint8 if self.num_segments <= 256 else np.uint16)
+        if self.tree is None:
+            return Image.fromarray(self.labels.numpy().astype(kind))
+        return Image.fromarray(self.tree.draw(self.num_segments, self.size, kind))
 
     def contour_map(self) -> Image.Image:
         """Draw the ultrametric contour map: every border of the tree, the brighter the later its two sides are merged.

@@ -10,7 +10,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from hf_spectral import SpectralError
 from hf_spectral.segmentation import Segmentation, instances, segment
-from hf_spectral.segmentation.region_tree import _merged, as_picture, region_tree
+from hf_spectral.segmentation.region_tree import _merged, as_picture, enlarged, region_tree
 
 COLORS = np.array(
     [[200, 40, 40], [40, 160, 60], [50, 70, 200], [230, 200, 40], [150, 60, 170], [40, 180, 190],
@@ -164,6 +164,19 @@ def test_pictures_of_any_size(size, grid):
         assert found.labels.shape == size
         assert found.num_segments >= 1
         assert found.contour_map().size == size[::-1]
+
+
+@pytest.mark.parametrize("size", [(312, 420), (31, 500), (700, 29)])
+def test_drawn_maps_are_the_segments_of_superpixels(size):
+    picture, truth, _ = twelve()
+    found = segment(*eigenvectors_of(truth, (26, 35)), image=picture, num_segments=300, size=size)
+    atoms = enlarged(found.tree.atoms, size)
+    for count in (1, 5, 64, 65, 256, 257, 300):
+        expected = found.tree.cut(count)[atoms]
+        one = found.at(count)
+        assert np.array_equal(one.labels.numpy(), expected)
+        assert one.to_image().mode == ("L" if count <= 256 else "I;16")
+        assert np.array_equal(np.asarray(one.to_image()), expected)
 
 
 def test_a_picture_of_one_color_and_eigenvectors_without_structure():
