@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from hf_spectral.basis import DEFAULT_WALK, SpectralBasis, as_basis
@@ -37,6 +36,7 @@ from hf_spectral.errors import SpectralError
 from hf_spectral.result import SpectralResult
 from hf_spectral.segmentation import find_clusters, label_image, sample_tokens
 from hf_spectral.torch_state import plain_torch
+from hf_spectral.visualization.palette import label_picture
 
 if TYPE_CHECKING:
     import datasets
@@ -102,7 +102,8 @@ def transform(
     - `eigenvectors`: flat list, to be reshaped to `shape`; times sqrt(basis.num_nodes), so that over the dataset
       fitted on their mean square is 1 however large it was, as float16 needs it
     - `shape`: eigenvectors, height, width
-    - `segmentation`: PNG picture of the image's size, value = cluster, the same in every image, the largest 0. Found
+    - `segmentation`: PNG picture of the image's size, value = cluster, the same in every image, the largest 0; with a
+      palette (mode "P"), beyond 256 clusters without one ("I;16"). Found
       by `segmentation.find_clusters` on a random sample of all tokens, and kept as `basis.clusters`: the pipeline, and
       the Space, give any other image the same numbers by `pipe(image, basis=basis)`. With `output_dir`, the basis with
       its clusters is written to its folder `basis` too.
@@ -251,12 +252,10 @@ class _Run:
     def _segment(self, clusters: Clusters) -> None:
         import pyarrow as pa
 
-        kind = np.uint8 if clusters.num_segments <= 256 else np.uint16
-
         def change(table: pa.Table, sizes: Sequence[tuple[int, int]]) -> pa.Table:
             pairs = zip(_maps(table), sizes, strict=True)
-            labels = (label_image(maps, clusters, size)[0].numpy().astype(kind) for maps, size in pairs)
-            column = [{"bytes": png(Image.fromarray(one)), "path": None} for one in labels]
+            labels = (label_image(maps, clusters, size)[0].numpy() for maps, size in pairs)
+            column = [{"bytes": png(label_picture(one, clusters.num_segments)), "path": None} for one in labels]
             place = table.schema.get_field_index("segmentation")
             field = table.schema.field(place)
             return table.set_column(place, field, pa.array(column, field.type)).cast(table.schema)

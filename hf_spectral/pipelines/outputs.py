@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from hf_spectral.basis import SpectralBasis
 from hf_spectral.errors import SpectralError
@@ -18,6 +20,7 @@ from hf_spectral.result import SpectralResult
 from hf_spectral.segmentation import SegmentationMethod, label_image, segment
 from hf_spectral.segmentation import instances as find_instances
 from hf_spectral.solvers import solve
+from hf_spectral.visualization.palette import label_picture
 
 
 class Analysis:
@@ -71,7 +74,9 @@ def image_output(
     method: SegmentationMethod = "tree",
     instances: bool = False,
     return_result: bool = False,
+    as_json: bool = False,
     basis: SpectralBasis | None = None,
+    own: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Turn the result of one image into an output, with the segments and instances that were asked for.
 
@@ -83,8 +88,10 @@ def image_output(
         method: Of segmentation.
         instances: True adds instance masks.
         return_result: True adds the objects `result` and `hierarchy`.
+        as_json: True gives what `json.dumps` takes, see `json_ready`.
         basis: Whose eigenvectors these are. If it has clusters, and `num_segments` is "auto" or their number, they take
             the place of segments of this image alone.
+        own: Further values, which outputs of this host have.
 
     Returns:
         What `SpectralPathwaysPipeline.__call__` describes.
@@ -96,6 +103,7 @@ def image_output(
         "status": result.status.value,
         "grid": (result.grid.height, result.grid.width),
         "layers": result.layers,
+        **own,
     }
     if return_result:
         output["result"] = result
@@ -103,14 +111,15 @@ def image_output(
     if num_segments is not None:
         if clusters is not None and num_segments in ("auto", clusters.num_segments):
             labels, scores = label_image(result.eigenvectors, clusters, size)
-            pixels, kind = labels.cpu().numpy(), "cluster"
-            output["segmentation"] = Image.fromarray(pixels.astype("uint8" if pixels.max() < 256 else "uint16"))
+            output["segmentation"] = label_picture(labels.cpu().numpy(), clusters.num_segments)
+            kind = "cluster"
         else:
             segmentation = segment(result, image=picture, num_segments=num_segments, method=method, size=size)
             output["segmentation"] = segmentation.to_image()
-            pixels, scores, kind = np.asarray(output["segmentation"]), segmentation.scores, "segment"
+            scores, kind = segmentation.scores, "segment"
             if return_result:
                 output["hierarchy"] = segmentation
+        pixels = np.asarray(output["segmentation"])
         output["segments"] = [
             {"label": f"{kind} {index}", "score": float(scores[index]), "mask": _mask_image(pixels == index)}
             for index in np.unique(pixels).tolist()
@@ -120,7 +129,38 @@ def image_output(
             {"label": "instance", "score": one.score, "mask": _mask_image(one.mask.numpy())}
             for one in find_instances(result, image=picture if method == "tree" else None, size=size)
         ]
-    return output
+    return json_ready(output) if as_json else output
+
+
+def json_ready(value: Any) -> Any:
+    """Turn an output into what `json.dumps` takes.
+
+    Args:
+        value: An output, or a part of one.
+
+    Returns:
+        Tensors and tuples as lists, a mask as a run-length encoding, and a label map as the list of those of its labels.
+        The encoding is that of transformers' mask generation, COCO's uncompressed one: `size` is [height, width], and
+        `counts` are the lengths of runs down the columns, of zeros and ones in turn, zeros first.
+    """
+    if isinstance(value, Mapping):
+        return {name: json_ready(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_ready(one) for one in value]
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, Image.Image):
+        pixels = np.asarray(value)
+        if value.mode == "L":
+            return _run_lengths(pixels > 0)
+        return [_run_lengths(pixels == label) for label in range(int(pixels.max()) + 1)]
+    return value
+
+
+def _run_lengths(mask: np.ndarray) -> dict[str, list[int]]:
+    flat = mask.ravel(order="F")
+    starts = np.flatnonzero(np.diff(flat, prepend=False))
+    return {"size": list(mask.shape), "counts": np.diff(starts, prepend=0, append=flat.size).tolist()}
 
 
 def _mask_image(mask: np.ndarray) -> Image.Image:

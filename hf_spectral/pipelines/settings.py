@@ -27,6 +27,7 @@ class CallSettings(TypedDict, total=False):
     method: SegmentationMethod
     instances: bool
     return_result: bool
+    as_json: bool
     solver: str | Solver | None
     affinity: Affinity | AffinityName | None
     temperature: float | None
@@ -46,7 +47,7 @@ SETTINGS = frozenset(CallSettings.__annotations__)
 SOLVERS: dict[str, type[Solver]] = {"eigen": EigenSolver, "gradient": GradientSolver}
 _CONFIG_NAMES = frozenset(field.name for field in dataclasses.fields(SpectralConfig))
 SPECTRAL_NAMES = _CONFIG_NAMES | PARAMETERS.keys()
-OUTPUT_NAMES = frozenset({"num_segments", "method", "instances", "return_result"})
+OUTPUT_NAMES = frozenset({"num_segments", "method", "instances", "return_result", "as_json"})
 CUT_NAMES = OUTPUT_NAMES | {"basis"}  # A basis may bring clusters.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 READ_NAMES = frozenset({"resolution", "timeout"})
@@ -71,6 +72,8 @@ def configs_of(settings: Mapping[str, Any]) -> list[SpectralConfig]:
     require_one_of("method", method, get_args(SegmentationMethod))
     if settings.get("timeout") is not None:
         require_number("timeout", settings["timeout"], 0, threading.TIMEOUT_MAX)
+    if settings.get("as_json") and settings.get("return_result"):
+        raise SpectralError("as_json", expected="this or `return_result`", got="both", fix="Give one of the two")
     own = {name: settings[name] for name in _CONFIG_NAMES & set(settings) if settings[name] is not None}
     pathways = [{"pathway": pathway} for pathway in PATHWAYS] if own.get("pathway") == "both" else [{}]
     configs = [SpectralConfig(**own | pathway) for pathway in pathways]

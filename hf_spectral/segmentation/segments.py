@@ -25,6 +25,7 @@ from hf_spectral.segmentation.embedding import centroids
 from hf_spectral.segmentation.region_tree import RegionTree, enlarged
 from hf_spectral.tensor_files import DAMAGE, one_line, parse_json, read_header, read_tensors
 from hf_spectral.torch_state import plain_torch
+from hf_spectral.visualization.palette import label_picture, label_type
 
 #: Name of the file of a segmentation, beside that of a result.
 SEGMENTATION_NAME = "segmentation.safetensors"
@@ -122,12 +123,12 @@ class Segmentation:
         """Draw the labels as a picture, value = segment. Faster than `labels`, whose numbers are 8 bytes each.
 
         Returns:
-            Picture of the labels' size, of mode "L", or "I;16" beyond 256 segments.
+            Picture of the labels' size, of mode "P" with a palette, or "I;16" without one beyond 256 segments.
         """
-        kind = np.dtype(np.uint8 if self.num_segments <= 256 else np.uint16)
         if self.tree is None:
-            return Image.fromarray(self.labels.numpy().astype(kind))
-        return Image.fromarray(self.tree.draw(self.num_segments, self.size, kind))
+            return label_picture(self.labels.numpy(), self.num_segments)
+        drawn = self.tree.draw(self.num_segments, self.size, label_type(self.num_segments))
+        return label_picture(drawn, self.num_segments)
 
     def contour_map(self) -> Image.Image:
         """Draw the ultrametric contour map: every border of the tree, the brighter the later its two sides are merged.

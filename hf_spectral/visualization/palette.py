@@ -6,6 +6,7 @@ import functools
 import math
 
 import numpy as np
+from PIL import Image
 
 BACKGROUND = (255, 255, 255)
 INK = (40, 44, 52)
@@ -46,6 +47,28 @@ def segment_colors(count: int) -> np.ndarray:
     chroma = np.array([0.155, 0.165, 0.135])[index % 3]
     lab = np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], axis=1)
     return bytes_from_oklab(lab)
+
+
+def label_type(num_labels: int) -> np.dtype:
+    """Return the type of a label map: one byte as far as it goes, which is as many colors as a palette holds."""
+    return np.dtype(np.uint8 if num_labels <= 256 else np.uint16)
+
+
+def label_picture(labels: np.ndarray, num_labels: int) -> Image.Image:
+    """Return labels as a picture with a palette: its values are the labels, and viewers show the colors.
+
+    Args:
+        labels: Label of each pixel, from 0.
+        num_labels: How many labels there are, in this picture and in others that belong to it; at most 65,536.
+
+    Returns:
+        Picture of mode "P", colored by `segment_colors`; beyond 256 labels of mode "I;16", without colors.
+    """
+    picture = Image.fromarray(labels.astype(label_type(num_labels), copy=False))
+    if picture.mode == "L":
+        picture.putpalette(segment_colors(num_labels).tobytes())
+    picture.format = "PNG"  # Without a format, `datasets` stores a picture that has a palette as TIFF.
+    return picture
 
 
 @functools.cache

@@ -1,5 +1,7 @@
 """What comes out of both pipelines goes, as it is, where users of `datasets` and of the Hub send it."""
 
+import io
+import json
 import numbers
 
 import datasets
@@ -7,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers.models.sam import image_processing_pil_sam as mask_generation
 
-from hf_spectral import Segmentation, SpectralResult
+from hf_spectral import Segmentation, SpectralError, SpectralResult
+from hf_spectral.visualization import segment_colors
 from tests.pipelines.tiny_diffusion import RESOLUTION
 from tests.synthetic import photo
 
@@ -76,3 +80,45 @@ def test_the_objects_come_on_request(either):
     assert np.array_equal(found["hierarchy"].labels, found["segmentation"])
     assert not {"result", "hierarchy"} & pipe(PHOTOS[0], **settings).keys()
     assert "hierarchy" not in pipe(PHOTOS[0], return_result=True, **settings | {"num_segments": None})
+
+
+@pytest.mark.parametrize("pathway", ["where", "both"])
+def test_json_takes_what_is_asked_for_as_json(either, pathway):
+    pipe, settings = either
+    settings |= {"pathway": pathway, "instances": True}
+    expected = pipe(PHOTOS[0], **settings)
+    found = json.loads(json.dumps(pipe(PHOTOS[0], as_json=True, **settings), allow_nan=False))
+    assert json.loads(json.dumps(pipe([PHOTOS[0]], as_json=True, **settings))) == [found]
+    for one, other in (
+        [(found[name], expected[name]) for name in expected] if pathway == "both" else [(found, expected)]
+    ):
+        assert one.keys() == other.keys()
+        for name in ("eigenvectors", "eigenvalues", "residuals"):
+            assert torch.equal(torch.tensor(one[name]), other[name])
+        masks = [mask_generation._rle_to_mask(mask) for mask in one["segmentation"]]
+        assert np.array_equal(np.argmax(masks, axis=0), other["segmentation"])
+        assert np.sum(masks, axis=0).max() == 1
+        for part in ("segments", "instances"):
+            for mine, theirs in zip(one[part], other[part], strict=True):
+                assert (mine["label"], mine["score"]) == (theirs["label"], theirs["score"])
+                mask = torch.from_numpy(np.array(theirs["mask"]) > 0)
+                assert mine["mask"] == mask_generation._mask_to_rle(mask[None])[0]
+
+
+def test_objects_are_no_json(either):
+    pipe, _ = either
+    with pytest.raises(SpectralError, match="`as_json`: expected this or `return_result`, got both"):
+        pipe(PHOTOS[0], as_json=True, return_result=True)
+
+
+def test_a_segmentation_has_a_palette_wherever_it_goes(either):
+    pipe, settings = either
+    found = pipe(PHOTOS[0], return_result=True, **settings)
+    for picture in (found["segmentation"], found["hierarchy"].to_image()):
+        stored = datasets.Image().encode_example(picture)["bytes"]
+        assert stored.startswith(b"\x89PNG")
+        for one in (picture, Image.open(io.BytesIO(stored))):
+            assert one.mode == "P"
+            labels = np.asarray(one)
+            assert np.array_equal(labels, found["hierarchy"].labels)
+            assert np.array_equal(one.convert("RGB"), segment_colors(3)[labels])

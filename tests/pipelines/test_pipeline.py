@@ -28,7 +28,7 @@ def test_result_has_the_shapes_that_are_promised(pipe):
     assert output["eigenvalues"].shape == output["residuals"].shape == (4,)
     assert (output["eigenvalues"].diff() >= 0).all()
     assert len(output["layers"]) == 3
-    assert output["segmentation"].mode == "L"
+    assert output["segmentation"].mode == "P"
     assert output["segmentation"].size == (90, 60)
     assert set(np.unique(output["segmentation"])) == set(range(len(output["segments"])))
     for index, found in enumerate(output["segments"]):

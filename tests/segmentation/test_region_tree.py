@@ -175,7 +175,7 @@ def test_drawn_maps_are_the_segments_of_superpixels(size):
         expected = found.tree.cut(count)[atoms]
         one = found.at(count)
         assert np.array_equal(one.labels.numpy(), expected)
-        assert one.to_image().mode == ("L" if count <= 256 else "I;16")
+        assert one.to_image().mode == ("P" if count <= 256 else "I;16")
         assert np.array_equal(np.asarray(one.to_image()), expected)
 
 

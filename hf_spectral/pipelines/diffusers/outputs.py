@@ -28,8 +28,8 @@ class SpectralDiffusionOutput(BaseOutput):
         size: (height, width) in pixels at which the picture was read.
         layers: Names of the layers that took part, in call order, once for each timestep and noise sample.
         timesteps: The timesteps, from 0 (clean) to the number that the model was trained with.
-        segmentation: PIL image of the picture's size, mode "L" ("I;16" beyond 256 segments), value = segment; None if
-            none was asked for.
+        segmentation: PIL image of the picture's size, mode "P" with a palette ("I;16" without one beyond 256
+            segments), value = segment; None if none was asked for.
         segments: List of {"label", "score" (0 to 1), "mask" (PIL image, 0 or 255)}, or None.
         instances: Candidate objects in the form of `segments`, or None.
         status: "converged", "max_steps" or "not_checked", see `SolveStatus`.
@@ -71,9 +71,12 @@ def outputs_of(
     Returns:
         An output, or a dict of them by pathway where there are two.
     """
-    found = {}
+    found: dict[str, Any] = {}
+    own = {"size": prepared["read_size"], "timesteps": timesteps}
     for result in results:
-        fields = image_output(result, prepared["picture"], prepared["size"], **cut)
-        output = SpectralDiffusionOutput(**fields, size=prepared["read_size"], timesteps=timesteps)
-        found[result.config.pathway] = output if return_dict else output.to_tuple()
+        fields = image_output(result, prepared["picture"], prepared["size"], own=own, **cut)
+        if not cut.get("as_json"):
+            output = SpectralDiffusionOutput(**fields)
+            fields = output if return_dict else output.to_tuple()
+        found[result.config.pathway] = fields
     return found if len(found) > 1 else next(iter(found.values()))

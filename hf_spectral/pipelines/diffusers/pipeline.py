@@ -184,7 +184,7 @@ class SpectralDiffusionPipeline(ImageReader, DiffusionPipeline):
                 - `layer_weights` and `heads`: see `SpectralConfig`. All timesteps and noise samples of a layer share
                   its weight.
                 - `basis`: fitted at the same timesteps, prompt and seed.
-                - `return_dict` (True): False returns tuples instead of outputs.
+                - `return_dict` (True): False returns tuples instead of outputs; `as_json=True` gives dicts.
 
         Returns:
             `SpectralDiffusionOutput`, for a list of pictures a list; with `pathway="both"` a dict of two by pathway.

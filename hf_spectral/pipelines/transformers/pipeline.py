@@ -121,6 +121,9 @@ class SpectralPathwaysPipeline(ImageReader, Pipeline):
                 - `num_segments` ("auto"): a number, "auto", or None for no segmentation; `method` of segmentation:
                   "tree", along the picture's edges, "ward" or "kmeans"; `instances` (False): True adds instance masks
                 - `return_result` (False): True adds the objects `result` and `hierarchy`
+                - `as_json` (False): True gives what `json.dumps` takes: tensors as lists, a mask as the run-length
+                  encoding {"size", "counts"} of transformers' mask generation, and the segmentation as a list of these,
+                  one for each value
                 - `solver`: "eigen", "gradient" or a solver object
                 - `affinity` (an object such as `NearestNeighbors(20)`, or its name), `heads`, `layers`, `seed`,
                   `layer_weights`: see `SpectralConfig`; `temperature`, `num_neighbors`, `threshold`: short for
@@ -138,9 +141,9 @@ class SpectralPathwaysPipeline(ImageReader, Pipeline):
             - `eigenvectors`: float32 tensor (num_eigenvectors, height, width) on the token grid; with a basis they are
               scaled as over its dataset
             - `eigenvalues`: float32 tensor (num_eigenvectors,), of the normalized Laplacian, ascending
-            - `segmentation`: PIL image of the picture's size, mode "L" ("I;16" beyond 256 segments), value = segment.
-              With a basis whose `clusters` were found, and `num_segments` their number or "auto", it is the cluster,
-              which means the same in every picture; any other number cuts this picture alone
+            - `segmentation`: PIL image of the picture's size, value = segment, mode "P" with a palette ("I;16" without
+              one beyond 256 segments). With a basis whose `clusters` were found, and `num_segments` their number or
+              "auto", it is the cluster, which means the same in every picture; any other number cuts this picture alone
             - `segments`: list of {"label", "score", "mask"}; `instances`: the same, if asked for
             - `grid`: (height, width) of the token grid; `layers`: names; `residuals`: float32 tensor, with a basis
               those of its dataset; `status`: "converged", or "not_checked" where there is no tolerance (`SolveStatus`)
