@@ -139,7 +139,7 @@ def json_ready(value: Any) -> Any:
         value: An output, or a part of one.
 
     Returns:
-        Tensors and tuples as lists, a mask as a run-length encoding, and a label map as the list of those of its labels.
+        Tensors and tuples as lists, a mask as a run-length encoding, and a label map as a list of those, one per label.
         The encoding is that of transformers' mask generation, COCO's uncompressed one: `size` is [height, width], and
         `counts` are the lengths of runs down the columns, of zeros and ones in turn, zeros first.
     """
