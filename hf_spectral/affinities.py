@@ -125,7 +125,7 @@ class Exponential(Affinity):
             ExponentialOperator(
                 left,
                 right,
-                self.temperature or _RELATIVE_TEMPERATURE * max(cosine_spread(left, right), _LEAST_SPREAD),
+                self.temperature or _RELATIVE_TEMPERATURE * cosine_spread(left, right).clamp_min(_LEAST_SPREAD),
             )
             for left, right in _pairs(record, pathway, heads)
         ]

@@ -164,7 +164,7 @@ class _Basis:
         self._last, self.size = new, new.stop
         self._pairs[..., new] = block
         self._products[:, new] = self._multiply(block[0])
-        column = (self._pairs[0, :, : self.size].T @ self._products[:, new]).double().cpu()
+        column = (self._pairs[0, :, : self.size].T @ self._products[:, new]).cpu().double()
         self._projected[: self.size, new] = column
         self._projected[new, old] = column[old].T
         return True
@@ -195,7 +195,7 @@ class _Basis:
         self._products[:, :count] = self._products[:, : self.size] @ coefficients
         self.size = count
         self._projected.zero_()
-        self._projected[:count, :count] = torch.diag(values.double().cpu())
+        self._projected[:count, :count] = torch.diag(values.cpu().double())
 
 
 def _orthonormalizing(gram: Tensor) -> Tensor:
@@ -209,7 +209,7 @@ def _orthonormalizing(gram: Tensor) -> Tensor:
     Returns:
         A matrix to multiply the block with, of at most as many columns.
     """
-    precise = gram.double().cpu()
+    precise = gram.cpu().double()
     squares = precise.diagonal()
     scale = torch.where(squares > 0, squares.rsqrt(), 0.0)
     values, rotation = torch.linalg.eigh((precise + precise.T) / 2 * scale * scale[:, None])

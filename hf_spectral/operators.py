@@ -346,7 +346,10 @@ class ExponentialOperator(KernelOperator):
     """
 
     def __init__(
-        self, left: Float[Tensor, "nodes dim"], right: Float[Tensor, "nodes dim"] | None, temperature: float
+        self,
+        left: Float[Tensor, "nodes dim"],
+        right: Float[Tensor, "nodes dim"] | None,
+        temperature: float | Float[Tensor, ""],
     ) -> None:
         super().__init__(left.shape[0], left.device)
         # (c - 1) / tau + log 2 is one inner product of longer vectors: ([a, b] . [b, a] / 2 - 1 + tau log 2) / tau.
@@ -407,7 +410,7 @@ def symmetrize_(matrix: Matrix, block: int = 256) -> Matrix:
     return matrix
 
 
-def cosine_spread(left: Float[Tensor, "nodes dim"], right: Float[Tensor, "nodes dim"] | None) -> float:
+def cosine_spread(left: Float[Tensor, "nodes dim"], right: Float[Tensor, "nodes dim"] | None) -> Float[Tensor, ""]:
     """Return the standard deviation of the symmetric cosines of all pairs, of at most 256 tokens.
 
     With c_ij = (a_i . b_j + b_i . a_j) / 2, the sum of all c_ij^2 is [tr(A^T A B^T B) + tr(B^T A B^T A)] / 2: no matrix
@@ -427,8 +430,7 @@ def cosine_spread(left: Float[Tensor, "nodes dim"], right: Float[Tensor, "nodes 
     squares = (mixed * mixed.T).sum() if right is None else ((a.T @ a) * (b.T @ b) + mixed * mixed.T).sum() / 2
     pairs = a.shape[0] ** 2
     mean = (a.sum(0) @ b.sum(0)) / pairs
-    variance = float(squares / pairs - mean.square())
-    return max(variance, 0.0) ** 0.5
+    return (squares / pairs - mean.square()).clamp_min(0).sqrt()
 
 
 @final
@@ -536,10 +538,7 @@ def nearest_neighbors(
     asking = torch.arange(num_nodes, device=left.device) if asking is None else asking
     found: list[Edges] = []
     for start, block in zip(range(0, len(asking), block_size), asking.split(block_size), strict=True):
-        cosines = left[block] @ (left if right is None else right).T
-        if right is not None:
-            cosines.add_(right[block] @ left.T).div_(2)
-        cosines.scatter_(1, block[:, None], -torch.inf)
+        cosines = cosines_with_others(left, right, block)
         own = None if images is None else images[block, None] == images
         for count, left_out in [(num_neighbors, None)] if own is None else [(num_neighbors, ~own), (num_between, own)]:
             candidates = cosines if left_out is None else cosines.masked_fill(left_out, -torch.inf)
@@ -548,6 +547,25 @@ def nearest_neighbors(
             found.append((start + rows, neighbors[rows, ranks], values[rows, ranks]))
     rows, columns, weights = (torch.cat(part) for part in zip(*found, strict=True))
     return rows, columns, weights
+
+
+def cosines_with_others(
+    left: Float[Tensor, "nodes dim"], right: Float[Tensor, "nodes dim"] | None, asking: Int[Tensor, " asking"]
+) -> Float[Tensor, "asking nodes"]:
+    """Return the cosines that `nearest_neighbors` compares, minus infinity between a token and itself.
+
+    Args:
+        left: Unit vectors a.
+        right: Unit vectors b, or None.
+        asking: The tokens of the rows.
+
+    Returns:
+        One row per token asking.
+    """
+    cosines = left[asking] @ (left if right is None else right).T
+    if right is not None:
+        cosines.add_(right[asking] @ left.T).div_(2)
+    return cosines.scatter_(1, asking[:, None], -torch.inf)
 
 
 def neighbor_graph(edges: Edges, num_nodes: int) -> Float[Tensor, "nodes nodes"]:

@@ -12,9 +12,11 @@ normalized affinities.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -42,6 +44,8 @@ from hf_spectral.torch_state import plain_torch
 # Up to here the sum of a grid's affinities is held as one matrix (16,384 nodes in float32); above, layers stay apart
 # and their rows are formed anew at every multiplication.
 MAX_DENSE_BYTES = 1 << 30
+# A weight that a layer's own affinity gives stays on its device: the host waits for all of them once, at the end.
+Weight = float | Float[Tensor, ""]
 # Random vectors that estimate the norm of a normalized affinity, which automatic layer weights follow.
 _PROBES = 8
 
@@ -113,7 +117,7 @@ class ProblemBuilder:
         self._sums: dict[tuple[int, int], _GridSum] = {}
         self._choice = LayerChoice(config)
         self._layers: list[str] = []
-        self._weights: list[float] = []
+        self._weights: list[Weight] = []
 
     @plain_torch()
     def add(self, record: AttentionRecord, weight: float | None = None) -> None:
@@ -150,11 +154,12 @@ class ProblemBuilder:
             SpectralError: If no layer was added that can serve the pathway, or layer weights do not fit the layers.
         """
         self._choice.check()
-        total = sum(self._weights)
+        weights = _numbers(self._weights)
+        total = sum(weights)
         common, affinity, mass = _on_common_grid(list(self._sums.values()), 1 / total)
-        weights = tuple(weight / total for weight in self._weights)
+        shares = tuple(weight / total for weight in weights)
         return JointProblem(
-            affinity, mass, common, self.config, tuple(self._layers), weights, tuple(self._choice.skipped)
+            affinity, mass, common, self.config, tuple(self._layers), shares, tuple(self._choice.skipped)
         )
 
 
@@ -163,14 +168,14 @@ class _GridSum:
 
     def __init__(self, grid: TokenGrid, max_dense_bytes: int) -> None:
         self.grid = grid
-        self.weight = 0.0
+        self.weight: Weight = 0.0
         self._fits_dense = 4 * grid.num_nodes**2 <= max_dense_bytes
         self._dense: Tensor | None = None
         self._scratch: Tensor | None = None
         self._terms: list[AffinityOperator] = []
-        self._weights: list[float] = []
+        self._weights: list[Weight] = []
 
-    def add_layer(self, affinities: list[AffinityOperator], weight: float | None) -> float:
+    def add_layer(self, affinities: list[AffinityOperator], weight: float | None) -> Weight:
         """Add one layer, its weight times the mean of its normalized affinities.
 
         Args:
@@ -187,25 +192,25 @@ class _GridSum:
 
     def finish(self, scale: float) -> AffinityOperator:
         """Return the sum times a number; the sum is spent."""
-        terms, weights = self._terms, [scale * weight for weight in self._weights]
+        terms, weights = self._terms, [scale * weight for weight in _numbers(self._weights)]
         if self._dense is not None:
             terms, weights = [*terms, DenseOperator(symmetrize_(self._dense.mul_(scale)))], [*weights, 1.0]
         self._dense = self._scratch = None
         return terms[0] if weights == [1.0] else SumOperator(terms, weights)
 
-    def _add(self, affinity: AffinityOperator, share: float, weight: float | None) -> float:
+    def _add(self, affinity: AffinityOperator, share: float, weight: float | None) -> Weight:
         if isinstance(affinity, KernelOperator) and self._fits_dense:
             return self._add_kernel(affinity, share, weight)
-        operator, weight = normalized(affinity, share, weight)
+        operator, used = normalized(affinity, share, weight)
         if isinstance(operator, GramOperator) and self._fits_dense and 4 * operator.rank >= operator.num_nodes:
-            matrix = operator.to_dense()
-            self._dense = matrix * weight if self._dense is None else self._dense.add_(matrix, alpha=weight)
+            matrix = operator.to_dense().mul_(used)
+            self._dense = matrix if self._dense is None else self._dense.add_(matrix)
         else:
             self._terms.append(operator)
-            self._weights.append(weight)
-        return weight
+            self._weights.append(used)
+        return used
 
-    def _add_kernel(self, affinity: KernelOperator, share: float, weight: float | None) -> float:
+    def _add_kernel(self, affinity: KernelOperator, share: float, weight: float | None) -> Weight:
         """Form the kernel once, in memory kept between layers, then normalize it on its way into the sum."""
         if self._scratch is None:
             self._scratch = torch.empty(
@@ -218,12 +223,15 @@ class _GridSum:
             degree[block] += rows.sum(1) / 2
             degree[columns] += rows.sum(0) / 2
         scale = inverse_root_degree(degree)
+        used: Weight
         if weight is None:
-            weight = _automatic(lambda vectors: self._normalized_product(affinity, scale, vectors), scale)
-        weight = share * weight
+            used = share * _automatic(lambda vectors: self._normalized_product(affinity, scale, vectors), scale)
+        else:
+            used = share * weight
+        left = used * scale
         for block, columns, rows in affinity.parts(self._scratch):
-            self._dense[block, columns].addcmul_(rows * scale[columns], scale[block, None], value=weight)
-        return weight
+            self._dense[block, columns].addcmul_(rows * scale[columns], left[block, None])
+        return used
 
     def _normalized_product(self, affinity: KernelOperator, scale: Tensor, vectors: Tensor) -> Tensor:
         """Multiply the kernel held in memory, normalized, with a few vectors."""
@@ -245,7 +253,7 @@ def affinity_operators(record: AttentionRecord, config: SpectralConfig) -> list[
     return config.affinity.operators(record, config.pathway, config.heads)
 
 
-def normalized(affinity: AffinityOperator, share: float, weight: float | None) -> tuple[AffinityOperator, float]:
+def normalized(affinity: AffinityOperator, share: float, weight: float | None) -> tuple[AffinityOperator, Weight]:
     """Return the normalized affinity of a layer or a head, and how much it counts in the joint problem.
 
     Args:
@@ -267,7 +275,7 @@ def normalized(affinity: AffinityOperator, share: float, weight: float | None) -
     return operator, share * (_automatic(operator.matmul, scale) if weight is None else weight)
 
 
-def _automatic(multiply: Callable[[Tensor], Tensor], scale: Tensor) -> float:
+def _automatic(multiply: Callable[[Tensor], Tensor], scale: Tensor) -> Float[Tensor, ""]:
     """Return the automatic weight of a normalized affinity S: one over the square root of its Frobenius norm.
 
     The squared norm, the sum of the squared eigenvalues, is about the number of groups of tokens that a layer tells
@@ -276,11 +284,23 @@ def _automatic(multiply: Callable[[Tensor], Tensor], scale: Tensor) -> float:
     `tests/benchmarks/layer_weights.py`. The norm is estimated from a few products (Hutchinson 1989), the largest
     eigenvalue, 1, taken exactly.
     """
-    generator = torch.Generator().manual_seed(0)
-    probes = torch.randint(2, (len(scale), _PROBES), generator=generator).to(scale) * 2 - 1
+    probes = _signs(len(scale), scale.device)
     trivial = normalize(inverse_root_degree(scale.square()), dim=0)
-    probes -= trivial[:, None] * (trivial @ probes)
-    return (1 + float(multiply(probes).square().sum()) / _PROBES) ** -0.25
+    probes = probes - trivial[:, None] * (trivial @ probes)
+    return (1 + multiply(probes).square().sum() / _PROBES) ** -0.25
+
+
+@functools.lru_cache(maxsize=4)
+def _signs(num_nodes: int, device: torch.device) -> Float[Tensor, "nodes probes"]:
+    """Return random signs, drawn on the CPU so that every device sees the same ones; all layers share them."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(2, (num_nodes, _PROBES), generator=generator).to(device, torch.float32) * 2 - 1
+
+
+def _numbers(weights: Sequence[Weight]) -> list[float]:
+    """Return weights as numbers of the host, those of a device by one transfer."""
+    on_device = [weight for weight in weights if isinstance(weight, Tensor)]
+    return torch.stack(on_device).cpu().tolist() if on_device else [float(weight) for weight in weights]
 
 
 def _on_common_grid(parts: list[_GridSum], scale: float) -> tuple[TokenGrid, AffinityOperator, AffinityOperator]:
@@ -293,7 +313,7 @@ def _on_common_grid(parts: list[_GridSum], scale: float) -> tuple[TokenGrid, Aff
     masses: list[AffinityOperator] = []
     for part in parts:
         operator = part.finish(scale)
-        mass = part.weight * scale * IdentityOperator(part.grid.num_nodes, operator.device)
+        mass = float(part.weight) * scale * IdentityOperator(part.grid.num_nodes, operator.device)
         if part.grid.same_map(common):
             affinities.append(operator)
             masses.append(mass)

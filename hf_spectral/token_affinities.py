@@ -14,7 +14,7 @@ from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
 from hf_spectral.grid import TokenGrid, area_pooling, finest
 from hf_spectral.layer_choice import taking_part
-from hf_spectral.problem import affinity_operators, normalized
+from hf_spectral.problem import Weight, affinity_operators, normalized
 from hf_spectral.records import AttentionRecord, SkippedLayer
 from hf_spectral.torch_state import plain_torch
 
@@ -79,10 +79,14 @@ def token_affinity(
     token = (min(int(position[0] * grid.height), grid.height - 1), min(int(position[1] * grid.width), grid.width - 1))
     joint = torch.zeros(grid.height, grid.width, dtype=torch.float32, device=serving[0][0].value.device)
     layers: dict[int, list[Tensor]] = {}
-    total = 0.0
+    total: Weight = 0.0
+    pools: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
     for record, weight in serving:
-        pools = area_pooling(grid.height, record.grid.height), area_pooling(grid.width, record.grid.width)
-        rows, columns = (pool.to(joint) for pool in pools)
+        shape = record.grid.height, record.grid.width
+        if shape not in pools:
+            row_pool, column_pool = map(area_pooling, (grid.height, grid.width), shape)
+            pools[shape] = row_pool.to(joint), column_pool.to(joint)
+        rows, columns = pools[shape]
         start = (rows[:, token[0], None] * columns[None, :, token[1]]).reshape(-1, 1)
         affinities = affinity_operators(record, config)
         own = None if config.layer_weights == "auto" else weight

@@ -42,6 +42,18 @@ def plain_torch() -> Iterator[None]:
         yield
 
 
+def with_float64(device: torch.device) -> torch.device:
+    """Return where sums that need float64 are made.
+
+    Args:
+        device: Where the numbers come from.
+
+    Returns:
+        The device; the CPU for one that has no float64, or holds no numbers.
+    """
+    return torch.device("cpu") if device.type in ("mps", "meta") else device
+
+
 def _enter_full_precision() -> None:
     global _num_users
     with _lock:
@@ -65,8 +77,12 @@ def _raise_precision() -> Iterator[Callable[[], None]]:
         if (before := torch.get_float32_matmul_precision()) != "highest":
             yield lambda: torch.set_float32_matmul_precision(before)
             torch.set_float32_matmul_precision("highest")
+        if allowed := backends.cudnn.allow_tf32:
+            yield lambda: setattr(backends.cudnn, "allow_tf32", allowed)
+            backends.cudnn.allow_tf32 = False
         return
-    for backend in (backends.mkldnn.matmul, backends.mkldnn.conv, backends.cuda.matmul):
+    # A GPU makes convolutions in TF32 unless told otherwise.
+    for backend in (backends.mkldnn.matmul, backends.mkldnn.conv, backends.cuda.matmul, backends.cudnn.conv):
         if (lower := backend.fp32_precision) not in ("none", "ieee"):
             yield functools.partial(setattr, backend, "fp32_precision", lower)
             backend.fp32_precision = "ieee"

@@ -256,13 +256,6 @@ class BasisAccumulator:
             columns = None if position is None else self._columns[position]
             parts = unit_tokens(record, self.config.pathway)
             tokens = reduced(tuple(part.to(self.device) for part in parts), columns)
-            if not all(torch.isfinite(part).all() for part in tokens):  # It would spoil the sums of a whole dataset.
-                raise SpectralError(
-                    "records",
-                    expected="finite numbers",
-                    got=f"NaN or infinity in {record.name}",
-                    fix="Leave this image out",
-                )
             width = tokens[0].shape[2]
             layer = BasisLayer(record.name, record.index, record.timestep, width, width)
             arrived.append(_Arrived(layer, tokens, (record.grid.height, record.grid.width)))
@@ -289,7 +282,8 @@ class BasisAccumulator:
         arrived = _in_order(arrived, self.layers)
         totals = self._require_totals()
         shapes = [one.shape for one in arrived]
-        joint = coupling(shapes, weight_list([layer.index for layer in totals.layers], self._weighting))
+        weights = weight_list([layer.index for layer in totals.layers], self._weighting)
+        joint = coupling(shapes, weights, self.device)
         signed = [signs * total for signs, total in zip(totals.signs, totals.sums, strict=True)]
         for image in range(arrived[0].tokens[0].shape[0]):
             factors = [
@@ -349,7 +343,7 @@ def _in_order(arrived: Sequence[_Arrived], layers: Sequence[BasisLayer]) -> list
     """Return the layers in the order of a basis.
 
     Raises:
-        SpectralError: If a layer is missing, or came twice, or with other images.
+        SpectralError: If a layer is missing, or came twice, or with other images, or is not finite.
     """
     found = {one.layer.key: one for one in arrived}
     missing = [layer.name for layer in layers if layer.key not in found]
@@ -360,4 +354,10 @@ def _in_order(arrived: Sequence[_Arrived], layers: Sequence[BasisLayer]) -> list
             got=f"no {missing[0]}" if missing else f"{len(arrived)} records of {len(found)} layers",
             fix="Give all records of one forward pass and no others",
         )
+    # One number that is not finite would spoil the sums of a whole dataset. The host waits for the device once.
+    sums = torch.stack([one.tokens[0].sum() + one.tokens[-1].sum() for one in arrived])
+    for one, is_finite in zip(arrived, sums.isfinite().cpu().tolist(), strict=True):
+        if not is_finite:
+            got, fix = f"NaN or infinity in {one.layer.name}", "Leave this image out"
+            raise SpectralError("records", expected="finite numbers", got=got, fix=fix)
     return [found[layer.key] for layer in layers]

@@ -38,12 +38,13 @@ class Coupling:
     between: dict[tuple[Shape, Shape], Float[Tensor, "coarse other"]]
 
 
-def coupling(shapes: Sequence[Shape], weights: Sequence[float]) -> Coupling | None:
+def coupling(shapes: Sequence[Shape], weights: Sequence[float], device: torch.device) -> Coupling | None:
     """Return the coupling of an image's layers.
 
     Args:
         shapes: Height and width of each layer's grid.
         weights: Weight of each layer, above 0, together 1.
+        device: Where the matrices are needed.
 
     Returns:
         The coupling, or None where all layers share one grid: B is then the identity.
@@ -51,12 +52,12 @@ def coupling(shapes: Sequence[Shape], weights: Sequence[float]) -> Coupling | No
     total: dict[Shape, float] = {}
     for shape, weight in zip(shapes, weights, strict=True):
         total[shape] = total.get(shape, 0.0) + weight
-    return None if len(total) == 1 else _coupling(tuple(total.items()))
+    return None if len(total) == 1 else _coupling(tuple(total.items()), device)
 
 
 # Images of one size share a coupling. For a grid of 64 x 64 it may take hundreds of megabytes, so few are kept.
 @functools.lru_cache(maxsize=2)
-def _coupling(weighted: tuple[tuple[Shape, float], ...]) -> Coupling:
+def _coupling(weighted: tuple[tuple[Shape, float], ...], device: torch.device) -> Coupling:
     shapes = [shape for shape, _ in weighted]
     common = finest([TokenGrid(*shape) for shape in shapes])
     pools = {
@@ -70,8 +71,8 @@ def _coupling(weighted: tuple[tuple[Shape, float], ...]) -> Coupling:
     # If no layer lies on the common grid itself (a tall grid beside a broad one), what no layer sees is left at zero.
     inverse = torch.linalg.pinv(mass, hermitian=True, rtol=1e-10) if failed else torch.cholesky_inverse(lower)
     spread = {shape: inverse @ pool.T for shape, pool in pools.items()}
-    between = {(left, right): (pools[left] @ spread[right]).float() for left in shapes for right in shapes}
-    return Coupling(common, {shape: part.float() for shape, part in spread.items()}, between)
+    between = {(left, right): (pools[left] @ spread[right]).float().to(device) for left in shapes for right in shapes}
+    return Coupling(common, {shape: part.float().to(device) for shape, part in spread.items()}, between)
 
 
 class BlockGram:
@@ -139,7 +140,7 @@ class BlockGram:
     ) -> None:
         """Add the blocks between two runs of consecutive layers, each on one grid, contracted over the smaller grid."""
         rows, columns = (torch.cat([factors[i] for i in run], dim=1) for _, run in (left, right))
-        between = coupling.between[left[0], right[0]].to(rows.device)
+        between = coupling.between[left[0], right[0]]
         if rows.shape[0] <= columns.shape[0]:
             columns = between @ columns
         else:

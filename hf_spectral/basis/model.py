@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -27,7 +28,9 @@ from hf_spectral.kept import Kept, shown_eigenvalues
 from hf_spectral.problem import ProblemBuilder
 from hf_spectral.records import AttentionRecord, Pathway, unit_tokens
 from hf_spectral.result import SolveStatus, SpectralResult
-from hf_spectral.torch_state import plain_torch
+from hf_spectral.torch_state import plain_torch, with_float64
+
+LayerMap = tuple[Float[Tensor, "_width _kept"] | None, Float[Tensor, "_rank eigenvectors"], Float[Tensor, " _rank"]]
 
 #: Strength of the walk inside an image where none is asked for, by pathway. It brings `what` to the borders of objects.
 #: `where` is read as a map of the layout, which a walk takes from it: on 100 photographs of COCO, position explains
@@ -99,21 +102,26 @@ class SpectralBasis(Kept):
         }
 
     @functools.cached_property
-    def _columns(self) -> dict[int, Float[Tensor, "_width _kept"] | None]:
+    def _maps(self) -> dict[tuple[int, torch.device], LayerMap]:
         return {}
 
-    def columns(self, position: int) -> Float[Tensor, "_width _kept"] | None:
-        """Return the orthonormal columns that bound the width of one layer, made again from the seed.
+    def layer_map(self, position: int, device: torch.device) -> LayerMap:
+        """Return what projects the tokens of one layer, copied to the device once.
 
         Args:
             position: Of a layer that has met a record of its width: a basis of unknown origin may announce any.
+            device: Where the tokens are.
 
         Returns:
-            A matrix; None for a layer that is kept whole.
+            The orthonormal columns that bound the width, made again from the seed, or None for a layer that is kept
+            whole; the projection; the sums.
         """
-        if position not in self._columns:
-            (self._columns[position],) = layer_columns(self.layers[position : position + 1], self.config.seed)
-        return self._columns[position]
+        key = position, device
+        if key not in self._maps:
+            (columns,) = layer_columns(self.layers[position : position + 1], self.config.seed)
+            columns = None if columns is None else columns.to(device)
+            self._maps[key] = columns, self.projections[position].to(device), self.sums[position].to(device)
+        return self._maps[key]
 
     def keep_clusters(self, clusters: Clusters) -> None:
         """Set `clusters`, the one thing that a basis learns after its fit.
@@ -259,6 +267,7 @@ class Projector:
         self._shapes: dict[int, tuple[int, int]] = {}
         self._rows: list[dict[tuple[int, int], Tensor]] = []
         self._graphs: list[ProblemBuilder] = []
+        self._device = torch.device("cpu")
 
     @plain_torch()
     def add(self, record: AttentionRecord) -> None:
@@ -285,13 +294,12 @@ class Projector:
                 fix="Take a new projector for every batch",
             )
         shape = self._shapes[position] = (record.grid.height, record.grid.width)
-        columns, projection = basis.columns(position), basis.projections[position]
-        device = record.value.device
-        tokens = reduced(unit_tokens(record, pathway), None if columns is None else columns.to(device))
-        total = basis.sums[position].to(device)
+        self._device = with_float64(record.value.device)
+        columns, projection, total = basis.layer_map(position, self._device)
+        tokens = reduced(tuple(part.to(self._device) for part in unit_tokens(record, pathway)), columns)
         for image, rows in enumerate(self._rows):
             normalized = normalized_factor(factor(tokens, image), total, int(basis.num_tokens[position]))
-            product = normalized @ projection.to(device)
+            product = normalized @ projection
             rows[shape] = rows[shape] + product if shape in rows else product
             if self._walk:
                 self._graphs[image].add(record.image(image), basis.weights[position])
@@ -316,7 +324,7 @@ class Projector:
                 fix="Capture all layers of the backbone that the basis was fitted on",
             )
         shapes = [self._shapes[position] for position in range(len(basis.layers))]
-        joint = coupling(shapes, basis.weights)
+        joint = coupling(shapes, basis.weights, self._device)
         return [self._result(image, joint) for image in range(len(self._rows))]
 
     def _result(self, image: int, joint: Any) -> SpectralResult:
@@ -326,9 +334,10 @@ class Projector:
             grid = TokenGrid(*shape)
         else:
             grid = joint.common
-            vectors = sum(joint.spread[shape].to(part.device) @ part for shape, part in rows.items())
+            vectors = sum(joint.spread[shape] @ part for shape, part in rows.items())
         if self._walk:
-            vectors = diffuse(self._graphs[image].build(), vectors, self._walk)
+            graph = self._graphs[image].build()
+            vectors = diffuse(graph, vectors.to(graph.affinity.device), self._walk)
         return SpectralResult(
             eigenvalues=basis.eigenvalues,
             eigenvectors=grid.to_map(vectors.float()).cpu(),

@@ -13,7 +13,7 @@ from hf_spectral.basis.factors import BasisLayer
 from hf_spectral.basis.gram import BlockGram, Coupling, Shape
 from hf_spectral.basis.walk import NEIGHBORS
 from hf_spectral.errors import SpectralError
-from hf_spectral.operators import nearest_neighbors
+from hf_spectral.operators import cosines_with_others
 from hf_spectral.records import Pathway, UnitTokens
 
 # Neighbors of every eighth token are sought, among all tokens of its image: enough for a mean over a dataset.
@@ -39,9 +39,11 @@ class Totals:
         self.ranks = [layer.rank(pathway) for layer in layers]
         self.signs = [layer.signs(pathway).to(device) for layer in layers]
         self.sums = [torch.zeros(rank, dtype=torch.float64, device=device) for rank in self.ranks]
-        self.num_tokens = torch.zeros(len(layers), dtype=torch.int64, device=device)
-        self._counts = torch.zeros(2, dtype=torch.int64, device=device)
-        self._gram_counts = torch.zeros(2, dtype=torch.int64, device=device)
+        # Counts stay on the CPU: the host adds them up and reads them without waiting for the device.
+        self.num_tokens = torch.zeros(len(layers), dtype=torch.int64)
+        self._counts = torch.zeros(2, dtype=torch.int64)
+        self._gram_counts = torch.zeros(2, dtype=torch.int64)
+        self._device = device
         self.gram: BlockGram | None = None
         self.has_evidence = has_evidence
         self.evidence: list[Tensor] = []
@@ -69,10 +71,10 @@ class Totals:
     def start_gram(self) -> BlockGram:
         """Return the Gram matrix, zero at the first call; the sums are final from then on."""
         if self.gram is None:
-            device = self._counts.device
-            self.gram = BlockGram(self.ranks, device=device)
+            self.gram = BlockGram(self.ranks, device=self._device)
             if self.has_evidence:
-                self.evidence = [torch.zeros(2, rank, rank, dtype=torch.float64, device=device) for rank in self.ranks]
+                shapes = [(2, rank, rank) for rank in self.ranks]
+                self.evidence = [torch.zeros(shape, dtype=torch.float64, device=self._device) for shape in shapes]
         return self.gram
 
     def add_sums(self, sums: Sequence[Tensor], num_tokens: Sequence[int], num_images: int, num_nodes: int) -> None:
@@ -86,8 +88,8 @@ class Totals:
         """
         for total, part in zip(self.sums, sums, strict=True):
             total += part
-        self.num_tokens += torch.tensor(num_tokens, device=self.num_tokens.device)
-        self._counts += torch.tensor([num_images, num_nodes], device=self._counts.device)
+        self.num_tokens += torch.tensor(num_tokens)
+        self._counts += torch.tensor([num_images, num_nodes])
 
     def add_gram(self, factors: Sequence[Tensor], shapes: Sequence[Shape], joint: Coupling | None) -> None:
         """Add one image to the second pass.
@@ -98,7 +100,7 @@ class Totals:
             joint: Coupling of the grids.
         """
         self.start_gram().add(factors, shapes, joint)
-        self._gram_counts += torch.tensor([1, joint is not None], device=self._counts.device)
+        self._gram_counts += torch.tensor([1, joint is not None])
 
     def add_evidence(self, tokens: Sequence[UnitTokens], factors: Sequence[Tensor], image: int) -> None:
         """Add what automatic layer weights need of one image to the second pass, if it is to be collected.
@@ -196,10 +198,11 @@ def add_evidence(
         walk = factors[0].new_zeros(len(asking), num_nodes)
         for parts in tokens:
             left, right = parts[0][image], (parts[1][image] if len(parts) > 1 else None)
-            edges = nearest_neighbors(left, right, neighbors.num_neighbors, neighbors.threshold, asking=asking)
-            rows, columns, cosines = edges
-            sums = cosines.new_zeros(len(asking)).index_add_(0, rows, cosines)
-            walk.index_put_((rows, columns), cosines / (sums[rows] * len(tokens)), accumulate=True)
+            others = cosines_with_others(left, right, asking)
+            cosines, columns = others.topk(min(neighbors.num_neighbors, num_nodes - 1), dim=1)
+            cosines = torch.where(cosines > neighbors.threshold, cosines, torch.zeros_like(cosines))
+            sums = cosines.sum(1, keepdim=True).clamp_min(torch.finfo(cosines.dtype).tiny)
+            walk.scatter_add_(1, columns, cosines / sums / len(tokens))
         for total, factor in zip(totals, factors, strict=True):
             own = factor[asking]
             total[0] += own.T @ own

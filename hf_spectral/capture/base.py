@@ -9,10 +9,11 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from hf_spectral.checks import is_int
-from hf_spectral.errors import SpectralError, UnsupportedBackboneError
+from hf_spectral.errors import HFSpectralError, SpectralError, UnsupportedBackboneError
 from hf_spectral.families.attention_call import AttentionCall
 from hf_spectral.grid import TokenGrid
 from hf_spectral.layer_choice import resolve_layers
@@ -59,6 +60,7 @@ class Recorder:
         if self.steps is not None and not (self.steps and all(is_int(step) and step >= 0 for step in self.steps)):
             fix = "Give e.g. steps=[0, 10], or leave it out for every forward pass"
             raise SpectralError("steps", expected="integers from 0, at least one", got=sorted(self.steps), fix=fix)
+        self._due: list[tuple[Tensor, HFSpectralError]] = []
         self._num_steps = 0
         self._timestep: float | None = None
         self._in_wanted_step = True
@@ -90,10 +92,29 @@ class Recorder:
         self._timestep = timestep
         self._in_wanted_step = self.steps is None or (begins and self._num_steps - 1 in self.steps)
         self._next_index = 0
+        self._due.clear()
 
     def end_forward(self) -> None:
-        """Note that a forward pass came to its end, so that records are due."""
+        """Note that a forward pass came to its end, so that records are due, and raise what `require` found."""
         self._num_forwards += 1
+        self._raise_due()
+
+    def require(self, number: Float[Tensor, ""], refusal: HFSpectralError) -> None:
+        """Note what has to be finite when the forward pass ends: asked at once, the host would wait for the device.
+
+        Args:
+            number: A number on any device.
+            refusal: Raised at the end of the forward pass if the number is NaN or infinite.
+        """
+        self._due.append((number, refusal))
+
+    def _raise_due(self) -> None:
+        due, self._due = self._due, []
+        if due:
+            numbers = torch.stack([number.to(due[0][0]) for number, _ in due])
+            for (_, refusal), is_finite in zip(due, numbers.isfinite().cpu().tolist(), strict=True):
+                if not is_finite:
+                    raise refusal
 
     def next_layer(self) -> int | None:
         """Count one attention call.
@@ -141,20 +162,17 @@ class Recorder:
             timestep: Diffusion timestep, or None.
             where_refused: Why the layer cannot serve the `where` pathway, or None if it can.
             num_text_tokens: Text tokens that attended along and were left out.
-
-        Raises:
-            SpectralError: If query, key or value is not finite.
         """
         attention = attention.apply(_as_own_float32)
         for role in ("query", "key", "value"):
+            refusal = SpectralError(
+                "model",
+                expected=f"finite numbers in the {role} of layer {index} ({name!r})",
+                got="NaN or infinity",
+                fix="The weights or the input hold NaN, or a half-precision model overflows: load it in float32",
+            )
             # A sum is finite only if all its terms are, and takes a fraction of the time of looking at each.
-            if not torch.isfinite(getattr(attention, role).sum()):
-                raise SpectralError(
-                    "model",
-                    expected=f"finite numbers in the {role} of layer {index} ({name!r})",
-                    got="NaN or infinity",
-                    fix="The weights or the input hold NaN, or a half-precision model overflows: load it in float32",
-                )
+            self.require(getattr(attention, role).sum(), refusal)
         record = AttentionRecord(
             name,
             index,
@@ -179,9 +197,10 @@ class Recorder:
         """Refuse a capture that saw a forward pass but no layer of it, or not all of the steps.
 
         Raises:
-            SpectralError: If a step was asked for that did not come.
+            SpectralError: If a step was asked for that did not come, or a layer holds NaN.
             UnsupportedBackboneError: If a forward pass gave no record.
         """
+        self._raise_due()
         if self.steps is not None and self._num_forwards and max(self.steps) >= self._num_steps:
             raise SpectralError(
                 "steps",
@@ -217,7 +236,8 @@ def capture_attention(
             the denoiser of a diffusers pipeline, its `unet` or `transformer` (text tokens are left out). Either may be
             a `PeftModel` or in `DataParallel`: records bear the names of the model inside.
         on_record: Called with each record as it arrives, in call order; the record is then not stored, so that memory
-            holds one layer. None appends records to the capture.
+            holds one layer. What a layer may not hold, such as NaN, is raised when the forward pass ends, so that a
+            GPU need not stop at each layer. None appends records to the capture.
         layers: Indices of the layers to record, in call order, negative ones counted from the end; None means all.
         steps: For a call that generates pictures: the denoising steps to record, the first being 0. A step gives one
             record per layer, of the pass with the prompt; where guidance runs both passes as one batch, the rows of

@@ -132,10 +132,15 @@ class _DenoiserHooks(AttentionHooks[_Layer]):
         self._image_rotation: Tensor | None = None
         self._timestep: float | None = None
         self._rows = slice(None)
+        self._token_map: Callable[[], tuple[int, int]] = lambda: family.token_map(model, self.inputs)
 
     def begin(self) -> float | None:
         """Take the timestep, and the rotations of the image's positions where they are known in advance."""
         self._map_size = None
+        self._token_map = functools.cache(functools.partial(self._family.token_map, self.model, self.inputs))
+        mask = self.inputs.get("encoder_attention_mask")
+        if isinstance(mask, Tensor):  # Layers count its tokens: on the host, without waiting for a device each time.
+            self.inputs["encoder_attention_mask"] = mask.cpu()
         self._timestep = only_timestep(self.inputs.get(self._family.time_argument))
         self._image_rotation = self._family.image_rotation(self.model, self.inputs, None)
         self._rows = slice(None) if self.recorder.steps is None else self._rows_with_prompt()
@@ -164,13 +169,14 @@ class _DenoiserHooks(AttentionHooks[_Layer]):
             attention=call.attended or self._from_projections(call),
             inputs=self.inputs,
             map_size=_map_size(call.args, call.kwargs) or self._map_size,
+            token_map=self._token_map,
             values=projected_values(module, call.projected),
             shown=call.args[0] if call.args else call.kwargs.get("hidden_states"),
             projected_from=call.given.get("to_v"),
             rotation=self._family.rotation(call.kwargs),
             image_rotation=self._image_rotation,
         )
-        attention, grid, num_text = arrange(seen)
+        attention, grid, num_text = arrange(seen, self.recorder.require)
         return {
             "attention": attention.apply(lambda tensor: tensor[self._rows]),
             "grid": grid,

@@ -18,7 +18,7 @@ from hf_spectral.dataset.reading import Backbone, FitReport, OnError, Reader
 from hf_spectral.dataset.source import Skipped, none_left
 from hf_spectral.layer_weights import as_weighting
 from hf_spectral.records import Pathway
-from hf_spectral.torch_state import plain_torch
+from hf_spectral.torch_state import plain_torch, with_float64
 
 _SUMS, _GRAM = "sums", "gram"
 # Measured by `tests/benchmarks/dataset.py --parts quality`.
@@ -147,9 +147,8 @@ def fit(
         seed=seed,
         layer_weights=as_weighting(layer_weights),
     )
-    # Sums need float64, and memory: a denoiser that is offloaded layer by layer lies on the device "meta".
-    device = pipe.device if pipe.device.type not in ("mps", "meta") else "cpu"
-    accumulator = BasisAccumulator(config, max_width, device=device)
+    # A denoiser that is offloaded layer by layer lies on the device "meta".
+    accumulator = BasisAccumulator(config, max_width, device=with_float64(pipe.device))
     pipe.check_reading(resolution, config.layers, [pathway])
     reader = Reader(pipe, dataset, image_column, batch_size, resolution, on_error, progress)
     backbone = pipe.describe_backbone(resolution)

@@ -107,9 +107,9 @@ class Processes:
         if self.count == 1:
             return
         is_gloo = torch.distributed.get_backend() == "gloo"
+        device = torch.device("cpu") if is_gloo else PartialState().device
         for name in sorted(tensors):
-            tensor = tensors[name]
-            tensor.copy_(reduce(tensor.cpu() if is_gloo else tensor, "sum"))
+            tensors[name].copy_(reduce(tensors[name].to(device), "sum"))
 
 
 def announced_device(device: str | None) -> str | None:

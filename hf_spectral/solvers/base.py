@@ -141,7 +141,8 @@ def residual_norms(
     Returns:
         Norms of at least 0.
     """
-    return (problem.affinity.matmul(vectors) - problem.mass.matmul(vectors) * values).norm(dim=0)
+    residual = problem.affinity.matmul(vectors) - problem.mass.matmul(vectors) * values
+    return torch.linalg.vector_norm(residual, dim=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,8 +203,8 @@ class EigenSolver(Solver):
 
 
 def _solve_dense(problem: JointProblem, num_eigenvectors: int) -> Solution:
-    affinity = problem.affinity.to_dense().double().cpu().numpy()
-    mass = None if problem.mass_is_identity else problem.mass.to_dense().double().cpu().numpy()
+    affinity = problem.affinity.to_dense().cpu().double().numpy()
+    mass = None if problem.mass_is_identity else problem.mass.to_dense().cpu().double().numpy()
     largest = (problem.num_nodes - num_eigenvectors, problem.num_nodes - 1)
     values, vectors = scipy.linalg.eigh(affinity, mass, subset_by_index=largest)
     device = problem.affinity.device

@@ -22,7 +22,7 @@ from hf_spectral.result import SolveStatus, SpectralResult, laplacian_eigenvalue
 from hf_spectral.solvers.base import fix_signs
 from hf_spectral.solvers.dataset_graph import GridGraph, NeighborSettings, batch_graphs
 from hf_spectral.solvers.gradient import SymmetricProduct
-from hf_spectral.torch_state import plain_torch
+from hf_spectral.torch_state import plain_torch, with_float64
 
 Images = Sequence[Sequence[AttentionRecord]]
 
@@ -287,12 +287,12 @@ def _singular_vectors(
 
     Columns of zeros take the place of those that the rank of X does not reach.
     """
-    columns = nn.functional.normalize(matrix.double(), dim=0)
+    columns = nn.functional.normalize(matrix.to(with_float64(matrix.device)).double(), dim=0)
     squares, rotation = torch.linalg.eigh((columns.T @ columns).cpu())
     values = squares.flip(0)[:count].clamp_min(0).sqrt()
     inverse = torch.where(values > _DEPENDENT * values[0], 1 / values, torch.zeros_like(values))
     vectors = columns @ (rotation.flip(1)[:, :count] * inverse).to(columns.device)
-    return fix_signs(vectors.float()), values.float()
+    return fix_signs(vectors.float().to(matrix.device)), values.float()
 
 
 def _quotients(maps: list[Float[Tensor, "eigenvectors _h _w"]], batches: _Batches) -> tuple[Tensor, Tensor]:
@@ -309,7 +309,7 @@ def _quotients(maps: list[Float[Tensor, "eigenvectors _h _w"]], batches: _Batche
             _add_spread(masses, vectors, graph, scale * graph.weight * graph.num_layers)
         for vectors, product, mass in zip(batch, products, masses, strict=True):
             pairs = ((vectors, product), (vectors, mass), (product, product), (product, mass), (mass, mass))
-            forms += torch.stack([(left * right).double().sum((1, 2)).cpu() for left, right in pairs])
+            forms += torch.stack([(left * right).cpu().double().sum((1, 2)) for left, right in pairs])
     affinity, mass_form, squares, mixed, mass_squares = forms
     quotients = affinity / mass_form.clamp_min(torch.finfo(torch.float64).tiny)
     return quotients, (squares - 2 * quotients * mixed + quotients**2 * mass_squares).clamp_min(0).sqrt()

@@ -101,13 +101,14 @@ def _pools(common: TokenGrid, grid: tuple[int, int], device: torch.device) -> Po
 def _edges(layer: Sequence[AttentionRecord], settings: NeighborSettings) -> Tensor:
     """Return the symmetric sparse graph of one layer over all tokens of the batch."""
     queries, keys = _unit_tokens(layer, settings.pathway)
-    sizes = torch.tensor([record.grid.num_nodes for record in layer], device=queries.device)
+    places = ((record.grid.num_nodes, place) for place, record in enumerate(layer))
+    images = torch.cat([torch.full((nodes,), place, device=queries.device) for nodes, place in places])
     edges = nearest_neighbors(
         queries,
         keys,
         settings.neighbors.num_neighbors,
         settings.neighbors.threshold,
-        images=torch.arange(len(layer), device=queries.device).repeat_interleave(sizes),
+        images=images,
         num_between=settings.num_inter,
         block_size=settings.block_size,
     )

@@ -134,8 +134,8 @@ def _unit_columns(vectors: Tensor, problem: JointProblem) -> Tensor:
 def _rayleigh_ritz(problem: JointProblem, span: Tensor) -> tuple[Tensor, Tensor]:
     """Return the Ritz pairs of a span under A x = mu B x, in float64, largest first."""
     span = nn.functional.normalize(span, dim=0)
-    mass = (span.T @ problem.mass.matmul(span)).double().cpu()
-    affinity = (span.T @ problem.affinity.matmul(span)).double().cpu()
+    mass = (span.T @ problem.mass.matmul(span)).cpu().double()
+    affinity = (span.T @ problem.affinity.matmul(span)).cpu().double()
     spread, rotation = torch.linalg.eigh((mass + mass.T) / 2)
     whiten = rotation * spread.clamp_min(spread[-1] * torch.finfo(torch.float32).eps).rsqrt()
     values, vectors = torch.linalg.eigh(whiten.T @ ((affinity + affinity.T) / 2) @ whiten)
