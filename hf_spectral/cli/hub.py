@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,29 @@ def add_parsers(commands: Any) -> None:
     space = add_command(commands, "space", run_space, "create or update a Space that shows the app")
     space.add_argument("repo_id", metavar="REPO", help="user/name")
     space.add_argument("--basis", metavar="REPO", help="basis on the Hub that the app starts with; default: none")
+    space.add_argument("--hardware", metavar="NAME", help="such as t4-small or zero-a10g; default: as it is")
+    said = "NAME=VALUE, or a NAME whose value is in the environment here; repeatable"
+    space.add_argument("--secrets", action=_Variables, help=f"{said}; the Hub shows no secret again")
+    space.add_argument("--variables", action=_Variables, help=said)
+    space.add_argument("--requirement", metavar="LINE", help="installs hf-spectral there; default: this very version")
     for parser in (push, space):
         parser.add_argument("--private", action="store_true", default=None, help="hide a new repository")
         parser.add_argument("--message", dest="commit_message", metavar="MESSAGE", help="commit message")
+
+
+class _Variables(argparse.Action):
+    """Collects variables by name; no message shows a value."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(metavar="NAME[=VALUE]", **options)
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        """Add one variable."""
+        name, equals, value = values.partition("=")
+        if not equals and name not in os.environ:
+            parser.error(f"argument {option_string}: expected NAME=VALUE, or the name of a variable that is set here")
+        found = getattr(namespace, self.dest) or {}
+        setattr(namespace, self.dest, {**found, name: value if equals else os.environ[name]})
 
 
 def run_push(options: argparse.Namespace) -> int:

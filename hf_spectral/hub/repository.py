@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from hf_spectral.errors import SpectralError
 from hf_spectral.hub_download import require_repository, require_token
@@ -60,15 +60,31 @@ class Repository:
 
         return HfApi(token=self.token, library_name="hf-spectral")
 
-    def create(self) -> None:
+    def is_there(self) -> bool:
+        """Return whether the repository exists.
+
+        Returns:
+            True if it does, and the token may see it.
+
+        Raises:
+            SpectralError: If the Hub rejects the request.
+        """
+        with said_plainly(self.repo_id):
+            return self.api.repo_exists(self.repo_id, repo_type=self.kind)
+
+    def create(self, **settings: Any) -> None:
         """Create the repository and the branch, if they do not exist.
+
+        Args:
+            **settings: Of a new Space, as for `huggingface_hub.create_repo`, such as `space_hardware`.
 
         Raises:
             SpectralError: If the Hub rejects the request.
         """
         with said_plainly(self.repo_id):
             sdk = "gradio" if self.kind == "space" else None
-            self.api.create_repo(self.repo_id, repo_type=self.kind, private=self.private, exist_ok=True, space_sdk=sdk)
+            settings |= {"private": self.private, "exist_ok": True, "space_sdk": sdk}
+            self.api.create_repo(self.repo_id, repo_type=self.kind, **settings)
             if self.revision is not None and not self.revision.startswith("refs/pr/"):
                 self.api.create_branch(self.repo_id, branch=self.revision, repo_type=self.kind, exist_ok=True)
 

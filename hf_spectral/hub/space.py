@@ -9,24 +9,24 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_spectral.errors import SpectralError
 from hf_spectral.hub.repository import Repository
 from hf_spectral.hub_download import require_repository
 from hf_spectral.hub_errors import said_plainly
+from hf_spectral.version import __version__
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
 APP_PACKAGE = "spaces_app"
 SETTINGS_NAME = "space.json"
-#: The line of requirements.txt that installs this package in a Space.
-REQUIREMENT = "hf-spectral[app]"
 _REQUIREMENTS_NAME = "requirements.txt"
 _NEEDED = ("app.py", "README.md")
+_VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _logger = logging.getLogger(__name__)
 
 
@@ -35,18 +35,30 @@ def push_space(
     *,
     basis: str | None = None,
     folder: str | os.PathLike[str] | None = None,
-    requirement: str = REQUIREMENT,
+    requirement: str | None = None,
+    hardware: str | None = None,
+    secrets: Mapping[str, str] | None = None,
+    variables: Mapping[str, str] | None = None,
     private: bool | None = None,
     token: str | bool | None = None,
     commit_message: str | None = None,
 ) -> CommitInfo:
     """Create or update a Space with the app, in a single commit.
 
+    The Space holds a readable `app.py` with title, backbones and examples to edit: its owner, or whoever presses
+    "Duplicate this Space", edits that file. A second push writes the app's files anew.
+
     Args:
         repo_id: Space `user/name`, created if it does not exist.
         basis: Id of a basis on the Hub that the app loads at start-up; None loads no basis.
         folder: Folder of the app; None takes the app that is installed with this package.
-        requirement: Line of `requirements.txt` that installs this package in the Space, with a version or a URL.
+        requirement: Line of `requirements.txt` that installs this package in the Space; None takes exactly the version
+            that runs here. A development version is on no index: then pass `"hf-spectral[app] @ git+https://..."`, or
+            the address of a wheel.
+        hardware: Hardware that the Space runs on, such as "t4-small" or "zero-a10g"; None leaves it as it is.
+        secrets: Values by name, which the app finds in its environment; the Hub never shows them again. A gated backbone
+            needs "HF_TOKEN".
+        variables: The same for values that everybody may see.
         private: Whether a new Space is private; None takes the default of the account.
         token: Token with write access; None takes the token of `hf auth login`.
         commit_message: Commit message; None takes a default message.
@@ -55,25 +67,30 @@ def push_space(
         Information about the commit, including `commit_url`.
 
     Raises:
-        SpectralError: If the basis is not on the Hub, the Space contains something else, or the Hub rejects the push.
+        SpectralError: If the basis is not on the Hub, the Space contains something else, a name or value is malformed,
+            or the Hub rejects the push.
 
     Example:
         >>> import hf_spectral
         >>> hf_spectral.push_space("user/space", basis="user/name").commit_url
     """
     repository = Repository(repo_id, "space", token, private)
+    settings = _checked_settings(hardware, secrets, variables)
     with contextlib.nullcontext(Path(folder)) if folder is not None else _installed_app() as app:
         files = _app_files(app)
     _require_package(files, requirement)
     if folder is None:  # The other files of the folder are installed with the package.
         kept = importlib.import_module(APP_PACKAGE).SPACE_FILES
         files = {name: content for name, content in files.items() if name in kept}
-    settings = json.loads(files.get(SETTINGS_NAME, b"{}"))
-    files[SETTINGS_NAME] = (json.dumps({**settings, "basis": basis}, indent=2) + "\n").encode()
+    start = json.loads(files.get(SETTINGS_NAME, b"{}"))
+    files[SETTINGS_NAME] = (json.dumps({**start, "basis": basis}, indent=2) + "\n").encode()
     if basis is not None:
         _require_basis(repository, basis)
-    repository.create()
+    is_there = bool(settings) and repository.is_there()
+    repository.create(**{} if is_there else settings)
     repository.require_own(SETTINGS_NAME)
+    if is_there:  # What is said to `create_repo` holds for a new Space only.
+        _change(repository, settings)
     return repository.commit(files, commit_message or "Push the app of hf-spectral")
 
 
@@ -111,8 +128,12 @@ def _app_files(app: Path) -> dict[str, bytes]:
     return files
 
 
-def _require_package(files: dict[str, bytes], requirement: str) -> None:
+def _require_package(files: dict[str, bytes], requirement: str | None) -> None:
     """Replace the line of the requirements that installs this package, or add it."""
+    if requirement is None:
+        requirement = f"hf-spectral[app]=={__version__}"
+        if "dev" in __version__:
+            _logger.warning("%s is on no index, so the Space cannot install it: pass requirement=...", requirement)
     lines = files.get(_REQUIREMENTS_NAME, b"").decode().splitlines()
     others = [line for line in lines if not re.match(r"hf[-_.]spectral\b", line, re.IGNORECASE)]
     files[_REQUIREMENTS_NAME] = "".join(f"{line}\n" for line in (*others, requirement)).encode()
@@ -129,3 +150,43 @@ def _require_basis(repository: Repository, basis: str) -> None:
             )
     if found.private:
         _logger.warning("%s is private: give the Space a secret HF_TOKEN that may read it.", basis)
+
+
+def _checked_settings(
+    hardware: str | None, secrets: Mapping[str, str] | None, variables: Mapping[str, str] | None
+) -> dict[str, Any]:
+    """Return the given ones as arguments of `create_repo`; no message shows a value."""
+    from huggingface_hub import SpaceHardware
+
+    settings: dict[str, Any] = {}
+    known = [one.value for one in SpaceHardware]
+    if hardware is not None:
+        if hardware not in known:
+            raise SpectralError(
+                "hardware", expected=f"one of {', '.join(known)}", got=repr(hardware), fix="Choose one, or leave it out"
+            )
+        settings["space_hardware"] = hardware
+    for argument, values in (("secrets", secrets), ("variables", variables)):
+        for name, value in (values or {}).items():
+            if not isinstance(value, str) or not isinstance(name, str) or not _VARIABLE.fullmatch(name):
+                raise SpectralError(
+                    argument,
+                    expected="strings by the names of environment variables, such as HF_TOKEN",
+                    got="a name with other signs than letters, digits and '_', or a value that is no string",
+                    fix="Correct it",
+                )
+        if values:
+            settings[f"space_{argument}"] = [{"key": name, "value": value} for name, value in values.items()]
+    return settings
+
+
+def _change(repository: Repository, settings: Mapping[str, Any]) -> None:
+    """Change the hardware, secrets and variables of a Space that exists."""
+    api, name = repository.api, repository.repo_id
+    with said_plainly(name):
+        if hardware := settings.get("space_hardware"):
+            api.request_space_hardware(name, hardware)
+        for one in settings.get("space_secrets", ()):
+            api.add_space_secret(name, one["key"], one["value"])
+        for one in settings.get("space_variables", ()):
+            api.add_space_variable(name, one["key"], one["value"])

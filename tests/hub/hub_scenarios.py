@@ -281,12 +281,70 @@ def test_a_space_is_the_app_with_its_settings_and_nothing_private(basis, app):
         ".gitattributes", "app.py", "README.md", "requirements.txt", "space.json", "examples/a.png"
     }  # fmt: skip
     assert there["files"]["app.py"] == (app / "app.py").read_bytes()
-    assert there["files"]["requirements.txt"] == b"gradio>=6\nhf-spectral[app]\n"
+    assert there["files"]["requirements.txt"] == f"gradio>=6\nhf-spectral[app]=={hf_spectral.__version__}\n".encode()
     assert json.loads(there["files"]["space.json"]) == {"basis": "alice/basis", "title": "x"}
     push_space("alice/space", folder=app, commit_message="Without a basis")
     again = on_the_hub("space", "alice/space")
     assert json.loads(again["files"]["space.json"]) == {"basis": None, "title": "x"}
     assert again["titles"][2:] == ["Without a basis"]
+
+
+def test_hardware_secrets_and_variables_of_a_new_space_and_of_one_that_exists(app, monkeypatch, caplog):
+    push = lambda **settings: push_space("alice/set", folder=app, **settings)  # noqa: E731
+    push(hardware="t4-small", secrets={"HF_TOKEN": "sesame-1"}, variables={"THEME": "dark"})
+    said = {"hardware": "t4-small", "secrets": {"HF_TOKEN": "sesame-1"}, "variables": {"THEME": "dark"}}
+    assert on_the_hub("space", "alice/set")["settings"] == said
+    push()
+    assert on_the_hub("space", "alice/set")["settings"] == said
+    push(hardware="zero-a10g", secrets={"HF_TOKEN": "sesame-2", "OTHER": "sesame-3"})
+    said |= {"hardware": "zero-a10g", "secrets": {"HF_TOKEN": "sesame-2", "OTHER": "sesame-3"}}
+    assert on_the_hub("space", "alice/set")["settings"] == said
+
+    monkeypatch.setenv("FROM_HERE", "sesame-4")
+    monkeypatch.setattr("hf_spectral.hub.space._installed_app", lambda: contextlib.nullcontext(app))
+    words = ("--secrets", "FROM_HERE", "--secrets", "OTHER=sesame=5", "--variables", "THEME=light")
+    code, out, err = run("space", "alice/set", *words, "--hardware", "t4-medium", "--requirement", "hf-spectral[app] @ x")
+    assert code == 0
+    found = on_the_hub("space", "alice/set")
+    assert found["settings"] == {
+        "hardware": "t4-medium",
+        "secrets": {"HF_TOKEN": "sesame-2", "OTHER": "sesame=5", "FROM_HERE": "sesame-4"},
+        "variables": {"THEME": "light"},
+    }
+    assert found["files"]["requirements.txt"].endswith(b"\nhf-spectral[app] @ x\n")
+    shown = [out, err, caplog.text, *map(repr, found["files"].items())]
+    for name, status in (("secrets", 500), ("create", 400)):
+        ask("POST", "fault", kind="status", status=status, path=name, times=1000)
+        new = "alice/set" if name == "secrets" else "alice/new"
+        shown.append(refusal(lambda new=new: push_space(new, folder=app, secrets={"A": "sesame-6"})))
+        ask("POST", "mend")
+    for wrong in ({"A": 7}, {"a b": "sesame"}, {"": "sesame"}, {"a=b": "sesame"}):
+        shown.append(refusal(lambda wrong=wrong: push(secrets=wrong)))
+    for words in (("--secrets", "sesame"), ("--secrets", "a b=sesame"), ("--secrets", "=sesame")):
+        code, out, err = run("space", "alice/set", *words)
+        assert code == 2
+        shown += [out, err]
+    assert not [text for text in shown if "sesame" in text]
+    assert "`hardware`: expected one of cpu-basic, " in refusal(lambda: push(hardware="gpu"))
+    # Nothing is changed in what belongs to something else.
+    before = ask("GET", "requests")
+    huggingface_hub.HfApi().create_repo("alice/foreign", repo_type="space", space_sdk="gradio")
+    huggingface_hub.HfApi().upload_file(
+        path_or_fileobj=b"1", path_in_repo="app.py", repo_id="alice/foreign", repo_type="space"
+    )
+    assert "something else" in refusal(lambda: push_space("alice/foreign", folder=app, secrets={"A": "b"}))
+    assert not [path for _, path in ask("GET", "requests")[len(before) :] if path.endswith("/secrets")]
+
+
+def test_a_version_that_is_on_no_index_is_told(app, caplog):
+    for version in ("9.9.9", "9.9.9.dev0"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("hf_spectral.hub.space.__version__", version)
+            push_space("alice/version", folder=app)
+        assert f"hf-spectral[app]=={version}\n" in on_the_hub("space", "alice/version")["files"][
+            "requirements.txt"
+        ].decode()
+        assert ("9.9.9.dev0 is on no index" in caplog.text) == (version == "9.9.9.dev0")
 
 
 def test_branches_pull_requests_and_private_repositories(basis, rows):
@@ -531,7 +589,10 @@ def test_nothing_private_is_pushed(pipe, basis, details, app, table, tmp_path):
 def run(*words):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main([str(word) for word in words])
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as end:  # A mistake that the parser finds.
+            code = end.code
     return code, out.getvalue(), err.getvalue()
 
 

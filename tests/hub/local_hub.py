@@ -54,6 +54,7 @@ class Repository:
     commits: dict = dataclasses.field(default_factory=dict)
     refs: dict = dataclasses.field(default_factory=dict)
     titles: list = dataclasses.field(default_factory=list)
+    settings: dict = dataclasses.field(default_factory=dict)  # Hardware, secrets and variables of a Space.
 
     def __post_init__(self):
         self.add("main", {".gitattributes": File(b"*.parquet filter=lfs\n", False)}, "initial commit")
@@ -165,8 +166,21 @@ def add_repositories(app, hub):
         if (kind, name) in hub.repositories:
             return Response(json.dumps({"error": "You already created this repo", "url": url}), 409)
         private = values.get("visibility") == "private" or bool(values.get("private"))
-        hub.repositories[kind, name] = Repository(kind, name, private, values.get("sdk"))
+        found = hub.repositories[kind, name] = Repository(kind, name, private, values.get("sdk"))
+        for part in ("secrets", "variables"):
+            found.settings[part] = {one["key"]: one["value"] for one in values.get(part, ())}
+        found.settings["hardware"] = values.get("hardware")
         return {"url": url, "name": name, "id": "0"}
+
+    @app.post("/api/spaces/{namespace}/{name}/{part}")
+    async def change(namespace, name, part, request: Request):
+        found, values = writable(hub, request, "spaces", namespace, name), await request.json()
+        if part == "hardware":
+            found.settings[part] = values["flavor"]
+            return {"stage": "BUILDING", "hardware": {"current": None, "requested": values["flavor"]}}
+        found.settings[part][values["key"]] = values["value"]
+        shown = {key: {"value": value, "updatedAt": None} for key, value in found.settings[part].items()}
+        return {} if part == "secrets" else shown
 
     @app.post("/api/{kinds}/{namespace}/{name}/branch/{revision}")
     def branch(kinds, namespace, name, revision, request: Request):
@@ -371,7 +385,8 @@ def add_control(app, hub):
         if found is None:
             return None
         files = {path: base64.b64encode(file.data).decode() for path, file in found.commits[found.refs["main"]].items()}
-        return {"files": files, "titles": found.titles, "private": found.private, "sdk": found.sdk, "refs": found.refs}
+        said = {name: getattr(found, name) for name in ("titles", "private", "sdk", "refs", "settings")}
+        return {"files": files, **said}
 
 
 class BadConnection:
