@@ -18,7 +18,7 @@ _REFUSALS: dict[str | int, _Refusal] = {
     "GatedRepoError": (
         "a repository that is open to you",
         "{repo}, which is gated",
-        "Ask for access on its page, and log in by: hf auth login",
+        "Ask for access on its page, and log in by: hf auth login; a Space needs a secret HF_TOKEN",
     ),
     "RevisionNotFoundError": (
         "a branch, tag or commit that exists",

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
+import html
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import gradio as gr
 import numpy as np
+from PIL import Image
 
-from hf_spectral import HFSpectralError, Segmentation, SpectralError
+from hf_spectral import Segmentation, SpectralError
 from spaces_app import style, views
 from spaces_app.engine import Engine
+from spaces_app.hosting import friendly
 from spaces_app.layout import SHOWN_PATHWAYS, Form, Results, build_form, build_results
-from spaces_app.pictures import examples, open_picture
+from spaces_app.pictures import fitted, open_picture
 from spaces_app.settings import Settings, settings_of
 
 #: Longest queue of visitors; further ones are asked to come back.
@@ -28,15 +31,6 @@ _DELETE_EVERY, _DELETE_AFTER = 600, 3600
 _SESSIONS = 256
 # Scrolls to the results where they lie below the form.
 _SCROLL = "() => { if (innerWidth < 900) document.querySelector('#results')?.scrollIntoView({behavior: 'smooth'}); }"
-
-
-@contextlib.contextmanager
-def friendly() -> Iterator[None]:
-    """Show a visitor's mistake as one sentence."""
-    try:
-        yield
-    except HFSpectralError as error:
-        raise gr.Error(str(error), duration=15, title="That did not work", print_exception=False) from error
 
 
 def _recuttable(found: dict[str, Any]) -> list[Any]:
@@ -54,14 +48,31 @@ class Demo:
         model: Default backbone: repository or folder; None takes that of `hf_spectral.pipeline`.
         basis: Basis to start with: repository or folder; None starts with each picture's own eigenvectors.
         allow_folders: True lets visitors name folders of this machine: for an app that none but its owner can reach.
+        title: Title of the page.
+        lead: A sentence or two below it.
+        backbones: Repositories to choose from, by what the list says, the one to start with first; "" is the default.
+        pictures: Examples by name, pictures or paths of files. Their answers are kept, see `Engine`.
     """
 
-    def __init__(self, model: str | None = None, basis: str | None = None, allow_folders: bool = False) -> None:
-        self._engine = Engine(model, basis, allow_folders)
-        self._examples = examples()
+    def __init__(
+        self,
+        model: str | None = None,
+        basis: str | None = None,
+        allow_folders: bool = False,
+        *,
+        title: str = "Where, and what",
+        lead: str = "",
+        backbones: Mapping[str, str] = MappingProxyType({"DINOv2 small (default)": ""}),
+        pictures: Mapping[str, Image.Image | str] = MappingProxyType({}),
+    ) -> None:
+        self._examples = {
+            name: fitted(one) if isinstance(one, Image.Image) else open_picture(one) for name, one in pictures.items()
+        }
+        self._engine = Engine(model, basis, allow_folders, frozenset(backbones.values()), self._examples.values())
         self._model, self._basis = model, basis
+        self._head, self._backbones = style.hero(title, lead), backbones
         with gr.Blocks(
-            title="Spectral pathways", analytics_enabled=False, delete_cache=(_DELETE_EVERY, _DELETE_AFTER)
+            title=title, analytics_enabled=False, delete_cache=(_DELETE_EVERY, _DELETE_AFTER)
         ) as self.blocks:
             self._build()
         self.blocks.queue(max_size=QUEUE_SIZE, default_concurrency_limit=1)
@@ -125,12 +136,14 @@ class Demo:
             progress(0.05, "Reading the picture")
             image = open_picture(picture)
             progress(0.15, "Running the backbone, solving over all its layers")
+            settings = self._engine.resolved(settings)
             found = self._engine.analyze(image, settings)
             progress(0.75, "Drawing")
             loaded = self._engine.basis(settings.basis) if settings.basis else None
             one = next(iter(found.values()))
             parts = ["{} by {} patches".format(*one["grid"]), f"{len(one['layers'])} layers"]
-            status = " · ".join([*parts, one["status"].replace("_", " "), f"{time.perf_counter() - start:.1f} s"])
+            parts += [one["status"].replace("_", " "), f"{time.perf_counter() - start:.1f} s", *one["result"].notes]
+            status = html.escape(" · ".join(parts))
             values: list[Any] = [gr.update(visible=True), gr.update(visible=False), status, settings, image]
             for name, column in self._columns.items():
                 filled: list[Any] = [None] * len(column.filled)
@@ -227,10 +240,10 @@ class Demo:
             return text, backbone if "/" in backbone and backbone != model else gr.update()
 
     def _build(self) -> None:
-        gr.HTML(style.HERO, padding=False)
+        gr.HTML(self._head, padding=False)
         with gr.Row(equal_height=False):
             with gr.Column(scale=4, min_width=300):
-                form = build_form(self._examples, self._model, self._basis)
+                form = build_form(self._examples, self._backbones, self._model, self._basis)
             with gr.Column(scale=9, min_width=320, elem_id="results"):
                 empty = gr.HTML(style.EMPTY, padding=False)
                 with gr.Column(visible=False) as box:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from spaces_app import style, views
 from spaces_app.pictures import upload
-from spaces_app.settings import BACKBONES, DEFAULT_RESOLUTION, NUM_EIGENVECTORS, NUM_SEGMENTS, RESOLUTIONS
+from spaces_app.settings import DEFAULT_RESOLUTION, NUM_EIGENVECTORS, NUM_SEGMENTS, RESOLUTIONS
 
 SHOWN_PATHWAYS = ("where", "what")
 
@@ -61,11 +61,14 @@ class Results:
     columns: dict[str, Column]
 
 
-def build_form(pictures: dict[str, Image.Image], model: str | None, basis: str | None) -> Form:
+def build_form(
+    pictures: Mapping[str, Image.Image], backbones: Mapping[str, str], model: str | None, basis: str | None
+) -> Form:
     """Lay out the form.
 
     Args:
         pictures: Examples, by name.
+        backbones: Repositories to choose from, by what the list says; "" is the default backbone.
         model: The owner's default backbone, or None.
         basis: The owner's basis, or None.
 
@@ -83,7 +86,7 @@ def build_form(pictures: dict[str, Image.Image], model: str | None, basis: str |
     go = gr.Button("Analyze", variant="primary", elem_id="go")
     status = gr.HTML("", padding=False, elem_id="status", elem_classes="status")
     with gr.Accordion("Settings", open=False, elem_id="settings"):
-        backbone, *numbers = _settings(model, has_basis=basis is not None)
+        backbone, *numbers = _settings(backbones, model, has_basis=basis is not None)
     with gr.Accordion("Colors of a whole dataset", open=basis is not None, elem_id="dataset"):
         name = gr.Textbox(
             value=basis or "",
@@ -137,14 +140,13 @@ def _beside(columns: dict[str, Column], build: Callable[[str], list[Any]]) -> No
             column.boxes.append(box)
 
 
-def _settings(model: str | None, has_basis: bool) -> tuple[Any, ...]:
-    backbones = dict(BACKBONES)
+def _settings(backbones: Mapping[str, str], model: str | None, has_basis: bool) -> tuple[Any, ...]:
     if model is not None:
         backbones = {f"{Path(model).name} (default)": "", **{label: name for label, name in backbones.items() if name}}
     return (
         gr.Dropdown(
             list(backbones.items()),
-            value="",
+            value=next(iter(backbones.values())),
             label="Backbone",
             info="Or write the name of any vision transformer on the Hub",
             allow_custom_value=True,
@@ -159,10 +161,10 @@ def _settings(model: str | None, has_basis: bool) -> tuple[Any, ...]:
             elem_id="segments",
         ),
         gr.Dropdown(
-            [("the backbone's own", ""), *[(f"{side} pixels", side) for side in RESOLUTIONS]],
-            value="" if has_basis else DEFAULT_RESOLUTION,
+            [("auto", "auto"), ("the backbone's own", ""), *[(f"{side} pixels", side) for side in RESOLUTIONS]],
+            value="" if has_basis else "auto",
             label="Resolution",
-            info="Longer side; more pixels, finer maps, more time",
+            info=f"Longer side; auto: {DEFAULT_RESOLUTION} where the backbone reads it. More pixels show more",
             elem_id="resolution",
         ),
     )

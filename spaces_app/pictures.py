@@ -27,6 +27,7 @@ def upload() -> gr.Image:
         label="Your picture",
         height=230,
         elem_id="picture",
+        format="png",  # Of an example that is put there: its pixels tell that its answer is known.
         buttons=[],
     )
 
@@ -83,9 +84,21 @@ def open_picture(path: str | None) -> Image.Image:
     if path is None:
         raise SpectralError("picture", expected="a picture", got="none", fix="Upload one, or tap one of the examples")
     check_file(path)
-    picture = read_image(path)
-    picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
-    return picture
+    return fitted(read_image(path))
+
+
+def fitted(picture: Image.Image) -> Image.Image:
+    """Return a copy of a picture in RGB, its longer side at most `MAX_SIDE`.
+
+    Args:
+        picture: Of any mode.
+
+    Returns:
+        The copy.
+    """
+    copy = picture.convert("RGB")
+    copy.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    return copy
 
 
 def examples() -> dict[str, Image.Image]:

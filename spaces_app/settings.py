@@ -7,17 +7,6 @@ from typing import Any, Literal
 
 from hf_spectral import SpectralError
 
-#: Backbones to choose from: what they are called here, and their repository. The empty name is the default backbone.
-BACKBONES = {
-    "DINOv2 small (default)": "",
-    "DINOv2 base": "facebook/dinov2-base",
-    "DINOv2 base, registers": "facebook/dinov2-with-registers-base",
-    "DINO small, patch 16": "facebook/dino-vits16",
-    "CLIP base": "openai/clip-vit-base-patch32",
-    "SigLIP base": "google/siglip-base-patch16-224",
-    "MAE base": "facebook/vit-mae-base",
-    "ViT base, supervised": "google/vit-base-patch16-224",
-}
 PATHWAYS = ("both", "where", "what")
 RESOLUTIONS = (336, 448, 560, 672, 784)
 DEFAULT_RESOLUTION = 560
@@ -35,7 +24,8 @@ class Settings:
         pathway: "where", "what" or "both".
         num_eigenvectors: The trivial one not counted.
         num_segments: A number, or "auto".
-        resolution: Longer side in pixels, or None for the backbone's (or the basis') own.
+        resolution: Longer side in pixels, None for the backbone's (or the basis') own, or "auto" for
+            `DEFAULT_RESOLUTION` where the backbone reads it, and its own elsewhere.
     """
 
     model: str
@@ -43,7 +33,7 @@ class Settings:
     pathway: Literal["where", "what", "both"]
     num_eigenvectors: int
     num_segments: int | Literal["auto"]
-    resolution: int | None
+    resolution: int | Literal["auto"] | None
 
 
 def settings_of(
@@ -57,7 +47,7 @@ def settings_of(
         pathway: "where", "what" or "both".
         num_eigenvectors: 4 to 32.
         num_segments: 2 to 32, or "auto".
-        resolution: One of `RESOLUTIONS`, or nothing for the backbone's own.
+        resolution: One of `RESOLUTIONS`, "auto", or nothing for the backbone's own.
 
     Returns:
         The settings.
@@ -67,10 +57,10 @@ def settings_of(
     """
     if pathway not in PATHWAYS:
         raise SpectralError("pathway", expected=" or ".join(PATHWAYS), got=_short(pathway), fix="Choose one")
-    if resolution not in (None, "", *RESOLUTIONS):
+    if resolution not in (None, "", "auto", *RESOLUTIONS):
         raise SpectralError(
             "resolution",
-            expected=f"one of {', '.join(map(str, RESOLUTIONS))}, or the backbone's own",
+            expected=f"one of {', '.join(map(str, RESOLUTIONS))}, auto, or the backbone's own",
             got=_short(resolution),
             fix="Choose one",
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from pathlib import Path
 
 import gradio as gr
@@ -10,6 +12,25 @@ import gradio as gr
 _FOLDER = Path(__file__).parent
 CSS = _FOLDER / "style.css"
 HERO, EMPTY, FOOTER = ((_FOLDER / "html" / f"{name}.html").read_text("utf-8") for name in ("hero", "empty", "footer"))
+
+
+def hero(title: str, lead: str) -> str:
+    """Return the head of the page.
+
+    Args:
+        title: Its title; the words "where" and "what" get the colors of the pathways.
+        lead: The paragraph below it.
+
+    Returns:
+        HTML.
+    """
+    title = re.sub(
+        r"\b(where|what)\b",
+        lambda word: f'<span class="{word[0].lower()}">{word[0]}</span>',
+        html.escape(title),
+        flags=re.IGNORECASE,
+    )
+    return HERO.format(title=title, lead=html.escape(lead))
 
 
 def theme() -> gr.themes.Base:

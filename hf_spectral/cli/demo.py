@@ -40,7 +40,7 @@ def run_demo(options: argparse.Namespace) -> int:
         SpectralError: If the extra `[app]` is not installed, or the port is taken.
     """
     try:
-        from spaces_app.interface import Demo
+        from spaces_app.app import build
     except ModuleNotFoundError as error:
         raise SpectralError(
             "demo",
@@ -48,7 +48,7 @@ def run_demo(options: argparse.Namespace) -> int:
             got=f"no package {error.name}",
             fix="Run: pip install 'hf-spectral[app]'",
         ) from error
-    page = Demo(options.model, options.basis, allow_folders=not options.share)
+    page = build(options.model, options.basis, allow_folders=not options.share)
     try:
         page.launch(server_name="127.0.0.1", server_port=options.port, share=options.share)
     except OSError as error:

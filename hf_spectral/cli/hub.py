@@ -55,7 +55,7 @@ def add_parsers(commands: Any) -> None:
 
 
 class _Variables(argparse.Action):
-    """Collects variables by name; no message shows a value."""
+    """Collects values by name, None for a name alone."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(metavar="NAME[=VALUE]", **options)
@@ -63,10 +63,7 @@ class _Variables(argparse.Action):
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
         """Add one variable."""
         name, equals, value = values.partition("=")
-        if not equals and name not in os.environ:
-            parser.error(f"argument {option_string}: expected NAME=VALUE, or the name of a variable that is set here")
-        found = getattr(namespace, self.dest) or {}
-        setattr(namespace, self.dest, {**found, name: value if equals else os.environ[name]})
+        setattr(namespace, self.dest, {**(getattr(namespace, self.dest) or {}), name: value if equals else None})
 
 
 def run_push(options: argparse.Namespace) -> int:
@@ -112,10 +109,24 @@ def run_space(options: argparse.Namespace) -> int:
 
     Returns:
         The exit code.
+
+    Raises:
+        SpectralError: If a value is to be read from the environment and is not there.
     """
     from hf_spectral.hub import push_space
 
-    print(push_space(**chosen(options, push_space)).commit_url)
+    settings = chosen(options, push_space)
+    for argument in ("secrets", "variables"):
+        said = settings[argument] or {}
+        if missing := [name for name, value in said.items() if value is None and name not in os.environ]:
+            raise SpectralError(
+                f"--{argument}",
+                expected="NAME=VALUE, or the name of a variable that is set here",
+                got=f"{len(missing)} of other kinds",  # They may be values by mistake.
+                fix="Set the variable, or write its value after '='",
+            )
+        settings[argument] = {name: os.environ[name] if value is None else value for name, value in said.items()}
+    print(push_space(**settings).commit_url)
     return DONE
 
 

@@ -56,7 +56,7 @@ def push_space(
             that runs here. A development version is on no index: then pass `"hf-spectral[app] @ git+https://..."`, or
             the address of a wheel.
         hardware: Hardware that the Space runs on, such as "t4-small" or "zero-a10g"; None leaves it as it is.
-        secrets: Values by name, which the app finds in its environment; the Hub never shows them again. A gated backbone
+        secrets: Values by name, which the app finds in its environment and the Hub never shows again. A gated backbone
             needs "HF_TOKEN".
         variables: The same for values that everybody may see.
         private: Whether a new Space is private; None takes the default of the account.

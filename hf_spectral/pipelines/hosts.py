@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import RemoteEntryNotFoundError
+from huggingface_hub.errors import GatedRepoError, RemoteEntryNotFoundError
 
 from hf_spectral.errors import SpectralError
+from hf_spectral.hub_errors import said_plainly
 from hf_spectral.tensor_files import one_line
 
 if TYPE_CHECKING:
@@ -159,6 +160,9 @@ def _files_of(model: str, token: str | bool | None, **cache: Any) -> list[Path |
             index = hf_hub_download(model, _DIFFUSERS_INDEX, token=token, **cache)
     except RemoteEntryNotFoundError:
         return [None, None]
+    except GatedRepoError as error:
+        with said_plainly(model, "model"):
+            raise error
     except (OSError, ValueError) as error:  # No such repository, no Hub, or no name of a repository at all.
         raise _not_found(model, str(error).strip().partition("\n")[0]) from error
     return [Path(one) if isinstance(one, str) else None for one in (index, config)]

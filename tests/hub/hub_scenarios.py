@@ -303,7 +303,9 @@ def test_hardware_secrets_and_variables_of_a_new_space_and_of_one_that_exists(ap
     monkeypatch.setenv("FROM_HERE", "sesame-4")
     monkeypatch.setattr("hf_spectral.hub.space._installed_app", lambda: contextlib.nullcontext(app))
     words = ("--secrets", "FROM_HERE", "--secrets", "OTHER=sesame=5", "--variables", "THEME=light")
-    code, out, err = run("space", "alice/set", *words, "--hardware", "t4-medium", "--requirement", "hf-spectral[app] @ x")
+    code, out, err = run(
+        "space", "alice/set", *words, "--hardware", "t4-medium", "--requirement", "hf-spectral[app] @ x"
+    )
     assert code == 0
     found = on_the_hub("space", "alice/set")
     assert found["settings"] == {
@@ -341,9 +343,10 @@ def test_a_version_that_is_on_no_index_is_told(app, caplog):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("hf_spectral.hub.space.__version__", version)
             push_space("alice/version", folder=app)
-        assert f"hf-spectral[app]=={version}\n" in on_the_hub("space", "alice/version")["files"][
-            "requirements.txt"
-        ].decode()
+        assert (
+            f"hf-spectral[app]=={version}\n"
+            in on_the_hub("space", "alice/version")["files"]["requirements.txt"].decode()
+        )
         assert ("9.9.9.dev0 is on no index" in caplog.text) == (version == "9.9.9.dev0")
 
 
@@ -513,6 +516,17 @@ def test_what_is_asked_for_and_not_there(basis, app, tmp_path):
     assert "`folder`: expected an app with app.py" in refusal(lambda: push_space("alice/s", folder=tmp_path))
 
 
+def test_a_gated_backbone_says_what_to_do(monkeypatch):
+    BACKBONES["dinov2"].model().push_to_hub("alice/gated-model")
+    ask("POST", "gate", repository=["model", "alice/gated-model"])
+    monkeypatch.setenv("HF_TOKEN", BOB)
+    message = refusal(lambda: hf_spectral.pipeline("alice/gated-model"))
+    assert message.startswith(
+        "`model`: expected a repository that is open to you, got alice/gated-model, which is gated"
+    )
+    assert "Ask for access on its page, and log in by: hf auth login; a Space needs a secret HF_TOKEN" in message
+
+
 def test_a_hostile_basis_of_the_hub_is_refused():
     api = huggingface_hub.HfApi()
     api.create_repo("alice/hostile")
@@ -589,10 +603,7 @@ def test_nothing_private_is_pushed(pipe, basis, details, app, table, tmp_path):
 def run(*words):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            code = main([str(word) for word in words])
-        except SystemExit as end:  # A mistake that the parser finds.
-            code = end.code
+        code = main([str(word) for word in words])
     return code, out.getvalue(), err.getvalue()
 
 

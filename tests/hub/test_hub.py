@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 from packaging.requirements import Requirement
 
+import hf_spectral
 from tests.hub import local_hub
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +38,9 @@ def unmet(line):
     for need in (asked, *needs):
         if need.marker and not any(need.marker.evaluate({"extra": one}) for one in asked.extras):
             continue
-        if not need.specifier.contains(importlib.metadata.version(need.name), prereleases=True):
+        # An editable install keeps the number that it was installed with.
+        version = hf_spectral.__version__ if need is asked else importlib.metadata.version(need.name)
+        if not need.specifier.contains(version, prereleases=True):
             yield str(need)
 
 
@@ -59,9 +63,29 @@ def test_a_space_starts_from_a_clean_clone_and_answers(tmp_path):
         (clone / name).parent.mkdir(parents=True, exist_ok=True)
         (clone / name).write_bytes(file.data)
     lines = (clone / "requirements.txt").read_text().splitlines()
+    assert [line for line in lines if "spectral" in line] == [f"hf-spectral[app]=={hf_spectral.__version__}"]
     assert [need for line in lines for need in unmet(line)] == []
     photo(120, 160).save(tmp_path / "photo.png")
+    # What somebody who has duplicated the Space changes.
+    written = (clone / "app.py").read_text()
+    assert 30 <= len(written.splitlines()) <= 60
+    photo(60, 90).save(clone / "mine.png")
+    for line, changed in (
+        ('TITLE = "Where, and what"', 'TITLE = "My <own> page"'),
+        ("EXAMPLES = examples()", 'EXAMPLES = {"my picture": "mine.png"}'),
+        ('    "CLIP base": "openai/', '    "My backbone": "alice/mine",\n    "CLIP base": "openai/'),
+    ):
+        assert written.count(line) == 1
+        written = written.replace(line, changed)
+    (clone / "app.py").write_text(written)
     with serving(["app.py"], clone, free_port()) as app:
+        config = httpx.get(f"{app.url}/config").json()
+        assert config["title"] == "My <own> page"
+        assert "<h1>My &lt;own&gt; page</h1>" in str(config["components"])
+        (model,) = [one["props"] for one in config["components"] if one["props"].get("elem_id") == "model"]
+        assert ["My backbone", "alice/mine"] in model["choices"]
+        (gallery,) = [one["props"] for one in config["components"] if one["props"].get("elem_id") == "examples"]
+        assert [one["caption"] for one in gallery["value"]] == ["my picture"]
         client = Client(app.url, verbose=False, download_files=str(tmp_path / "got"))
         answer = client.predict(handle_file(str(tmp_path / "photo.png")), *choices(resolution=336), api_name="/analyze")
     assert downloaded(answer).eigenvectors.shape[1:] == (18, 24)

@@ -34,8 +34,8 @@ def free_port():
 
 
 @contextlib.contextmanager
-def serving(command, folder, port):
-    """Run a command that serves the app on a port, until the block ends."""
+def serving(command, folder, port, **variables):
+    """Run a command that serves the app on a port, until the block ends; variables are added to its environment."""
     folder.mkdir(parents=True, exist_ok=True)
     cache = folder / "gradio"
     environment = {
@@ -45,6 +45,7 @@ def serving(command, folder, port):
         "GRADIO_ANALYTICS_ENABLED": "False",
         "GRADIO_SERVER_PORT": str(port),
         "GRADIO_TEMP_DIR": str(cache),
+        **variables,
     }
     url = f"http://127.0.0.1:{port}"
     with (folder / "log.txt").open("w") as log:
@@ -64,11 +65,11 @@ def serving(command, folder, port):
 
 
 @contextlib.contextmanager
-def demo(folder, *words):
+def demo(folder, *words, **variables):
     """Run `hf-spectral demo`."""
     port = free_port()
     command = ["-m", "hf_spectral", "demo", "--port", str(port), *words]
-    with serving(command, folder, port) as server:
+    with serving(command, folder, port, **variables) as server:
         yield server
 
 

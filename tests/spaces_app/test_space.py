@@ -2,13 +2,16 @@
 
 import ast
 import asyncio
+import collections
 import concurrent.futures
 import http.client
 import importlib
 import json
 import os
+import pickle
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import quote, urlsplit
@@ -17,6 +20,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
+import transformers
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from huggingface_hub import HfApi
@@ -26,10 +30,15 @@ import hf_spectral
 import spaces_app
 from hf_spectral import SpectralError
 from hf_spectral.cli import main
+from hf_spectral.families import diffusers as denoisers
+from hf_spectral.families import transformers as towers
+from spaces_app import app
 from spaces_app.engine import Engine
 from spaces_app.interface import Demo
 from spaces_app.pictures import MAX_PIXELS, MAX_SIDE, check_file, examples, open_picture
 from spaces_app.settings import settings_of
+from tests.families.tiny_backbones import BACKBONES, PROCESSOR, build_siglip2_vision
+from tests.pipelines.tiny_diffusion import host_pipeline
 from tests.spaces_app import space_server
 from tests.spaces_app.browser import OUTPUT
 from tests.spaces_app.space_server import choices, downloaded
@@ -227,6 +236,170 @@ def test_folders_are_for_the_owner_alone(demo, backbone, basis, picture, tmp_pat
     assert Engine(backbone, basis).basis(basis).num_images == 4
 
 
+# What `config.json` of each repository says; the vision tower is read.
+MODEL_TYPES = {
+    "facebook/dinov2-base": "dinov2",
+    "facebook/dinov2-with-registers-small": "dinov2_with_registers",
+    "facebook/dinov3-vits16-pretrain-lvd1689m": "dinov3_vit",
+    "google/siglip2-base-patch16-naflex": "siglip2_vision_model",
+    "openai/clip-vit-base-patch32": "clip_vision_model",
+    "facebook/sam-vit-base": "sam_vision_model",
+    "facebook/vit-mae-base": "vit_mae",
+    "google/vit-base-patch16-224": "vit",
+}
+
+
+def test_each_backbone_of_the_list_is_of_a_family():
+    listed = {repository: label for label, repository in app.BACKBONES.items()}
+    assert next(iter(listed)) == ""
+    assert set(listed) == {"", *MODEL_TYPES, "stable-diffusion-v1-5/stable-diffusion-v1-5"}
+    for repository, model_type in MODEL_TYPES.items():
+        example = towers.FAMILIES[model_type].example
+        assert repository.rpartition("-")[0] == example.rpartition("-")[0]
+        assert ("gated" in listed[repository]) == ("dinov3" in repository)
+    assert "UNet2DConditionModel" in denoisers.FAMILIES
+
+
+@pytest.mark.parametrize("name", ["dinov3_vit", "siglip2", "clip_vision", "sam_vision"])
+def test_backbones_of_the_list_answer_at_the_automatic_resolution(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("spaces_app.engine.DEFAULT_RESOLUTION", 96)
+    is_naflex = name == "siglip2"
+    (build_siglip2_vision() if is_naflex else BACKBONES[name].model()).save_pretrained(tmp_path)
+    (transformers.Siglip2ImageProcessor(patch_size=8) if is_naflex else PROCESSOR).save_pretrained(tmp_path)
+    engine, settings = Engine(str(tmp_path)), settings_of("", "", "what", 4, 2, "auto")
+    resolution = engine.resolved(settings).resolution
+    assert resolution == (None if name == "sam_vision" else 96)
+    found, direct = engine.analyze(photo(), settings), hf_spectral.pipeline(str(tmp_path))
+    expected = direct(photo(), num_eigenvectors=5, num_segments=2, resolution=resolution)
+    assert torch.equal(found["what"]["eigenvectors"], expected["eigenvectors"])
+    assert engine.affinity(photo(), settings, (0, 0))["what"].grid == hf_spectral.TokenGrid(*expected["grid"])
+
+
+@pytest.fixture(scope="module")
+def diffusion(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("diffusion")
+    host_pipeline("sd").save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_generative_backbone_is_read_with_noise(diffusion, backbone, picture):
+    demo = in_a_loop(lambda: Demo(backbone, allow_folders=True))
+    shown = analyze(demo, picture, model=diffusion, pathway="both", resolution="auto")
+    found = hf_spectral.pipeline(diffusion)(photo(), pathway="both", num_eigenvectors=5)
+    for name in ("where", "what"):
+        assert np.array_equal(shown[f"{name}-segments"][1][0][0] > 0, np.asarray(found[name]["segmentation"]) == 0)
+        assert len(found[name].timesteps) == 3
+    settings = settings_of(diffusion, "", "both", 4, "auto", "auto")
+    values = demo.affinity_at(picture, settings, (80, 10))
+    assert [caption for _, caption in values[5]] == [caption for _, caption in values[2]]
+    assert len(values[5]) * 3 == len(found["what"].layers)
+
+
+class FakeSpaces:
+    """Records what is decorated, and runs it as ZeroGPU does: elsewhere, with nothing but what can be pickled."""
+
+    def __init__(self):
+        self.decorated, self.runs = {}, collections.Counter()
+
+    def GPU(self, task=None, duration=None):
+        if task is None:
+            return lambda task: self.GPU(task, duration)
+        self.decorated[task.__name__] = duration
+
+        def run(*arguments):
+            self.runs[task.__name__] += 1
+            arguments, ended = pickle.loads(pickle.dumps(arguments)), []
+
+            def call():
+                try:
+                    ended.append((pickle.dumps(task(*arguments)), None))
+                except Exception as error:  # noqa: BLE001 - to be told apart below
+                    ended.append((None, error))
+
+            thread = threading.Thread(target=call, daemon=True)
+            thread.start()
+            thread.join(60)
+            assert ended, "it waits for a lock that its caller holds"
+            if ended[0][1] is not None:
+                # Of other errors, ZeroGPU tells the name alone.
+                raise ended[0][1] if type(ended[0][1]).__module__.startswith("gradio") else RuntimeError("GPU task")
+            return pickle.loads(ended[0][0])
+
+        return run
+
+
+@pytest.fixture
+def spaces(monkeypatch):
+    fake = FakeSpaces()
+    monkeypatch.setitem(sys.modules, "spaces", fake)
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    return fake
+
+
+def test_zero_gpu_lends_a_gpu_to_what_computes(spaces, backbone, picture):
+    demo = in_a_loop(Demo, backbone)
+    shown = analyze(demo, picture, pathway="where")
+    assert spaces.decorated == {"_solve": 60, "_compare": 60}
+    plain = hf_spectral.pipeline(backbone)(photo(), pathway="where", num_eigenvectors=5)
+    labels = np.asarray(plain["segmentation"])
+    assert np.array_equal(shown["where-segments"][1][0][0] > 0, labels == 0)
+    values = demo.affinity_at(picture, settings_of("", "", "where", 4, "auto", ""), (80, 10))
+    assert len(values[2]) == 3
+    assert spaces.runs == {"_solve": 1, "_compare": 1}
+    with pytest.raises(Exception, match="`position`: expected two numbers from 0 to 1"):
+        demo._engine.affinity(photo(), settings_of("", "", "where", 4, "auto", ""), (2, 0))
+
+
+@pytest.mark.parametrize(("value", "module"), [(None, FakeSpaces()), ("false", FakeSpaces()), ("true", None)])
+def test_elsewhere_nothing_is_decorated(value, module, backbone, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "spaces", module)
+    monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
+    if value is not None:
+        monkeypatch.setenv("SPACES_ZERO_GPU", value)
+    assert "what" in Engine(backbone).analyze(photo(), settings_of("", "", "what", 4, 2, ""))
+    assert module is None or not module.decorated
+    assert ("without the package `spaces`" in caplog.text) == (value == "true")
+
+
+def test_answers_for_examples_are_kept_and_bounded(backbone, monkeypatch, tmp_path):
+    monkeypatch.setattr("spaces_app.engine.DEFAULT_RESOLUTION", 96)
+    calls = []
+    forward = hf_spectral.SpectralPathwaysPipeline._forward
+    monkeypatch.setattr(
+        hf_spectral.SpectralPathwaysPipeline,
+        "_forward",
+        lambda *given, **more: calls.append(1) or forward(*given, **more),
+    )
+    photo(seed=7).save(tmp_path / "own.png")
+    photo(1000, 1500, seed=5).save(tmp_path / "large.png")
+    pictures = {"small": photo(), "large": str(tmp_path / "large.png")}
+    demo = in_a_loop(lambda: Demo(backbone, allow_folders=True, pictures=pictures))
+
+    def count(path, **changes):
+        before = len(calls)
+        shown = analyze(demo, path, resolution="auto", **changes)
+        return len(calls) - before, shown["what-segments"][1]
+
+    # As a tap does: the form's picture is filled, and its file analyzed.
+    (form,) = [one for one in demo.blocks.blocks.values() if one.elem_id == "picture"]
+    tapped = {name: form.postprocess(demo._examples[name]).path for name in pictures}
+    first = {name: count(path) for name, path in tapped.items()}
+    assert [number for number, _ in first.values()] == [1, 1]
+    assert count(tapped["small"], model=backbone)[0] == 1  # Another name of the backbone is another setting.
+    loaded = demo._engine._pipe
+    for name, path in tapped.items():
+        number, masks = count(path)
+        assert number == 0
+        assert all(np.array_equal(one, two) for (one, _), (two, _) in zip(masks, first[name][1], strict=True))
+    assert demo._engine._pipe is loaded
+    assert [count(tmp_path / "own.png")[0] for _ in range(2)] == [1, 1]
+    monkeypatch.setattr("spaces_app.engine.MAX_KEPT", 2)
+    for number in (5, 6, 7, 8):
+        assert count(tapped["small"], num_eigenvectors=number)[0] == 1
+    assert len(demo._engine._kept) == 2
+    assert [count(tapped["small"], num_eigenvectors=number)[0] for number in (8, 7, 6)] == [0, 0, 1]
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
@@ -409,7 +582,8 @@ def test_readme_and_requirements_of_the_space():
 
 
 def test_demo_names_the_pip_line_where_gradio_is_missing(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "spaces_app.interface", None)
+    for name in ("app", "interface"):
+        monkeypatch.setitem(sys.modules, f"spaces_app.{name}", None)
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["demo"]) == 2
     assert "pip install 'hf-spectral[app]'" in capsys.readouterr().err
