@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
+from hf_spectral.checks import is_int
 from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError, UnsupportedBackboneError
 from hf_spectral.layer_weights import is_by_index, relative_weights, weight_list
@@ -133,18 +134,18 @@ def resolve_layers(layers: Iterable[int], num_layers: int) -> frozenset[int]:
         The positions.
 
     Raises:
-        SpectralError: If an index lies outside the range, or there is none.
+        SpectralError: If an index is no integer of the range, or there is none.
     """
-    layers = tuple(layers)
-    outside = [index for index in layers if not -num_layers <= index < num_layers]
-    if outside or not layers:
+    chosen = tuple(layers) if isinstance(layers, Iterable) else ()
+    outside = [index for index in chosen if not is_int(index) or not -num_layers <= index < num_layers]
+    if outside or not chosen:
         raise SpectralError(
             "layers",
             expected=f"indices from {-num_layers} to {num_layers - 1} for {num_layers} attention layers, at least one",
-            got=outside or "none",
+            got=outside or repr(layers),
             fix="Leave `layers` out to use all of them",
         )
-    return frozenset(index % num_layers for index in layers)
+    return frozenset(int(index) % num_layers for index in chosen)
 
 
 def _wanted(layers: tuple[int, ...], num_layers: int | None) -> Iterable[int]:

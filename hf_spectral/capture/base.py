@@ -50,16 +50,16 @@ class Recorder:
         self.capture = Capture()
         self._backbone = backbone
         self._on_record = on_record
-        self._layers = None if layers is None else tuple(layers)
+        self._layers = layers
         self._wanted: frozenset[int] | None = None
         self._num_layers: int | None = None
         self._next_index = 0
         self._num_forwards = 0
         self._num_records = 0
-        self.steps = None if steps is None else frozenset(steps)
+        self.steps = None if steps is None else frozenset(steps if isinstance(steps, Iterable) else ())
         if self.steps is not None and not (self.steps and all(is_int(step) and step >= 0 for step in self.steps)):
             fix = "Give e.g. steps=[0, 10], or leave it out for every forward pass"
-            raise SpectralError("steps", expected="integers from 0, at least one", got=sorted(self.steps), fix=fix)
+            raise SpectralError("steps", expected="integers from 0, at least one", got=repr(steps), fix=fix)
         self._due: list[tuple[Tensor, HFSpectralError]] = []
         self._num_steps = 0
         self._timestep: float | None = None

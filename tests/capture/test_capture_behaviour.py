@@ -16,7 +16,7 @@ from hf_spectral.capture.sdpa import AttentionTap
 from hf_spectral.capture.transformers import arrange
 from hf_spectral.errors import SpectralError, UnsupportedBackboneError
 from hf_spectral.families.attention_call import AttentionCall
-from hf_spectral.families.transformers import TowerCall
+from hf_spectral.families.transformers import TowerCall, base
 from hf_spectral.families.transformers.windows import unwindow
 from hf_spectral.records import AttentionRecord, SkippedLayer
 from tests.families.tiny_backbones import (
@@ -68,7 +68,7 @@ def test_layers_are_chosen_by_index(layers, indices):
     assert [record.name for record in capture] == [f"encoder.layer.{index}.attention" for index in indices]
 
 
-@pytest.mark.parametrize("layers", [[3], [-4], []])
+@pytest.mark.parametrize("layers", [[3], [-4], [], [True]])
 def test_layers_outside_the_model_are_refused(layers):
     model = DINOV2.model()
     with (
@@ -380,12 +380,16 @@ def test_a_tower_called_by_keyword_is_read():
     assert [(record.grid.height, record.grid.width) for record in capture] == [(8, 6)] * 3
 
 
-def test_an_unknown_plain_backbone_is_read_by_its_numbers():
+def test_an_unknown_plain_backbone_is_read_by_its_numbers_with_a_warning(caplog):
     model = DINOV2.model()
     model.config.model_type = "not-in-the-registry"
+    base._warn_once.cache_clear()
     with capture_attention(model) as capture:
         run(model, DINOV2.images())
     assert {record.grid.num_prefix for record in capture} == {1}
+    assert [one.getMessage().split(",")[0] for one in caplog.records] == [
+        "'not-in-the-registry' is no known family of backbones: 1 class tokens"
+    ]
 
 
 def test_an_unknown_token_order_is_skipped_with_the_reason():

@@ -79,6 +79,22 @@ def assert_unchanged_by_capture(model, processor):
     return capture
 
 
+def assert_a_changed_patch_moves_its_node(model, pixels, arguments, place=(6, 2), side=8):
+    """A patch of the picture that changes is the node whose values change most, in every layer."""
+    changed = pixels.clone()
+    row, column = place
+    changed[:, :, row * side : (row + 1) * side, column * side : (column + 1) * side] += 3
+    with capture_attention(model) as capture, torch.no_grad():
+        model(pixels, **arguments)
+        model(changed, **arguments)
+    count = len(capture) // 2
+    assert count > 0
+    for first, second in zip(capture.records[:count], capture.records[count:], strict=True):
+        moved = (first.value - second.value).abs().sum(dim=(0, 1, 3))
+        assert divmod(int(moved.argmax()), first.grid.width) == place
+    return capture.records[:count]
+
+
 def assert_follows_the_quarter(model, processor, pathway="what"):
     """An eigenvector has the shape of the quarter that differs; the aspect ratio is kept, or a note says it is not."""
     pipe = hf_spectral.pipeline(model, image_processor=processor, device="cpu")

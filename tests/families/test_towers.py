@@ -2,12 +2,19 @@
 
 import pytest
 import torch
+import transformers as hf
 
 import hf_spectral
 from hf_spectral.capture import vision_tower
 from hf_spectral.families.transformers import family_of, is_known
-from tests.families.proofs import assert_follows_the_quarter, assert_unchanged_by_capture, quarter_picture, randomized
-from tests.families.tiny_towers import TOWERS
+from tests.families.proofs import (
+    assert_a_changed_patch_moves_its_node,
+    assert_follows_the_quarter,
+    assert_unchanged_by_capture,
+    quarter_picture,
+    randomized,
+)
+from tests.families.tiny_towers import TOWERS, VIT
 
 
 def built(name):
@@ -57,3 +64,24 @@ def test_patches_are_cut_as_the_host_cuts_them(name):
     expected = processor(images=resized, do_resize=False, return_tensors="pt", **sizes)
     torch.testing.assert_close(made["hidden_states"], expected["pixel_values"], atol=1e-5, rtol=1e-5)
     assert made["grid_thw"].tolist() == expected["image_grid_thw"].tolist()
+
+
+LIKE_CLIP = ("AltCLIPVision", "ChineseCLIPVision", "CLIPSegVision", "GitVision", "Kosmos2Vision", "MetaClip2Vision")
+
+
+@pytest.mark.parametrize("name", LIKE_CLIP)
+def test_towers_like_clip_are_read_in_raster_order(name):
+    config = getattr(hf, f"{name}Config", None) or hf.models.kosmos2.configuration_kosmos2.Kosmos2VisionConfig
+    torch.manual_seed(0)
+    model = randomized(
+        getattr(hf, f"{name}Model", hf.models.kosmos2.modeling_kosmos2.Kosmos2VisionModel)(config(**VIT))
+    )
+    assert is_known(model)
+    assert_a_changed_patch_moves_its_node(model, torch.randn(1, 3, 64, 48), {"interpolate_pos_encoding": True})
+
+
+def test_windows_one_after_the_other_are_put_back_on_a_map_that_is_no_square():
+    model, _, _ = built("lw_detr")
+    model.encoder.layer[1].window = True
+    capture = assert_a_changed_patch_moves_its_node(model, torch.randn(1, 3, 64, 48), {})
+    assert [record.windowed for record in capture] == [False, True, False]

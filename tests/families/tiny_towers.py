@@ -140,6 +140,12 @@ def build_rf_detr():
     return hf.RfDetrModel(hf.RfDetrConfig(backbone_config=backbone, decoder_layers=1, group_detr=1, **sizes))
 
 
+def build_lw_detr():
+    # Without windows of their own, all layers are global, and their rows are in the order of windows all the same.
+    backbone = hf.LwDetrViTConfig(**SIZES, image_size=64, pretrain_image_size=64, patch_size=8, num_windows=4)
+    return hf.LwDetrViTBackbone(backbone)
+
+
 def build_owlv2():
     text = {**SIZES, "intermediate_size": 64, "vocab_size": 60}
     return hf.Owlv2Model(hf.Owlv2Config(text_config=text, vision_config=VIT))
@@ -192,6 +198,7 @@ TOWERS = {
     "videomae": (build_videomae, hf.VideoMAEImageProcessor(), ("what", "where")),
     "vjepa2": (build_vjepa2, PROCESSOR, ("what", "where")),
     "rf_detr": (build_rf_detr, PROCESSOR, ("what", "where")),
+    "lw_detr": (build_lw_detr, PROCESSOR, ("what", "where")),
     "owlv2": (build_owlv2, hf.Owlv2ImageProcessor(), ("what", "where")),
     "vitpose": (build_vitpose, hf.VitPoseImageProcessor(), ("what", "where")),
     "mask2former": (build_mask2former, PROCESSOR, ("what",)),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -21,6 +23,7 @@ from hf_spectral.grid import TokenGrid, as_pair
 
 # A backbone of no known family: so many tokens before the patches are taken for prefix tokens.
 _MAX_UNKNOWN_PREFIX = 16
+_logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,7 +247,7 @@ class VisionFamily:
 
 @dataclasses.dataclass(frozen=True)
 class UnknownFamily(VisionFamily):
-    """Any other backbone: read as plain if the numbers allow it."""
+    """Any other backbone: read as plain, with a warning, if the numbers allow it."""
 
     model_types: tuple[str, ...] = ()
 
@@ -256,8 +259,19 @@ class UnknownFamily(VisionFamily):
         num_prefix = call.num_tokens - height * width
         if not 0 <= num_prefix <= _MAX_UNKNOWN_PREFIX or call.attention.query.shape[0] != call.pixels.shape[0]:
             raise LayerSkipped(f"{call.num_tokens} tokens do not hold {height} x {width} patches in a known order")
+        _warn_once(call.config.model_type, num_prefix)
         grid = TokenGrid(height, width, num_prefix)
         return Arranged(call.attention.on_grid(grid), grid)
+
+
+@functools.cache
+def _warn_once(model_type: str, num_prefix: int) -> None:
+    _logger.warning(
+        "%r is no known family of backbones: %d class tokens, then patches in raster order are assumed, which their "
+        "number does not prove.",
+        model_type,
+        num_prefix,
+    )
 
 
 def normalized(
