@@ -96,7 +96,9 @@ def test_generate_takes_all_steps_and_both_pathways_and_leaves_the_pipeline_as_i
     assert made.steps == (0, 1)
     assert [set(output) for output in made.outputs] == [{"where", "what"}] * 2
     assert vars(pipe.scheduler).keys() == before.keys()
-    with pytest.raises(SpectralError, match="`prompt`: expected one string, and .*got UNet2DModel, which reads none"):
+    with pytest.raises(
+        SpectralError, match="`prompt`: expected one string or its embeddings, and .*got UNet2DModel, which reads none"
+    ):
         spectral(host_of("unet2d")).generate("a cat")
     with pytest.raises(SpectralError, match="`prompt`: .*got no text_encoder, tokenizer"):
         spectral(host_of("kolors")).generate("a cat")

@@ -27,9 +27,9 @@ class AuraFlow(DenoiserFamily):
         """Encode as AuraFlow does."""
         return "AuraFlowPipeline", {"transformer": denoiser}
 
-    def encode(self, host: Any, prompt: str, device: torch.device) -> Condition:
+    def encode(self, host: Any, prompt: str | None, device: torch.device, **given: Any) -> Condition:
         """Encode the prompt; its padding is zero and attends along."""
-        return Condition(host.encode_prompt(prompt, device=device, do_classifier_free_guidance=False)[0])
+        return Condition(host.encode_prompt(prompt, device=device, do_classifier_free_guidance=False, **given)[0])
 
     def empty_prompt(self, config: Any) -> tuple[int, int, int | None]:
         """Return the 256 tokens of T5."""

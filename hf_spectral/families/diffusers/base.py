@@ -167,13 +167,14 @@ class DenoiserFamily:
         """Return how many pairs of text encoder and tokenizer read a prompt."""
         return 1
 
-    def encode(self, host: Any, prompt: str, device: torch.device) -> Condition:
+    def encode(self, host: Any, prompt: str | None, device: torch.device, **given: Any) -> Condition:
         """Encode a prompt with the host pipeline.
 
         Args:
             host: The pipeline that `prompt_host` names.
-            prompt: The prompt.
+            prompt: The prompt; None with embeddings.
             device: Where to encode it.
+            **given: Embeddings under the names that the host has for them.
 
         Returns:
             Its embeddings.

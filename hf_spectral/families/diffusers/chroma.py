@@ -20,9 +20,9 @@ class Chroma(Packed):
         """Encode as Chroma does."""
         return "ChromaPipeline", {"transformer": denoiser}
 
-    def encode(self, host: Any, prompt: str, device: torch.device) -> Condition:
+    def encode(self, host: Any, prompt: str | None, device: torch.device, **given: Any) -> Condition:
         """Encode the prompt with its mask."""
-        states, _, mask, *_ = host.encode_prompt(prompt, device=device, do_classifier_free_guidance=False)
+        states, _, mask, *_ = host.encode_prompt(prompt, device=device, do_classifier_free_guidance=False, **given)
         return Condition(states, mask.bool())
 
     def empty_prompt(self, config: Any) -> tuple[int, int, int | None]:

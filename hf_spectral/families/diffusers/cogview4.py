@@ -22,9 +22,9 @@ class CogView4(DenoiserFamily):
         """Encode as CogView 4 does."""
         return "CogView4Pipeline", {"transformer": denoiser}
 
-    def encode(self, host: Any, prompt: str, device: torch.device) -> Condition:
+    def encode(self, host: Any, prompt: str | None, device: torch.device, **given: Any) -> Condition:
         """Encode the prompt, padded to a multiple of 16 tokens."""
-        return Condition(host.encode_prompt(prompt, do_classifier_free_guidance=False, device=device)[0])
+        return Condition(host.encode_prompt(prompt, do_classifier_free_guidance=False, device=device, **given)[0])
 
     def empty_prompt(self, config: Any) -> tuple[int, int, int | None]:
         """Return the 16 tokens of the shortest prompt."""

@@ -26,9 +26,9 @@ class Flux(Packed):
         """Return two: CLIP and T5."""
         return 2
 
-    def encode(self, host: Any, prompt: str, device: torch.device) -> Condition:
+    def encode(self, host: Any, prompt: str | None, device: torch.device, **given: Any) -> Condition:
         """Encode the prompt with both text encoders."""
-        states, pooled, _ = host.encode_prompt(prompt, device=device)
+        states, pooled, _ = host.encode_prompt(prompt, device=device, **given)
         return Condition(states, pooled=pooled)
 
     def empty_prompt(self, config: Any) -> tuple[int, int, int | None]:

@@ -32,14 +32,14 @@ class Flux2(Packed):
         """Encode as Flux 2 does."""
         return "Flux2Pipeline", {"transformer": denoiser}
 
-    def encode(self, host: Any, prompt: str, device: torch.device) -> Condition:
+    def encode(self, host: Any, prompt: str | None, device: torch.device, **given: Any) -> Condition:
         """Encode the prompt by the text encoder's kind."""
         from diffusers import Flux2KleinPipeline
 
-        if type(host.text_encoder).__name__.startswith("Qwen3"):
+        if not given and type(host.text_encoder).__name__.startswith("Qwen3"):
             by_qwen = Flux2KleinPipeline._get_qwen3_prompt_embeds
             return Condition(by_qwen(host.text_encoder, host.tokenizer, prompt, device=device))
-        return Condition(host.encode_prompt(prompt, device=device)[0])
+        return Condition(host.encode_prompt(prompt, device=device, **given)[0])
 
     def empty_prompt(self, config: Any) -> tuple[int, int, int | None]:
         """Return the 512 tokens of a prompt."""

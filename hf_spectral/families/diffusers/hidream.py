@@ -36,10 +36,10 @@ class HiDream(DenoiserFamily):
         """Return four: two of CLIP, T5 and Llama."""
         return 4
 
-    def encode(self, host: Any, prompt: str, device: torch.device) -> Condition:
+    def encode(self, host: Any, prompt: str | None, device: torch.device, **given: Any) -> Condition:
         """Encode the prompt once for all text encoders."""
         guided = {"do_classifier_free_guidance": False}
-        states, _, layers, _, pooled, _ = host.encode_prompt(prompt, None, None, None, device=device, **guided)
+        states, _, layers, _, pooled, _ = host.encode_prompt(prompt, None, None, None, device=device, **guided, **given)
         return Condition(states, pooled=pooled, others={"layers": layers.transpose(0, 1)})
 
     def zeros(self, config: Any) -> Condition:

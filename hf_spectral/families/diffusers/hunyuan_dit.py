@@ -24,11 +24,12 @@ class HunyuanDiT(DenoiserFamily):
         """Return two: CLIP and T5."""
         return 2
 
-    def encode(self, host: Any, prompt: str, device: torch.device) -> Condition:
+    def encode(self, host: Any, prompt: str | None, device: torch.device, **given: Any) -> Condition:
         """Encode the prompt with both text encoders."""
         told = {"device": device, "do_classifier_free_guidance": False}
-        states, _, mask, _ = host.encode_prompt(prompt, **told)
-        others = host.encode_prompt(prompt, **told, text_encoder_index=1)
+        second = {name.removesuffix("_2"): given.pop(name) for name in list(given) if name.endswith("_2")}
+        states, _, mask, _ = host.encode_prompt(prompt, **told, **given)
+        others = host.encode_prompt(prompt, **told, **second, text_encoder_index=1)
         return Condition(states, mask, others={"states": others[0], "mask": others[2]})
 
     def zeros(self, config: Any) -> Condition:

@@ -20,10 +20,14 @@ class PixArt(DenoiserFamily):
         """Encode as PixArt-alpha does."""
         return "PixArtAlphaPipeline", {"transformer": denoiser}
 
-    def encode(self, host: Any, prompt: str, device: torch.device) -> Condition:
+    def encode(self, host: Any, prompt: str | None, device: torch.device, **given: Any) -> Condition:
         """Encode the prompt at the length that PixArt-sigma was trained with."""
         states, mask, *_ = host.encode_prompt(
-            prompt, do_classifier_free_guidance=False, device=device, max_sequence_length=self.max_prompt_tokens
+            prompt,
+            do_classifier_free_guidance=False,
+            device=device,
+            max_sequence_length=self.max_prompt_tokens,
+            **given,
         )
         return Condition(states, mask.bool())
 

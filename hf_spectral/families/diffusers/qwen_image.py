@@ -29,9 +29,10 @@ class QwenImage(Packed):
         """Encode as Qwen-Image does, its template included."""
         return "QwenImagePipeline", {"transformer": denoiser}
 
-    def encode(self, host: Any, prompt: str, device: torch.device) -> Condition:
-        """Encode the prompt; one prompt alone has no padding."""
-        return Condition(host.encode_prompt(prompt, device=device)[0])
+    def encode(self, host: Any, prompt: str | None, device: torch.device, **given: Any) -> Condition:
+        """Encode the prompt, and leave out padding, which the host masks."""
+        states, mask = host.encode_prompt(prompt, device=device, **given)
+        return Condition(states if mask is None else states[mask.bool()][None])
 
     def empty_prompt(self, config: Any) -> tuple[int, int, int | None]:
         """Return the five tokens that end the template."""

@@ -26,9 +26,9 @@ class Sana(DenoiserFamily):
         """Encode as Sana does."""
         return "SanaPipeline", {"transformer": denoiser}
 
-    def encode(self, host: Any, prompt: str, device: torch.device) -> Condition:
+    def encode(self, host: Any, prompt: str | None, device: torch.device, **given: Any) -> Condition:
         """Encode the prompt with its mask."""
-        states, mask, *_ = host.encode_prompt(prompt, do_classifier_free_guidance=False, device=device)
+        states, mask, *_ = host.encode_prompt(prompt, do_classifier_free_guidance=False, device=device, **given)
         return Condition(states, mask.bool())
 
     def empty_prompt(self, config: Any) -> tuple[int, int, int | None]:

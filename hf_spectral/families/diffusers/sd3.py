@@ -26,9 +26,11 @@ class StableDiffusion3(DenoiserFamily):
         """Return three: two of CLIP and one of T5."""
         return 3
 
-    def encode(self, host: Any, prompt: str, device: torch.device) -> Condition:
+    def encode(self, host: Any, prompt: str | None, device: torch.device, **given: Any) -> Condition:
         """Encode the prompt once for all text encoders."""
-        states, _, pooled, _ = host.encode_prompt(prompt, None, None, device=device, do_classifier_free_guidance=False)
+        states, _, pooled, _ = host.encode_prompt(
+            prompt, None, None, device=device, do_classifier_free_guidance=False, **given
+        )
         return Condition(states, pooled=pooled)
 
     def empty_prompt(self, config: Any) -> tuple[int, int, int | None]:

@@ -51,10 +51,10 @@ class UNet(DenoiserFamily):
         """Return two for XL."""
         return 2 if _is_xl(denoiser.config) and not _is_kolors(denoiser.config) else 1
 
-    def encode(self, host: Any, prompt: str, device: torch.device) -> Condition:
+    def encode(self, host: Any, prompt: str | None, device: torch.device, **given: Any) -> Condition:
         """Encode the prompt; XL has pooled embeddings too."""
         states, _, *pooled = host.encode_prompt(
-            prompt, device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
+            prompt, device=device, num_images_per_prompt=1, do_classifier_free_guidance=False, **given
         )
         return Condition(states, pooled=pooled[0] if pooled else None)
 

@@ -40,9 +40,11 @@ class ZImage(DenoiserFamily):
         """Encode as Z-Image does, its template included."""
         return "ZImagePipeline", {"transformer": denoiser}
 
-    def encode(self, host: Any, prompt: str, device: torch.device) -> Condition:
+    def encode(self, host: Any, prompt: str | None, device: torch.device, **given: Any) -> Condition:
         """Encode the prompt without padding."""
-        return Condition(host.encode_prompt(prompt, device=device, do_classifier_free_guidance=False)[0][0][None])
+        return Condition(
+            host.encode_prompt(prompt, device=device, do_classifier_free_guidance=False, **given)[0][0][None]
+        )
 
     def empty_prompt(self, config: Any) -> tuple[int, int, int | None]:
         """Return one token."""

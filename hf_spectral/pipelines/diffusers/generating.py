@@ -5,21 +5,25 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import diffusers
+import numpy as np
 from diffusers.utils import BaseOutput
 from PIL import Image
 
 from hf_spectral.capture import capture_attention
+from hf_spectral.checks import require_known, require_one_of
 from hf_spectral.errors import SpectralError
-from hf_spectral.pipelines.diffusers.outputs import outputs_of
-from hf_spectral.pipelines.diffusers.prompt import missing_encoders
+from hf_spectral.pipelines.diffusers.outputs import OutputType, outputs_of
+from hf_spectral.pipelines.diffusers.prompt import PromptEmbeddings, missing_encoders
+from hf_spectral.pipelines.images import read_image
 from hf_spectral.pipelines.outputs import Analysis
 from hf_spectral.pipelines.settings import CUT_NAMES
 from hf_spectral.records import AttentionRecord
 from hf_spectral.result import SpectralResult
 from hf_spectral.segmentation import working_copy
+from hf_spectral.tensor_files import one_line
 
 _NOTHING_READ: Mapping[str, Any] = {"notes": ()}
 
@@ -29,12 +33,12 @@ class GeneratedOutput(BaseOutput):
     """A generated picture, and what the denoiser's layers saw of it on the way.
 
     Args:
-        image: PIL image.
+        image: PIL image; with `output_type` an array, a tensor or latents, as the host gives them.
         steps: The denoising steps, the first being 0.
         outputs: One for each step, as `SpectralDiffusionPipeline.__call__` returns it for a picture.
     """
 
-    image: Image.Image
+    image: Any
     steps: tuple[int, ...]
     outputs: list[Any]
 
@@ -65,13 +69,13 @@ class _Steps:
 
 
 def generated(
-    pipe: Any, prompt: str, steps: Sequence[int] | None, settings: Mapping[str, Any], call: Mapping[str, Any]
+    pipe: Any, prompt: str | None, steps: Sequence[int] | None, settings: Mapping[str, Any], call: Mapping[str, Any]
 ) -> GeneratedOutput:
     """Make a picture by the host's own pipeline, and solve one problem per chosen step.
 
     Args:
         pipe: The spectral pipeline, whose components are used.
-        prompt: What to make.
+        prompt: What to make; None with `prompt_embeds` among the further arguments.
         steps: Denoising steps, the first being 0; None means all.
         settings: Of the problem, as `over_defaults` returns them.
         call: Further arguments of the host's call.
@@ -80,35 +84,60 @@ def generated(
         Picture and eigenvectors.
 
     Raises:
-        SpectralError: If the denoiser reads no prompt, its text encoders are not loaded, or a step does not come.
+        SpectralError: If the denoiser reads no prompt, its text encoders are not loaded, a step does not come, or
+            arguments do not go together.
     """
     name, further = pipe.family.prompt_host(pipe.denoiser)
-    missing = [] if name is None else missing_encoders(pipe.family, pipe.components, pipe.denoiser)
-    if name is None or missing or not isinstance(prompt, str):
+    embedded = any(call.get(one) is not None for one in PromptEmbeddings.__annotations__)
+    missing = [] if name is None or embedded else missing_encoders(pipe.family, pipe.components, pipe.denoiser)
+    if name is None or missing or isinstance(prompt, str) == embedded:
         got = f"{pipe.family.class_name}, which reads none" if name is None else f"no {', '.join(missing)}"
         raise SpectralError(
             "prompt",
-            expected="one string, and a denoiser that reads prompts, loaded with its text encoders",
+            expected="one string or its embeddings, and a denoiser that reads prompts, loaded with its text encoders",
             got=repr(prompt) if name is not None and not missing else got,
             fix="Or run the host's own pipeline inside capture_attention(denoiser, steps=[...])",
         )
     host_class = getattr(diffusers, name)
-    taken = inspect.signature(host_class.__init__).parameters
-    parts = {part: one for part, one in pipe.components.items() if part in taken}
+    taken = inspect.signature(host_class.__call__).parameters
+    require_known(call, taken.keys() - {"self", "prompt"})
+    if call.get("num_images_per_prompt", 1) != 1 or not call.get("return_dict", True):
+        argument = "return_dict" if call.get("num_images_per_prompt", 1) == 1 else "num_images_per_prompt"
+        expected = "one picture, which `image` of the output holds"
+        raise SpectralError(argument, expected=expected, got=call[argument], fix="Leave it out")
+    output_type = call.get("output_type", "pil")
+    require_one_of("output_type", output_type, (*get_args(OutputType), "latent"))
+    is_latent = output_type == "latent"
+    if is_latent and settings.get("method") == "tree":
+        raise SpectralError("method", expected="'ward' or 'kmeans'", got="'tree' without a picture", fix="Leave it out")
+    of_init = inspect.signature(host_class.__init__).parameters
+    parts = {part: one for part, one in pipe.components.items() if part in of_init}
     parts["scheduler"] = type(pipe.scheduler).from_config(pipe.scheduler.config)  # Sampling counts its steps in it.
     host = host_class(**{**further, **parts})
     host.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
     solving = _Steps(settings)
-    count = call.get("num_inference_steps") or inspect.signature(host_class.__call__).parameters["num_inference_steps"]
-    chosen = range(count if isinstance(count, int) else count.default) if steps is None else sorted(set(steps))
-    with capture_attention(pipe.denoiser, solving.add, solving.layers, chosen):
-        image = host(prompt=prompt, **call).images[0]
+    own_steps = next((call[one] for one in ("timesteps", "sigmas") if call.get(one) is not None), None)
+    count = call.get("num_inference_steps") or taken["num_inference_steps"].default
+    chosen = range(count if own_steps is None else len(own_steps)) if steps is None else sorted(set(steps))
+    try:
+        with capture_attention(pipe.denoiser, solving.add, solving.layers, chosen):
+            image = host(prompt=prompt, **call).images[0]
+    except SpectralError as error:
+        if error.argument != "steps" or not getattr(host, "interrupt", False):  # A callback may end it early.
+            raise
+    except ValueError as error:
+        expected, fix = f"arguments that {name} takes together", "Change them"
+        raise SpectralError("settings", expected=expected, got=one_line(error), fix=fix) from error
     solving.finish()
-    size = (image.height, image.width)
-    seen = {"picture": working_copy(image), "size": size, "read_size": size}
-    cut = {name: settings[name] for name in CUT_NAMES & settings.keys()}
-    outputs = [
-        outputs_of(results, seen, (timestep,), True, **cut)
-        for results, timestep in zip(solving.found, solving.timesteps, strict=True)
-    ]
-    return GeneratedOutput(image, tuple(chosen), outputs)
+    picture = None if is_latent else read_image(image if isinstance(image, Image.Image) else np.asarray(image))
+    cut: dict[str, Any] = {one: settings[one] for one in CUT_NAMES & settings.keys()}
+    cut |= (
+        {"method": settings.get("method", "ward"), "output_type": "pt"} if is_latent else {"output_type": output_type}
+    )
+    outputs = []
+    for results, timestep in zip(solving.found, solving.timesteps, strict=True):
+        grid = results[0].grid
+        size = (grid.height, grid.width) if picture is None else (picture.height, picture.width)
+        seen = {"picture": None if picture is None else working_copy(picture), "size": size, "read_size": size}
+        outputs.append(outputs_of(results, seen, (timestep,), **cut))
+    return GeneratedOutput(image, tuple(chosen)[: len(outputs)], outputs)

@@ -92,15 +92,16 @@ def given_generators(
         One per picture; None takes the noise of the picture itself.
 
     Raises:
-        SpectralError: If there are more or fewer than pictures.
+        SpectralError: If there are more or fewer than pictures, or they are no generators.
     """
     if generator is None or isinstance(generator, torch.Generator):
         return [generator] * num_images
-    if len(generator) != num_images:
+    is_list = isinstance(generator, (list, tuple)) and all(isinstance(one, torch.Generator) for one in generator)
+    if not is_list or len(generator) != num_images:
         raise SpectralError(
             "generator",
             expected=f"one generator, or one for each of {num_images} pictures",
-            got=f"{len(generator)}",
+            got=f"{len(generator)}" if is_list else repr(generator),
             fix="Leave it out and give a seed",
         )
     return list(generator)

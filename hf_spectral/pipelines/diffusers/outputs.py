@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
+import torch
 from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
@@ -13,6 +15,9 @@ from torch import Tensor
 from hf_spectral.pipelines.outputs import image_output
 from hf_spectral.result import SpectralResult
 from hf_spectral.segmentation import Segmentation
+
+#: Forms of pictures and numbers: pictures and tensors, arrays alone, or tensors alone.
+OutputType = Literal["pil", "np", "pt"]
 
 
 @dataclasses.dataclass
@@ -56,7 +61,8 @@ def outputs_of(
     results: list[SpectralResult],
     prepared: Mapping[str, Any],
     timesteps: tuple[float, ...],
-    return_dict: bool,
+    return_dict: bool = True,
+    output_type: OutputType = "pil",
     **cut: Any,
 ) -> Any:
     """Turn the results of one picture into outputs, with the segments and instances that were asked for.
@@ -66,6 +72,7 @@ def outputs_of(
         prepared: What `preprocess` gave.
         timesteps: Timesteps at which the denoiser was run.
         return_dict: False gives tuples.
+        output_type: Form of label maps and masks, and of numbers.
         **cut: Arguments of the segmentation: further arguments of `image_output`.
 
     Returns:
@@ -76,7 +83,18 @@ def outputs_of(
     for result in results:
         fields = image_output(result, prepared["picture"], prepared["size"], own=own, **cut)
         if not cut.get("as_json"):
+            if output_type != "pil":
+                fields = {name: _in_form(one, output_type) for name, one in fields.items()}
             output = SpectralDiffusionOutput(**fields)
             fields = output if return_dict else output.to_tuple()
         found[result.config.pathway] = fields
     return found if len(found) > 1 else next(iter(found.values()))
+
+
+def _in_form(value: Any, output_type: OutputType, dtype: torch.dtype = torch.int64) -> Any:
+    """Return a label map, masks (in lists of dicts) or numbers as tensors or arrays; anything else as it came."""
+    if isinstance(value, list):
+        return [{name: _in_form(one, output_type, torch.bool) for name, one in part.items()} for part in value]
+    if isinstance(value, Image.Image):
+        value = torch.from_numpy(np.array(value)).to(dtype)
+    return value.numpy() if output_type == "np" and isinstance(value, Tensor) else value

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
-import inspect
+import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.loaders import FromSingleFileMixin
+from diffusers.loaders.single_file_utils import SingleFileComponentError
 from PIL import Image
 
 from hf_spectral.capture import capture_attention, check_supported
-from hf_spectral.checks import require_known, require_positive_int, require_seed
+from hf_spectral.checks import require_known, require_one_of, require_positive_int, require_seed
 from hf_spectral.errors import SpectralError
 from hf_spectral.families.diffusers import Condition, DenoiserFamily, family_of
 from hf_spectral.families.sizes import InputGeometry
@@ -30,37 +32,65 @@ from hf_spectral.pipelines.diffusers.latents import (
     half_precision_explained,
     to_pixels,
 )
-from hf_spectral.pipelines.diffusers.outputs import outputs_of
-from hf_spectral.pipelines.diffusers.reading import Reading, digest
+from hf_spectral.pipelines.diffusers.lora import NAMES as LORA_NAMES
+from hf_spectral.pipelines.diffusers.lora import LoraHost
+from hf_spectral.pipelines.diffusers.outputs import OutputType, outputs_of
+from hf_spectral.pipelines.diffusers.reading import Reading, StepEnd, digest
+from hf_spectral.pipelines.diffusers.sharing import components_handed_on
 from hf_spectral.pipelines.inputs import ImageReader
 from hf_spectral.pipelines.outputs import Analysis
 from hf_spectral.pipelines.settings import CUT_NAMES, CallSettings, checked_batching, configs_of, over_defaults
 from hf_spectral.pipelines.settings import SETTINGS as CALL_SETTINGS
 from hf_spectral.records import AttentionRecord, Pathway, SkippedLayer
 from hf_spectral.restoring import undoing
+from hf_spectral.result import SpectralResult
+from hf_spectral.tensor_files import DAMAGE, one_line
 from hf_spectral.torch_state import plain_torch
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class DiffusionSettings(CallSettings, total=False):
+class DiffusionSettings(CallSettings, prompts.PromptEmbeddings, total=False):
     """Arguments of a call; `SpectralDiffusionPipeline.__call__` describes them."""
 
     timesteps: Sequence[float] | float | None
     num_noise_samples: int
     prompt: str | None
     generator: torch.Generator | list[torch.Generator] | None
+    batch_size: int | None
+    output_type: OutputType
+    callback_on_step_end: Callable[..., Any] | None
+    callback_on_step_end_tensor_inputs: Sequence[str] | None
     return_dict: bool
 
 
 #: Arguments whose defaults `at` sets, besides timesteps, prompt and seed.
-SETTINGS = (CALL_SETTINGS - {"seed"}) | {"num_noise_samples", "batch_size", "image_column"}
+SETTINGS = (CALL_SETTINGS - {"seed"}) | prompts.PROMPT_NAMES - {"prompt"}
+SETTINGS |= {"num_noise_samples", "batch_size", "image_column", "output_type"}
 _OF_GENERATION = CALL_SETTINGS - {"basis", "walk", "resolution", "timeout"}
 _ENCODERS = [f"{part}{ending}" for part in ("text_encoder", "tokenizer") for ending in ("", "_2", "_3", "_4")]
+_COMPONENTS = ["scheduler", "unet", "transformer", "vae", *_ENCODERS]
 
 
-class SpectralDiffusionPipeline(ImageReader, DiffusionPipeline):
+def checked_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Check settings that stand in for what calls leave out.
+
+    Args:
+        settings: Arguments of `SpectralDiffusionPipeline.at` by name.
+
+    Returns:
+        The same.
+
+    Raises:
+        SpectralError: If one is unknown or out of range.
+    """
+    require_known(settings, SETTINGS | {"timesteps", "prompt", "seed"})
+    configs_of(settings)
+    return checked_batching(settings)
+
+
+class SpectralDiffusionPipeline(ImageReader, FromSingleFileMixin, DiffusionPipeline):
     """Eigenvectors of all image self-attention layers of a denoiser at several timesteps, one joint problem per image.
 
     Example:
@@ -84,30 +114,35 @@ class SpectralDiffusionPipeline(ImageReader, DiffusionPipeline):
         tokenizer_2: That of `text_encoder_2`.
         tokenizer_3: That of `text_encoder_3`.
         tokenizer_4: That of `text_encoder_4`.
+        defaults: Arguments of `at` by name, as `save_pretrained` keeps them.
     """
 
-    _reading: Reading | None = None  # What `at` has set.
-    _told: Mapping[str, Any] = MappingProxyType({})  # Other settings that `at` has set.
+    _told: Mapping[str, Any] = MappingProxyType({})  # What `at` has set.
+    _reading: Reading | None = None  # The part of it that says how pictures are read, the prompt encoded.
+    _num_uses = 0  # Of LoRA weights, when it was encoded.
     model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->text_encoder_4->vae->unet->transformer"
-    _optional_components = ["unet", "transformer", "vae", *_ENCODERS]  # noqa: RUF012 - the host's own form
+    _optional_components = _COMPONENTS[1:]
+    _callback_tensor_inputs = ["latents", "prompt_embeds"]  # noqa: RUF012 - the host's own form
 
     def __init__(
         self,
         scheduler: Any,
-        unet: Any = None,
-        transformer: Any = None,
-        vae: Any = None,
-        text_encoder: Any = None,
-        text_encoder_2: Any = None,
-        text_encoder_3: Any = None,
-        text_encoder_4: Any = None,
+        unet: torch.nn.Module | None = None,
+        transformer: torch.nn.Module | None = None,
+        vae: torch.nn.Module | None = None,
+        text_encoder: torch.nn.Module | None = None,
+        text_encoder_2: torch.nn.Module | None = None,
+        text_encoder_3: torch.nn.Module | None = None,
+        text_encoder_4: torch.nn.Module | None = None,
         tokenizer: Any = None,
         tokenizer_2: Any = None,
         tokenizer_3: Any = None,
         tokenizer_4: Any = None,
+        defaults: Mapping[str, Any] | None = None,
     ) -> None:
+        given = components_handed_on({name: one for name, one in locals().items() if name in _COMPONENTS})
         super().__init__()
-        denoisers = [one for one in (unet, transformer) if one is not None]
+        denoisers = [given[name] for name in ("unet", "transformer") if given[name] is not None]
         if len(denoisers) != 1:
             raise SpectralError(
                 "transformer",
@@ -116,11 +151,10 @@ class SpectralDiffusionPipeline(ImageReader, DiffusionPipeline):
                 fix="Load a text-to-image or class-to-image pipeline",
             )
         check_supported(denoisers[0])
-        self.register_modules(scheduler=scheduler, unet=unet, transformer=transformer, vae=vae)
-        read_by = (text_encoder, text_encoder_2, text_encoder_3, text_encoder_4)
-        cut_by = (tokenizer, tokenizer_2, tokenizer_3, tokenizer_4)
-        self.register_modules(**dict(zip(_ENCODERS, (*read_by, *cut_by), strict=True)))
-        check_components(self.family, self.denoiser, vae, scheduler)
+        self.register_modules(**given)
+        check_components(self.family, self.denoiser, self.vae, self.scheduler)
+        self._lora = LoraHost()
+        self._told = checked_defaults(defaults or {})
 
     @classmethod
     def from_pretrained(
@@ -143,21 +177,63 @@ class SpectralDiffusionPipeline(ImageReader, DiffusionPipeline):
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, dtype: torch.dtype | None = None) -> SpectralDiffusionPipeline:
+    def from_single_file(
+        cls, pretrained_model_link_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> SpectralDiffusionPipeline:
+        """Load a checkpoint in one file, in the layout that a model was published in, as the host does.
+
+        Args:
+            pretrained_model_link_or_path: Path or URL of a `.safetensors` or `.ckpt` file.
+            **kwargs: As for the host's method: `config` is the id or folder of a pipeline of the same configuration,
+                which is otherwise guessed and asked from the Hub; components that the file lacks are given by name.
+
+        Returns:
+            The pipeline.
+
+        Raises:
+            SpectralError: If the file or the configuration cannot be read, or a part is missing.
+            UnsupportedBackboneError: If the denoiser cannot be read.
+        """
+        try:
+            if kwargs.get("config") is not None:
+                check_repository(kwargs["config"], kwargs)
+            return super().from_single_file(pretrained_model_link_or_path, **kwargs)
+        except SpectralError:
+            raise
+        except (*DAMAGE, RuntimeError, SingleFileComponentError) as error:
+            raise SpectralError(
+                "pretrained_model_link_or_path",
+                expected="a checkpoint in one file, and the configuration of its pipeline",
+                got=f"{str(pretrained_model_link_or_path)!r} ({one_line(error)})",
+                fix="Give its path, and config=... with the folder or id of such a pipeline",
+            ) from error
+
+    @classmethod
+    def from_pipe(
+        cls, pipeline: DiffusionPipeline, dtype: torch.dtype | None = None, **components: Any
+    ) -> SpectralDiffusionPipeline:
         """Build the pipeline around the components of another one, which stays as it is.
 
         Args:
             pipeline: A pipeline of a supported family, e.g. `StableDiffusionPipeline`.
             dtype: What to convert the shared components to; None, unlike in the host's own method, leaves them alone.
+            **components: In the place of the pipeline's own, by name.
 
         Returns:
-            A pipeline that shares the components.
+            A pipeline that shares the components, with LoRA weights that they have.
+
+        Raises:
+            SpectralError: If a part is unknown, or missing that the denoiser needs.
         """
-        names = set(inspect.signature(cls.__init__).parameters) - {"self"}
-        found = cls(**{name: pipeline.components.get(name) for name in names})
+        require_known(components, _COMPONENTS)
+        found = cls(**{name: pipeline.components.get(name) for name in _COMPONENTS} | components)
         if name_or_path := pipeline.config.get("_name_or_path"):
             found.register_to_config(_name_or_path=name_or_path)
         return found if dtype is None else found.to(dtype=dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return methods for LoRA weights as the denoiser's own pipeline in the host has them."""
+        return self._lora.attribute(self, name) if name in LORA_NAMES else super().__getattr__(name)
 
     @property
     def denoiser(self) -> Any:
@@ -176,11 +252,19 @@ class SpectralDiffusionPipeline(ImageReader, DiffusionPipeline):
                   takes those of `at`, or 5, 15 and 25 percent of the schedule. Memory grows with their number for the
                   affinities `cosine` and `knn`.
                 - `num_noise_samples` (1): how often to draw noise at each timestep.
-                - `prompt`: None takes that of `at`, or the empty prompt, which suits most images best.
+                - `prompt`: None takes that of `at`, or the empty prompt, which suits most images best. In its place
+                  `prompt_embeds`, with `pooled_prompt_embeds`, `prompt_attention_mask` and others that the denoiser's
+                  own pipeline takes; text encoders are not needed then. There is no guidance, and so nothing negative.
                 - `seed`: seeds the start of the solver and, together with the pixels of the image, its noise; None
                   takes that of `at`, or 0.
                 - `generator`: source of the noise; a list holds one per image. One for many images is drawn from in
-                  turn.
+                  turn, so that the noise of an image depends on the batch size.
+                - `batch_size` (1): so many images of one size go through the denoiser at once.
+                - `output_type` ("pil"): "pil" returns pictures and tensors; "np" and "pt" return label maps and masks
+                  (True inside) as arrays or tensors, "np" all numbers as arrays.
+                - `callback_on_step_end`: called as `callback(pipe, step, timestep, tensors)` after each timestep of a
+                  batch. `callback_on_step_end_tensor_inputs` names its tensors: "latents" (those of the images, without
+                  noise) and "prompt_embeds"; those that it returns are read at the timesteps to come.
                 - `layer_weights` and `heads`: see `SpectralConfig`. All timesteps and noise samples of a layer share
                   its weight.
                 - `basis`: fitted at the same timesteps, prompt and seed.
@@ -192,37 +276,53 @@ class SpectralDiffusionPipeline(ImageReader, DiffusionPipeline):
         Raises:
             SpectralError: If an argument is out of range, or a picture cannot be read.
         """
+        prompts.refuse_negative(settings)
         require_known(settings, DiffusionSettings.__annotations__)
-        said: dict[str, Any] = {"num_noise_samples": 1, **self._told, **settings}
+        said: dict[str, Any] = {"num_noise_samples": 1, "output_type": "pil", **self._told, **settings}
         own = {name: said[name] for name in CALL_SETTINGS & settings.keys() - {"seed"}}
         found = over_defaults({name: self._told[name] for name in CALL_SETTINGS & self._told.keys()}, own)
         seed = found["seed"] = self._seed if said.get("seed") is None else said["seed"]
         configs, basis = configs_of(found), found.get("basis")
         if basis is None:
             check_pathways(self.family, [config.pathway for config in configs])
+        forms = ("pil",) if found.get("as_json") else get_args(OutputType)
+        require_one_of("output_type", said["output_type"], forms)
         num_noise_samples = require_positive_int("num_noise_samples", said["num_noise_samples"])
+        batch_size = checked_batching({"batch_size": said.get("batch_size")})["batch_size"] or 1
+        step_end = (said.get("callback_on_step_end"), said.get("callback_on_step_end_tensor_inputs"))
+        on_step_end = StepEnd.of(*step_end, self._callback_tensor_inputs)
         is_many = isinstance(image, (list, tuple))
         images = list(image) if is_many else [image]
         generators = noise_of.given_generators(said.get("generator"), len(images))
         if not images:
             return []
-        reading = self._reading_at(said.get("timesteps"), said.get("prompt"), seed)
+        reading = self._reading_of({**settings, "seed": seed})
         if basis is not None:
             basis.check_backbone(reading.describe(self, basis.backbone.get("resolution")))
-        cut = {name: found[name] for name in CUT_NAMES & found.keys()}
+        how = {"output_type": said["output_type"], "return_dict": said.get("return_dict", True)}
+        how |= {name: found[name] for name in CUT_NAMES & found.keys()}
         outputs = []
         with undoing(self.maybe_free_model_hooks):
-            for source, generator in zip(images, generators, strict=True):
-                prepared = self.preprocess(source, found.get("resolution"), found.get("timeout"))
-                analysis = Analysis(found, 1)
-                steps = self.progress_bar(reading.timesteps * num_noise_samples)
-                reading.record(self, [prepared], analysis.add, analysis.layers, [generator], steps)
-                (results,) = analysis.results([prepared])
-                outputs.append(outputs_of(results, prepared, reading.timesteps, said.get("return_dict", True), **cut))
+            for start in range(0, len(images), batch_size):
+                sources = images[start : start + batch_size]
+                batch = [self.preprocess(one, found.get("resolution"), found.get("timeout")) for one in sources]
+                results: dict[int, list[SpectralResult]] = {}
+                for positions in self.grouped(batch):
+                    group, own_noise = [batch[one] for one in positions], [generators[start + one] for one in positions]
+                    analysis = Analysis(found, len(group))
+                    steps = self.progress_bar(reading.timesteps * num_noise_samples)
+                    reading.record(self, group, analysis.add, analysis.layers, own_noise, steps, on_step_end)
+                    results |= zip(positions, analysis.results(group), strict=True)
+                outputs += [
+                    outputs_of(results[position], prepared, reading.timesteps, **how)
+                    for position, prepared in enumerate(batch)
+                ]
         return outputs if is_many else outputs[0]
 
     @plain_torch()
-    def generate(self, prompt: str, steps: Sequence[int] | None = None, **settings: Any) -> GeneratedOutput:
+    def generate(
+        self, prompt: str | None = None, steps: Sequence[int] | None = None, **settings: Any
+    ) -> GeneratedOutput:
         """Make a picture from a prompt by the host's own pipeline, and solve one problem per denoising step.
 
         Example:
@@ -230,10 +330,12 @@ class SpectralDiffusionPipeline(ImageReader, DiffusionPipeline):
             >>> made.image, made.outputs[0].eigenvectors
 
         Args:
-            prompt: What to make.
+            prompt: What to make; None with `prompt_embeds` and what the host takes beside them.
             steps: Denoising steps, the first being 0; None means all.
             **settings: Those of a call that are of the problem and of segmentation; all others, such as
-                `num_inference_steps`, `guidance_scale`, `height`, `width` and `generator`, are handed to the host.
+                `num_inference_steps`, `guidance_scale`, `height`, `width`, `negative_prompt`, `generator` and
+                `callback_on_step_end`, are handed to the host. `output_type` ("pil") holds for the picture, and for
+                the outputs as in a call; with "latent" no picture is decoded, and label maps are of the token grid.
 
         Returns:
             The picture, and for each step what a call returns for a picture.
@@ -245,7 +347,8 @@ class SpectralDiffusionPipeline(ImageReader, DiffusionPipeline):
         kept = {name: one for name, one in self._told.items() if name in _OF_GENERATION}
         found = over_defaults({**kept, "seed": self._seed}, own)
         check_pathways(self.family, [config.pathway for config in configs_of(found)])
-        call = {name: one for name, one in settings.items() if name not in own}
+        call = {"output_type": self._told.get("output_type", "pil"), **settings}
+        call = {name: one for name, one in call.items() if name not in own}
         with undoing(self.maybe_free_model_hooks):
             return generated(self, prompt, steps, found, call)
 
@@ -277,13 +380,15 @@ class SpectralDiffusionPipeline(ImageReader, DiffusionPipeline):
             SpectralError: If a timestep lies outside the schedule or is there twice, the prompt cannot be read, or a
                 setting is unknown or out of range.
         """
-        require_known(settings, SETTINGS)
-        configs_of(settings)
-        settings = checked_batching(settings)
-        reading = self._reading_at(timesteps, prompt, self._seed if seed is None else seed)
+        named = {"timesteps": timesteps, "prompt": prompt, "seed": seed}
+        said = checked_defaults(settings) | {name: one for name, one in named.items() if one is not None}
+        reading = self._reading_of(said)
         reading.require_each_timestep_once()
         found = copy.copy(self)
-        found._reading, found._told = reading, {**self._told, **settings}
+        # A prompt takes the place of embeddings, and the other way round.
+        replaced = prompts.PROMPT_NAMES if prompts.PROMPT_NAMES & said.keys() else frozenset()
+        found._told = {name: one for name, one in self._told.items() if name not in replaced} | said
+        found._reading, found._num_uses = reading, self._lora.num_uses
         return found
 
     @property
@@ -363,26 +468,30 @@ class SpectralDiffusionPipeline(ImageReader, DiffusionPipeline):
         """Describe the models and what `at` has set, as a basis stores it: see `Reading.describe`."""
         return self._defaults.describe(self, resolution)
 
-    def _reading_at(self, timesteps: Sequence[float] | float | None, prompt: str | None, seed: int) -> Reading:
-        """Return how pictures are read; what is None comes from `at`, or else from the defaults."""
-        kept, seed = self._reading, require_seed(seed)
-        if timesteps is None and kept is not None:
-            steps = kept.timesteps
-        else:
-            steps = noise_of.checked_timesteps(timesteps, self.family, self.scheduler)
-        if prompt is None and kept is not None:
-            return Reading(steps, kept.prompt, seed, kept.condition)
-        return Reading(steps, prompt or "", seed, self.encode_prompt("" if prompt is None else prompt))
+    def _reading_of(self, said: Mapping[str, Any]) -> Reading:
+        """Return how pictures are read by a call; what is None comes from `at`, or else from the defaults."""
+        named = {name: self._told.get(name) if said.get(name) is None else said[name] for name in ("timesteps", "seed")}
+        steps = noise_of.checked_timesteps(named["timesteps"], self.family, self.scheduler)
+        seed = require_seed(0 if named["seed"] is None else named["seed"])
+        embeddings, prompt = prompts.given_embeddings(said), said.get("prompt")
+        if embeddings:
+            parts = (self.family, self.components, self.denoiser, embeddings, self._execution_device)
+            return Reading(steps, *prompts.condition_of(*parts), seed=seed)
+        if prompt is None and said is not self._told:
+            return dataclasses.replace(self._defaults, timesteps=steps, seed=seed)
+        prompt = "" if prompt is None else prompt
+        return Reading(steps, prompt, self.encode_prompt(prompt), seed)
 
     @property
     def _defaults(self) -> Reading:
-        if self._reading is None:  # Encoded once, not once per batch.
-            self._reading = self._reading_at(None, None, 0)
+        # Encoded once, not once per batch; and again after LoRA weights of the text encoders may have changed.
+        if self._reading is None or self._num_uses != self._lora.num_uses:
+            self._reading, self._num_uses = self._reading_of(self._told), self._lora.num_uses
         return self._reading
 
     @property
     def _seed(self) -> int:
-        return 0 if self._reading is None else self._reading.seed
+        return self._told.get("seed", 0)
 
     @property
     def _encoder(self) -> Any:

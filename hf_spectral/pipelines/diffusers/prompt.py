@@ -7,8 +7,11 @@ then exactly what the denoiser was trained with, templates, lengths and masks in
 from __future__ import annotations
 
 import functools
+import hashlib
+import inspect
 import logging
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypedDict
 
 import diffusers
 import torch
@@ -19,6 +22,120 @@ from hf_spectral.families.diffusers import Condition, DenoiserFamily, Noised
 from hf_spectral.restoring import evaluation_mode
 
 _logger = logging.getLogger(__name__)
+
+
+class PromptEmbeddings(TypedDict, total=False):
+    """A prompt that is encoded already, under the names that the host pipelines have for it."""
+
+    prompt_embeds: Any
+    prompt_embeds_2: Any
+    prompt_embeds_t5: Any
+    prompt_embeds_llama3: Any
+    prompt_embeds_mask: Any
+    prompt_attention_mask: Any
+    prompt_attention_mask_2: Any
+    pooled_prompt_embeds: Any
+
+
+#: The prompt, and what can be given in its place.
+PROMPT_NAMES = frozenset(PromptEmbeddings.__annotations__) | {"prompt"}
+
+
+def refuse_negative(settings: Mapping[str, Any]) -> None:
+    """Refuse what guidance is told to avoid, where there is no guidance.
+
+    Args:
+        settings: Arguments of a call by name.
+
+    Raises:
+        SpectralError: If a negative prompt or embeddings of it are among them.
+    """
+    if negative := sorted(name for name in settings if name.startswith("negative_")):
+        raise SpectralError(
+            negative[0],
+            expected="nothing negative: a picture is read without guidance",
+            got=", ".join(negative),
+            fix="Leave it out; `generate` takes it",
+        )
+
+
+def given_embeddings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the embeddings of a prompt that a call gives.
+
+    Args:
+        settings: Arguments of the call by name.
+
+    Returns:
+        Embeddings by name, those left out that are None.
+
+    Raises:
+        SpectralError: If a prompt is given beside them.
+    """
+    found = {name: settings[name] for name in PromptEmbeddings.__annotations__ if settings.get(name) is not None}
+    if found and settings.get("prompt") is not None:
+        raise SpectralError(
+            "prompt",
+            expected=f"None beside {', '.join(sorted(found))}",
+            got=repr(settings["prompt"]),
+            fix="Give the prompt or its embeddings",
+        )
+    return found
+
+
+def condition_of(
+    family: DenoiserFamily, components: dict[str, Any], denoiser: Any, given: Mapping[str, Any], device: torch.device
+) -> tuple[str, Condition]:
+    """Return embeddings of a prompt as the denoiser's own host pipeline passes them on.
+
+    Args:
+        family: Of the denoiser.
+        components: Text encoders and tokenizers by name; none has to be loaded.
+        denoiser: The denoiser.
+        given: Embeddings of one prompt by name, see `given_embeddings`.
+        device: Where to put them.
+
+    Returns:
+        A name that tells these embeddings from others, and what the denoiser is told.
+
+    Raises:
+        SpectralError: If the family takes no such embeddings or further ones, or they are of another shape.
+    """
+    host = prompt_host(family, components, denoiser)
+    taken = [] if host is None else inspect.signature(type(host).__call__).parameters
+    names = [name for name in PromptEmbeddings.__annotations__ if name in taken]
+    # The host drops a mask that leaves out nothing, and so may have given none.
+    missing = [name for name in names if name not in given and name != "prompt_embeds_mask"]
+    if wrong := sorted(given.keys() - set(names)) + missing:
+        raise SpectralError(
+            wrong[0],
+            expected=f"for {family.class_name} {', '.join(names) or 'no embeddings'}",
+            got=", ".join(sorted(given)),
+            fix="Give what encode_prompt of its own pipeline returns" if names else "Leave it out",
+        )
+    tensors = {name: one[0] if isinstance(one, list) and one else one for name, one in given.items()}
+    if not all(isinstance(one, Tensor) for one in tensors.values()):
+        got = ", ".join(f"{name} of type {type(one).__name__}" for name, one in given.items())
+        raise SpectralError("prompt_embeds", expected="tensors", got=got, fix="Give what encode_prompt returned")
+    condition = family.encode(host, None, device, **given).apply(lambda part: part.to(device))
+    own = family.zeros(denoiser.config)
+    for name, mine, zeros in (
+        ("prompt_embeds", condition.states, own.states),
+        ("pooled_prompt_embeds", condition.pooled, own.pooled),
+    ):
+        if zeros is None:
+            continue
+        fits = mine is not None and (mine.ndim, len(mine), mine.shape[-1]) == (zeros.ndim, 1, zeros.shape[-1])
+        if not fits:
+            raise SpectralError(
+                name,
+                expected=f"those of one prompt, {zeros.shape[-1]} channels wide",
+                got="none" if mine is None else f"shape {tuple(mine.shape)}",
+                fix="Encode one prompt, for all pictures, by the text encoders that belong to the denoiser",
+            )
+    content = hashlib.sha256()
+    for name in sorted(tensors):
+        content.update(tensors[name].detach().float().cpu().numpy().tobytes())
+    return f"embeddings {content.hexdigest()[:16]}", condition
 
 
 @torch.no_grad()
@@ -45,19 +162,36 @@ def encode_prompt(
     """
     if not isinstance(prompt, str):
         raise SpectralError("prompt", expected="one string", got=repr(prompt), fix="Give one prompt for all pictures")
-    host, arguments = family.prompt_host(denoiser)
-    if host is None:
+    if family.prompt_host(denoiser)[0] is None:
         if prompt:
             expected = f"'': {family.class_name} reads a class, no text"
             raise SpectralError("prompt", expected=expected, got=repr(prompt), fix="Leave it out")
         return Condition()
     if missing := missing_encoders(family, components, denoiser):
         return _zeros(family, denoiser, prompt, missing, device)
-    loaded: dict[str, Any] = {name: components.get(name) for name in _parts(family, denoiser)}
-    _refuse_too_long(family, [one for name, one in loaded.items() if name.startswith("tokenizer")], prompt)
-    encoder: Any = getattr(diffusers, host)(**loaded, vae=None, scheduler=None, **arguments)
-    with evaluation_mode(*(one for one in loaded.values() if isinstance(one, torch.nn.Module))):
+    parts = _parts(family, denoiser)
+    _refuse_too_long(family, [components.get(name) for name in parts if name.startswith("tokenizer")], prompt)
+    encoder = prompt_host(family, components, denoiser)
+    with evaluation_mode(*(one for one in map(components.get, parts) if isinstance(one, torch.nn.Module))):
         return family.encode(encoder, prompt, device)
+
+
+def prompt_host(family: DenoiserFamily, components: dict[str, Any], denoiser: Any) -> Any:
+    """Return the host pipeline that encodes prompts for a denoiser, around the components that are loaded.
+
+    Args:
+        family: Of the denoiser.
+        components: Text encoders and tokenizers by name, None where they are not loaded.
+        denoiser: The denoiser.
+
+    Returns:
+        The pipeline, without VAE and scheduler; None for a family that reads no prompt.
+    """
+    name, arguments = family.prompt_host(denoiser)
+    if name is None:
+        return None
+    loaded = {part: components.get(part) for part in _parts(family, denoiser)}
+    return getattr(diffusers, name)(**loaded, vae=None, scheduler=None, **arguments)
 
 
 def missing_encoders(family: DenoiserFamily, components: dict[str, Any], denoiser: Any) -> list[str]:

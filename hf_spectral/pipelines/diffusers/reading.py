@@ -29,15 +29,15 @@ class Reading:
 
     Args:
         timesteps: Timesteps at which the denoiser is run, from 0 (data) to noise.
-        prompt: The prompt.
-        seed: Seed of the noise, together with the pixels of each picture.
+        prompt: The prompt, or a name that tells embeddings that were given from others.
         condition: Embeddings of the prompt.
+        seed: Seed of the noise, together with the pixels of each picture.
     """
 
     timesteps: tuple[float, ...]
     prompt: str
-    seed: int
     condition: Condition
+    seed: int
 
     def require_each_timestep_once(self) -> None:
         """Reject repetitions: over a dataset, the timestep identifies a layer.
@@ -102,6 +102,7 @@ class Reading:
         layers: Iterable[int] | None,
         generators: Sequence[torch.Generator | None] | None = None,
         steps: Iterable[float] | None = None,
+        on_step_end: StepEnd | None = None,
     ) -> list[SkippedLayer]:
         """Run the denoiser once per step and pass each layer on as it arrives.
 
@@ -112,6 +113,7 @@ class Reading:
             layers: Indices of the layers to record; None means all.
             generators: A source of noise for each picture; None takes the picture's own.
             steps: The timesteps, as often as each is to be run; None runs each once.
+            on_step_end: Called after each of them.
 
         Returns:
             Layers that gave no record, with reasons.
@@ -130,7 +132,8 @@ class Reading:
 
         with blamed(pipe.denoiser, group[0]["read_size"], run_black):
             wanted = None if layers is None else tuple(layers)
-            return self._run(pipe, group, own, self.timesteps if steps is None else steps, on_record, wanted)
+            steps = self.timesteps if steps is None else steps
+            return self._run(pipe, group, own, steps, on_record, wanted, on_step_end)
 
     @torch.no_grad()
     def _run(
@@ -141,24 +144,79 @@ class Reading:
         steps: Iterable[float],
         on_record: Callable[[AttentionRecord], object],
         layers: Sequence[int] | None,
+        on_step_end: StepEnd | None = None,
     ) -> list[SkippedLayer]:
-        latents = torch.cat([prepared["latents"] for prepared in group])
+        latents, condition = torch.cat([prepared["latents"] for prepared in group]), self.condition
         skipped: list[SkippedLayer] = []
-        for step in steps:
+        for index, step in enumerate(steps):
             arguments = forward_arguments(
                 pipe.family,
                 pipe.denoiser,
                 noised(latents, step, pipe.family, pipe.scheduler, generators),
                 step / num_timesteps(pipe.scheduler),
                 torch.full((len(group),), told(step, pipe.scheduler), device=latents.device),
-                self.condition,
+                condition,
                 group[0]["read_size"],
             )
             hand_on = functools.partial(_hand_on, on_record, float(step))
             with half_precision_explained(), capture_attention(pipe.denoiser, hand_on, layers) as capture:
                 pipe.denoiser(**arguments, return_dict=False)
             skipped = capture.skipped
+            if on_step_end is not None:
+                latents, condition = on_step_end(pipe, index, step, latents, condition)
         return skipped
+
+
+@dataclasses.dataclass(frozen=True)
+class StepEnd:
+    """The host's `callback_on_step_end`, which sees tensors after each timestep and may replace them.
+
+    Args:
+        callback: Called with pipeline, index of the step, timestep and tensors by name; returns tensors by name.
+        names: Tensors that it is shown: "latents", the picture's own without noise, and "prompt_embeds".
+    """
+
+    callback: Callable[..., Mapping[str, Tensor] | None]
+    names: Sequence[str]
+
+    @classmethod
+    def of(cls, callback: Any, names: Sequence[str] | None, known: Sequence[str]) -> StepEnd | None:
+        """Check what a call says about its callback.
+
+        Args:
+            callback: A function, a `PipelineCallback`, which names its tensors, or None.
+            names: Names of tensors, or None for the latents.
+            known: All names that there are.
+
+        Returns:
+            None without a callback.
+
+        Raises:
+            SpectralError: If it cannot be called, a name is unknown, or there are names without a callback.
+        """
+        if callback is None and names is None:
+            return None
+        if not callable(callback):
+            raise SpectralError(
+                "callback_on_step_end",
+                expected="a function of pipeline, step, timestep and tensors by name",
+                got=repr(callback),
+                fix="Give def on_step_end(pipe, step, timestep, callback_kwargs): return callback_kwargs",
+            )
+        chosen = getattr(callback, "tensor_inputs", ("latents",) if names is None else tuple(names))
+        if unknown := sorted(set(chosen) - set(known)):
+            argument, expected = "callback_on_step_end_tensor_inputs", f"names among {', '.join(known)}"
+            raise SpectralError(argument, expected=expected, got=unknown, fix="Leave the others out")
+        return cls(callback, chosen)
+
+    def __call__(
+        self, pipe: Any, index: int, timestep: float, latents: Tensor, condition: Condition
+    ) -> tuple[Tensor, Condition]:
+        """Call back, and return what the next timestep reads."""
+        seen = {"latents": latents, "prompt_embeds": condition.states}
+        given = self.callback(pipe, index, timestep, {name: seen[name] for name in self.names}) or {}
+        states = given.get("prompt_embeds", condition.states)
+        return given.get("latents", latents), dataclasses.replace(condition, states=states)
 
 
 def digest(pixels: Tensor) -> int:

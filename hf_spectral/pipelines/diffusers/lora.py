@@ -1,0 +1,51 @@
+"""LoRA weights, by the methods that diffusers' own pipelines have for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers.loaders.lora_base import LoraBaseMixin
+from diffusers.utils import USE_PEFT_BACKEND
+
+from hf_spectral.errors import SpectralError
+from hf_spectral.pipelines.diffusers.prompt import prompt_host
+
+#: Methods and properties that the host's pipelines have for LoRA weights.
+NAMES = frozenset(name for name in vars(LoraBaseMixin) if not name.startswith("_"))
+
+
+class LoraHost:
+    """Loads LoRA weights by the host pipeline of a family, which changes the models that it shares."""
+
+    def __init__(self) -> None:
+        self._host: Any = None
+        #: Grows with every use, which may change what the text encoders answer.
+        self.num_uses = 0
+
+    def attribute(self, pipe: Any, name: str) -> Any:
+        """Return what the host pipeline has under a name.
+
+        Args:
+            pipe: The spectral pipeline, whose components are changed.
+            name: One of `NAMES`.
+
+        Returns:
+            A method or a value.
+
+        Raises:
+            SpectralError: If the host loads no LoRA weights for the family, or peft is not installed.
+        """
+        host = self._host or prompt_host(pipe.family, pipe.components, pipe.denoiser)
+        if not isinstance(host, LoraBaseMixin):
+            raise SpectralError(
+                name,
+                expected="a denoiser whose own pipeline loads LoRA weights",
+                got=pipe.family.class_name,
+                fix="Add an adapter to the denoiser itself: pipe.denoiser.add_adapter(...)",
+            )
+        if not USE_PEFT_BACKEND:
+            raise SpectralError(name, expected="the package peft", got="none", fix="Run: pip install peft")
+        shared = host.components.keys() & pipe.components.keys() - {"scheduler", "vae"}
+        host.register_modules(**{part: pipe.components[part] for part in shared})
+        self._host, self.num_uses = host, self.num_uses + 1
+        return getattr(host, name)
