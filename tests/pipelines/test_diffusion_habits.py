@@ -11,7 +11,7 @@ from diffusers.utils import dynamic_modules_utils
 from safetensors.torch import save_file
 
 import hf_spectral
-from hf_spectral import SpectralError
+from hf_spectral import SpectralError, UnsupportedBackboneError
 from hf_spectral.pipelines.diffusers import SpectralDiffusionPipeline
 from tests.families.denoisers import TINY, denoiser_of
 from tests.pipelines.tiny_diffusion import RESOLUTION, host_pipeline, spectral, vae
@@ -60,6 +60,22 @@ def test_from_pipe_takes_other_components_and_names_an_unknown_one():
     said = r"`pipeline`: expected models, schedulers and tokenizers, got names.*SpectralDiffusionPipeline\.from_pipe"
     with pytest.raises(SpectralError, match=said):
         SpectralDiffusionPipeline(host.scheduler, unet=("diffusers", "UNet2DConditionModel"))
+
+
+def test_a_denoiser_that_its_own_pipeline_always_shows_a_picture_to_edit_is_refused(tmp_path):
+    host = host_of("qwen_image")
+    editing = diffusers.QwenImageEditPipeline(**host.components, processor=None)
+    said = r"QwenImageTransformer2DModel \(QwenImageEditPipeline shows it further pictures"
+    with pytest.raises(UnsupportedBackboneError, match=said):
+        SpectralDiffusionPipeline.from_pipe(editing)
+    host.save_config(tmp_path)
+    index = tmp_path / "model_index.json"
+    index.write_text(index.read_text().replace("QwenImagePipeline", "QwenImageEditPlusPipeline"))
+    with pytest.raises(UnsupportedBackboneError, match="QwenImageEditPlusPipeline shows it further pictures"):
+        SpectralDiffusionPipeline.from_pretrained(tmp_path)
+    flux = host_pipeline("flux")  # Kontext makes pictures of prompts alone, too.
+    kontext = diffusers.FluxKontextPipeline(**flux.components)
+    assert torch.equal(maps(spectral(kontext)), maps(spectral(flux)))
 
 
 # From the names of diffusers to those of the first release of Stable Diffusion, for one layer per block.

@@ -84,6 +84,8 @@ class DenoiserFamily:
         text: Where text tokens stand in the layers that see them, relative to the image; None if no layer sees text.
         text_only: Start of the paths of layers that see text alone.
         rotates: True if layers rotate queries and keys after their projection.
+        other_pipelines: Pattern in the names of host pipelines whose denoisers, of this class and configured alike, are
+            always shown further pictures; None if there are none.
         where_refused: Why the layers cannot serve the `where` pathway, or None if they can.
         is_square: True if the denoiser reads squares only.
         default_side: Longer side in latents, where the configuration has no `sample_size`.
@@ -100,6 +102,7 @@ class DenoiserFamily:
     text: Literal["first", "last"] | None = None
     text_only: ClassVar[str | None] = None
     rotates: ClassVar[bool] = False
+    other_pipelines: ClassVar[str | None] = None
     where_refused: ClassVar[str | None] = None
     is_square: ClassVar[bool] = False
     default_side: ClassVar[int] = 64

@@ -19,6 +19,7 @@ class QwenImage(Packed):
     example = "Qwen/Qwen-Image"
     rotates = False
     max_prompt_tokens = 1024
+    other_pipelines = "Edit|Layered"
 
     def refusal(self, config: Any) -> str | None:
         """Refuse the models that are shown a picture to edit, or several layers of one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -109,7 +110,25 @@ def check_repository(repository: str | os.PathLike[str], given: Mapping[str, Any
     for part, found in present.items():
         denoiser_class = type(found) if part in given else found and class_of(part)
         if found and denoiser_class is not None:
-            _check_configs(family_of(denoiser_class), FrozenDict(config_of(part) or {}), config_of("vae"))
+            family = family_of(denoiser_class)
+            check_pipeline(family, index.get("_class_name"))
+            _check_configs(family, FrozenDict(config_of(part) or {}), config_of("vae"))
+
+
+def check_pipeline(family: DenoiserFamily, name: Any) -> None:
+    """Refuse a denoiser that its own pipeline shows more than a picture, where its configuration does not tell.
+
+    Args:
+        family: Of the denoiser.
+        name: Class of the host's pipeline that it belongs to.
+
+    Raises:
+        UnsupportedBackboneError: If it is shown further pictures.
+    """
+    if family.other_pipelines is not None and re.search(family.other_pipelines, str(name)):
+        reason = f"{name} shows it further pictures, which are edited or split"
+        refusal = UnsupportedBackboneError.of(family.class_name, reason, _EXPECTED, _OTHER_PIPELINE)
+        raise refusal
 
 
 def _check_configs(family: DenoiserFamily, config: Any, vae_config: Mapping[str, Any] | None) -> None:

@@ -26,6 +26,7 @@ from hf_spectral.pipelines.diffusers.generating import GeneratedOutput, generate
 from hf_spectral.pipelines.diffusers.latents import (
     check_components,
     check_pathways,
+    check_pipeline,
     check_repository,
     encode_image,
     geometry_of,
@@ -224,9 +225,11 @@ class SpectralDiffusionPipeline(ImageReader, FromSingleFileMixin, DiffusionPipel
 
         Raises:
             SpectralError: If a part is unknown, or missing that the denoiser needs.
+            UnsupportedBackboneError: If the denoiser cannot be read.
         """
         require_known(components, _COMPONENTS)
         found = cls(**{name: pipeline.components.get(name) for name in _COMPONENTS} | components)
+        check_pipeline(found.family, type(pipeline).__name__)
         if name_or_path := pipeline.config.get("_name_or_path"):
             found.register_to_config(_name_or_path=name_or_path)
         return found if dtype is None else found.to(dtype=dtype)
