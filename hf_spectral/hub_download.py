@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,9 @@ def located(source: str | os.PathLike[str], names: Iterable[str], argument: str,
     """
     require_source(source, argument)
     # A file is never the id of a repository, though `folder/file.safetensors` has the form of one.
-    is_id = isinstance(source, str) and _REPOSITORY.fullmatch(source) is not None and not Path(source).exists()
-    if is_id and not str(source).endswith(".safetensors"):
-        try:
+    if is_repository(source) and not Path(source).exists() and not str(source).endswith(".safetensors"):
+        with nor_here(argument):
             return fetch(str(source), names, **hub)
-        except SpectralError as error:
-            if error.argument != "repo_id":
-                raise
-            here = f"{error.got}; nor is there a file or folder of that name on this machine"
-            refusal = SpectralError(argument, expected=str(error.expected), got=here, fix=str(error.fix))
-        raise refusal from None  # `said_plainly` leaves out an error that may quote a token.
     path = Path(source)
     try:
         path.stat()
@@ -53,6 +47,30 @@ def located(source: str | os.PathLike[str], names: Iterable[str], argument: str,
             fix="Check the path",
         ) from error
     return path
+
+
+@contextlib.contextmanager
+def nor_here(argument: str) -> Iterator[None]:
+    """Let the Hub's refusal of a repository say that no file or folder of this machine has the name either.
+
+    Args:
+        argument: Name of the argument as the user wrote it.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        SpectralError: In place of one that names the argument `repo_id`.
+    """
+    try:
+        yield
+        return
+    except SpectralError as error:
+        if error.argument != "repo_id":
+            raise
+        here = f"{error.got}; nor is there a file or folder of that name on this machine"
+        refusal = SpectralError(argument, expected=str(error.expected), got=here, fix=str(error.fix))
+    raise refusal from None  # `said_plainly` leaves out an error that may quote a token.
 
 
 def require_source(source: Any, argument: str) -> Any:
@@ -78,6 +96,18 @@ def require_source(source: Any, argument: str) -> Any:
     return source
 
 
+def is_repository(value: Any) -> bool:
+    """Return whether a value has the form of the id of a repository, `user/name`.
+
+    Args:
+        value: Anything.
+
+    Returns:
+        True or False.
+    """
+    return isinstance(value, str) and _REPOSITORY.fullmatch(value) is not None
+
+
 def require_repository(repo_id: str, argument: str = "repo_id") -> None:
     """Check the id of a repository.
 
@@ -88,7 +118,7 @@ def require_repository(repo_id: str, argument: str = "repo_id") -> None:
     Raises:
         SpectralError: If it does not have the form `user/name`.
     """
-    if not isinstance(repo_id, str) or _REPOSITORY.fullmatch(repo_id) is None:
+    if not is_repository(repo_id):
         raise SpectralError(
             argument,
             expected="a name such as user/name",

@@ -35,7 +35,11 @@ def fit(
     pathway: Pathway = ...,
     num_eigenvectors: int | None = ...,
     image_column: str | None = ...,
+    split: str | None = ...,
+    streaming: bool = ...,
+    revision: str | None = ...,
     batch_size: int = ...,
+    num_workers: int = ...,
     layers: Sequence[int] | None = ...,
     resolution: int | None = ...,
     max_width: int | None = ...,
@@ -68,7 +72,11 @@ def fit(
     pathway: Pathway = "what",
     num_eigenvectors: int | None = None,
     image_column: str | None = None,
+    split: str | None = None,
+    streaming: bool = False,
+    revision: str | None = None,
     batch_size: int = 1,
+    num_workers: int = 0,
     layers: Sequence[int] | None = None,
     resolution: int | None = None,
     max_width: int | None = None,
@@ -104,13 +112,20 @@ def fit(
     Args:
         pipe: The pipeline of the backbone; of a diffusion model, `pipe.at(...)` tells timesteps and prompt, and
             all layers at all timesteps enter the one problem.
-        dataset: A `datasets.Dataset`, an `IterableDataset` (read twice, in the same order both times), or a folder of
-            pictures, subfolders included.
+        dataset: A folder of pictures, subfolders included; the id of a dataset on the Hub; a `datasets.Dataset` or
+            `IterableDataset`; a column or a `KeyDataset` of one; a list of images; a torch dataset; or a function
+            without arguments that returns a new iterator of images at every call. A string that names an existing
+            folder is that folder. The images are read twice, in the same order both times.
         pathway: "where" (queries with keys) or "what" (values with values).
         num_eigenvectors: How many, the trivial one among them. None takes 128, or all there are where fewer exist: the
             clusters of `transform` gain up to there, and each eigenvector costs 2 bytes per token of every row.
         image_column: Column of the pictures; None finds the only image column.
+        split: Of a dataset on the Hub, or of a `DatasetDict`; None takes the only one.
+        streaming: True reads a dataset of the Hub without storing it.
+        revision: Branch, tag or commit of a dataset on the Hub; None takes its main branch.
         batch_size: Images that are read together; those of one size run through the backbone at once.
+        num_workers: Threads that read images ahead of the backbone; 0 reads each when it is needed. The result is the
+            same.
         layers: Indices of the layers to use, negative ones from the end; None means all.
         resolution: Longer side in pixels at which pictures are read; None takes the backbone's image size.
         max_width: Bound on the width of the Gram matrix, for wide backbones; see `BasisAccumulator`.
@@ -150,17 +165,21 @@ def fit(
     # A denoiser that is offloaded layer by layer lies on the device "meta".
     accumulator = BasisAccumulator(config, max_width, device=with_float64(pipe.device))
     pipe.check_reading(resolution, config.layers, [pathway])
-    reader = Reader(pipe, dataset, image_column, batch_size, resolution, on_error, progress)
-    backbone = pipe.describe_backbone(resolution)
-    run = _Run(reader, accumulator, checkpoint_every)
-    if checkpoint_dir is not None:
-        # The number of eigenvectors is chosen when solving, and an image that failed may be skipped the next time.
-        settings = {**config.to_dict(), "max_width": accumulator.max_width, "batch_size": reader.batch_size}
-        settings |= {"backbone": backbone, "num_images": reader.source.length, "num_processes": reader.processes.count}
-        settings.pop("num_eigenvectors")
-        run.checkpoint = Checkpoint(Path(checkpoint_dir), settings, reader.processes.rank)
-    basis = run.basis(backbone, exactly=num_eigenvectors is not None)
-    report = reader.finish(basis.num_images)
+    hub: dict[str, Any] = {"split": split, "streaming": streaming, "revision": revision}
+    with Reader(
+        pipe, dataset, image_column, batch_size, resolution, on_error, progress, num_workers=num_workers, **hub
+    ) as reader:
+        backbone = pipe.describe_backbone(resolution)
+        run = _Run(reader, accumulator, checkpoint_every)
+        if checkpoint_dir is not None:
+            # The number of eigenvectors is chosen when solving, and an image that failed may be skipped the next time.
+            settings = {**config.to_dict(), "max_width": accumulator.max_width, "batch_size": reader.batch_size}
+            settings |= {"num_images": reader.source.length, "num_processes": reader.processes.count}
+            settings["backbone"] = backbone
+            settings.pop("num_eigenvectors")
+            run.checkpoint = Checkpoint(Path(checkpoint_dir), settings, reader.processes.rank)
+        basis = run.basis(backbone, exactly=num_eigenvectors is not None)
+        report = reader.finish(basis.num_images)
     basis = dataclasses.replace(basis, skipped=_listed(report.skipped))
     return (basis, report) if return_report else basis
 

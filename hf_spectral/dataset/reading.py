@@ -20,9 +20,11 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from hf_spectral.atomic import replacing
-from hf_spectral.checks import require_positive_int
+from hf_spectral.checks import require_int, require_positive_int
+from hf_spectral.dataset.ahead import Ahead
+from hf_spectral.dataset.opening import open_source
 from hf_spectral.dataset.processes import Processes
-from hf_spectral.dataset.source import Item, Skipped, open_source
+from hf_spectral.dataset.source import Find, Item, Skipped
 from hf_spectral.errors import SpectralError, UnsupportedBackboneError
 from hf_spectral.records import AttentionRecord, Pathway, SkippedLayer
 
@@ -39,6 +41,10 @@ class Backbone(Protocol):
     @property
     def device(self) -> torch.device:
         """Where the backbone is."""
+
+    @property
+    def prepares_with_model(self) -> bool:
+        """Whether `preprocess` runs a part of the model, so that only one thread at a time may call it."""
 
     @property
     def defaults(self) -> Mapping[str, Any]:
@@ -80,12 +86,16 @@ class Read:
     Args:
         item: Where it comes from.
         image: The picture, as given to `preprocess`.
-        prepared: The result of `preprocess`.
+        digest: Identity of its content.
+        prepared: The result of `preprocess`; empty before that.
+        error: Why it cannot be read, or None.
     """
 
     item: Item
     image: Any
-    prepared: dict[str, Any]
+    digest: bytes = _UNREADABLE
+    prepared: dict[str, Any] = dataclasses.field(default_factory=dict)
+    error: SpectralError | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +155,8 @@ class Reader:
         on_error: "raise" or "skip".
         progress: True shows a bar for each pass.
         whole_rows: False reads the column of pictures only.
+        num_workers: Threads that read images ahead; 0 reads each one when it is needed.
+        **hub: `split`, `streaming` and `revision`, as for `open_source`.
 
     Attributes:
         skipped: Images that were left out, by position.
@@ -165,13 +177,16 @@ class Reader:
         on_error: OnError,
         progress: bool = False,
         whole_rows: bool = False,
+        num_workers: int = 0,
+        **hub: Any,
     ) -> None:
         self._begun = time.perf_counter()
         if on_error not in get_args(OnError):
             raise SpectralError("on_error", expected="'raise' or 'skip'", got=repr(on_error), fix="Choose one of these")
         self.batch_size = require_positive_int("batch_size", batch_size)
         self.pipe, self.resolution, self.on_error, self.progress = pipe, resolution, on_error, progress
-        self.source = open_source(dataset, image_column, pipe.image_column, whole_rows)
+        self._ahead = Ahead(require_int("num_workers", num_workers, 0))
+        self.source = open_source(dataset, image_column, pipe.image_column, whole_rows, **hub)
         self.processes = Processes(pipe.device)
         self.skipped: dict[int, Skipped] = {}
         self.digests = bytearray()
@@ -208,14 +223,15 @@ class Reader:
             UnsupportedBackboneError: If the backbone can read no image at all.
         """
         self._is_first, self._count = is_first, 0
-        items = self.source.share(self.processes)
+        numbered = enumerate(self.source.share(self.processes))
+        reads = self._ahead.map(lambda one: self._found(one[1], is_compared_only=one[0] < done), numbered)
         with self.bar(title, self.source.share_length(self.processes), done) as bar:
-            for item in itertools.islice(items, done):
-                self._known(item)
-            while batch := list(itertools.islice(items, min(self.batch_size, sys.maxsize))):
+            for read in itertools.islice(reads, done):
+                self._compare(read)
+            while batch := list(itertools.islice(reads, min(self.batch_size, sys.maxsize))):
                 self._read(batch, opened, layers())
                 bar.update(len(batch))
-                yield batch
+                yield [read.item for read in batch]
         if self._count < len(self.digests) // DIGEST_BYTES:
             raise self._differs(f"{self._count} where there were {len(self.digests) // DIGEST_BYTES}")
 
@@ -232,6 +248,12 @@ class Reader:
         """
         shown = self.progress and self.processes.is_main
         return tqdm(desc=title, total=total, initial=done, unit="image", disable=not shown)
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ahead.close()
 
     def all_skipped(self) -> tuple[Skipped, ...]:
         """Return the images that were left out in any process, in the order of the dataset; all processes must call."""
@@ -253,52 +275,59 @@ class Reader:
             _logger.warning("Skipped %s: %s", one.name, one.reason)
         return FitReport(num_images, skipped, self.processes.count, time.perf_counter() - self._begun)
 
-    def _read(self, batch: Sequence[Item], opened: Opened, layers: list[int] | None) -> None:
-        read: list[Read] = []
-        for item in batch:
-            image, error = self._known(item)
-            if item.position in self.skipped:
+    def _found(self, find: Find, is_compared_only: bool) -> Read:
+        """Find one image and prepare it, as far as that may be done ahead by other threads."""
+        item = find()
+        read, image = Read(item, item.image, error=item.error), item.image
+        if item.error is not None:
+            return read
+        try:
+            if item.content is None:
+                image = self.pipe.read_image(image)
+            content, kind = (image.tobytes(), f"{image.size}") if item.content is None else (item.content, "")
+            digest = hashlib.blake2b(content, digest_size=DIGEST_BYTES, key=f"{item.mode}{kind}".encode()).digest()
+            read = Read(item, image, digest)
+            if is_compared_only or item.position in self.skipped:
+                return read
+            image = item.decoded(image)
+            if self.pipe.prepares_with_model:
+                return Read(item, self.pipe.read_image(image), digest)
+            return Read(item, image, digest, self.pipe.preprocess(image, resolution=self.resolution))
+        except SpectralError as error:
+            return dataclasses.replace(read, error=error)
+
+    def _read(self, batch: Sequence[Read], opened: Opened, layers: list[int] | None) -> None:
+        good: list[Read] = []
+        for read in batch:
+            self._compare(read)
+            if read.item.position in self.skipped:
                 continue
             try:
-                if error is not None:
-                    raise error
-                image = item.decoded(image)
-                read.append(Read(item, image, self.pipe.preprocess(image, resolution=self.resolution)))
+                if read.error is not None:
+                    raise read.error
+                prepared = read.prepared or self.pipe.preprocess(read.image, resolution=self.resolution)
+                good.append(dataclasses.replace(read, prepared=prepared))
             except UnsupportedBackboneError:
                 raise
-            except SpectralError as raised:
-                self._fail(item, raised)
-        for positions in self.pipe.grouped([one.prepared for one in read]):
-            self._run([read[position] for position in positions], opened, layers)
+            except SpectralError as error:
+                self._fail(read.item, error)
+        for positions in self.pipe.grouped([one.prepared for one in good]):
+            self._run([good[position] for position in positions], opened, layers)
 
-    def _known(self, item: Item) -> tuple[Any, SpectralError | None]:
+    def _compare(self, read: Read) -> None:
         """Note what an image is, or compare it with what it was.
-
-        Returns:
-            The image, as pixels where the dataset does not give it encoded, or the reason why it cannot be read.
 
         Raises:
             SpectralError: If it differs from what was read before.
         """
-        image, error, digest = item.image, item.error, _UNREADABLE
-        try:
-            if error is None and item.content is None:
-                image = self.pipe.read_image(image)
-        except SpectralError as raised:
-            error = raised
-        if error is None:
-            content, kind = (image.tobytes(), f"{image.size}") if item.content is None else (item.content, "")
-            digest = hashlib.blake2b(content, digest_size=DIGEST_BYTES, key=f"{item.mode}{kind}".encode()).digest()
         known = bytes(self.digests[self._count * DIGEST_BYTES :][:DIGEST_BYTES])
         self._count += 1
         if not known and self._is_first:
-            self.digests += digest
-        elif known != digest:
-            reason = f", which cannot be read now: {_without_path(str(error), item)}" if error is not None else ""
-            raise self._differs(
-                f"{item.name}{reason.removesuffix('.')}" if known else f"{item.name}, which is one more"
-            )
-        return image, error
+            self.digests += read.digest
+        elif known != read.digest:
+            name, error = read.item.name, read.error
+            reason = f", which cannot be read now: {_without_path(str(error), read.item)}" if error is not None else ""
+            raise self._differs(f"{name}{reason.removesuffix('.')}" if known else f"{name}, which is one more")
 
     def _differs(self, got: str) -> SpectralError:
         if self.is_restored:

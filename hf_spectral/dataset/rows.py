@@ -23,7 +23,8 @@ import filelock
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hf_spectral.atomic import replacing, writing
-from hf_spectral.dataset.source import printable, typed
+from hf_spectral.dataset.source import printable
+from hf_spectral.dataset.table import typed
 from hf_spectral.errors import SpectralError
 
 if TYPE_CHECKING:

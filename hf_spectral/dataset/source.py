@@ -1,29 +1,21 @@
-"""The images of a folder, a `datasets.Dataset` or an `IterableDataset`, numbered, encoded, in shares of processes."""
+"""The images of a dataset: numbered, encoded, in shares of processes, each with the reason if it cannot be read."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
-import itertools
+import functools
+import io
 import os
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from hf_spectral.dataset.folder import list_pictures
 from hf_spectral.dataset.processes import Processes
 from hf_spectral.errors import SpectralError, shown
-
-_ACCEPTED = "a datasets.Dataset, an IterableDataset or a folder of pictures"
-
-_PEEK_ROWS = 8
-
-FindColumn = Callable[[Mapping[str, Any], Iterable[str], "str | None"], str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +41,8 @@ class Item:
         position: Its place in the dataset, from 0.
         name: What messages and reports call it; no path of the machine.
         image: What the pipeline reads: the encoded picture, or whatever else the dataset gives.
-        row: All columns, images among them encoded and not decoded. Where `dataset.with_transform` is at work, the
-            column of pictures is missing unless the transform gives encoded ones.
+        row: All columns, images among them encoded and not decoded. Where the dataset gives pixels, as one with
+            `with_transform` does, the column of pictures is missing.
         content: The encoded picture; None where the dataset gives pixels or a URL.
         mode: PIL mode that `datasets.Image(mode=...)` asks for; "" for none.
         error: Why the dataset cannot give this image, or None.
@@ -82,9 +74,13 @@ class Item:
             return image.convert(self.mode)
         import datasets
 
-        with _explained(), warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with explained():
+            _require_modest(self.content)
             return datasets.Image(mode=self.mode).decode_example({"bytes": self.content, "path": None})
+
+
+#: Finds one image when it is called: whatever may be done by another thread, and in any order.
+Find = Callable[[], Item]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,19 +89,18 @@ class Source:
 
     Args:
         length: Number of images, or None for a stream.
-        features: Types of the columns of a `datasets` dataset; None for a folder.
+        features: Types of the columns of a `datasets` dataset; None for all others.
         column: The column of pictures.
-        item: Gives the image at a position; None for a stream.
-        stream: Gives every n-th image of a stream from a position on, in order; None unless it is a stream.
+        images: Gives the images at some positions, in order. What has to happen in order, and in one thread, happens
+            while it is iterated over; the rest happens when what it yields is called.
     """
 
     length: int | None
     features: Any
     column: str
-    item: Callable[[int], Item] | None
-    stream: Callable[[int, int], Iterator[Item]] | None = None
+    images: Callable[[slice], Iterator[Find]]
 
-    def share(self, processes: Processes) -> Iterator[Item]:
+    def share(self, processes: Processes) -> Iterator[Find]:
         """Iterate over the images of this process.
 
         A dataset of known length is cut into contiguous blocks; of a stream each process takes every n-th image, so
@@ -117,11 +112,10 @@ class Source:
         Returns:
             The images, in order.
         """
-        if self.stream is not None:
-            return self.stream(processes.rank, processes.count)
-        assert self.item is not None
-        assert self.length is not None
-        return map(self.item, processes.block(self.length))
+        if self.length is None:
+            return self.images(slice(processes.rank, None, processes.count))
+        block = processes.block(self.length)
+        return self.images(slice(block.start, block.stop))
 
     def share_length(self, processes: Processes) -> int | None:
         """Return the number of images of this process.
@@ -135,112 +129,28 @@ class Source:
         return None if self.length is None else len(processes.block(self.length))
 
 
-def open_source(dataset: Any, image_column: str | None, find_column: FindColumn, whole_rows: bool) -> Source:
-    """Recognize what a user calls a dataset.
+def item_of(
+    position: int, value: Any, row: Mapping[str, Any], column: str, mode: str = "", name: str | None = None
+) -> Item:
+    """Read the encoded picture that a value holds or names, once for all: for its identity, the backbone and the row.
 
     Args:
-        dataset: A folder, a `datasets.Dataset` or an `IterableDataset`.
-        image_column: Column of the pictures; None finds the only image column.
-        find_column: Resolves it.
-        whole_rows: False reads the column of pictures only.
-
-    Returns:
-        The source.
-
-    Raises:
-        SpectralError: If it is none of these, or is empty, or has no column of pictures.
-    """
-    if isinstance(dataset, (str, os.PathLike)):
-        return _of_folder(Path(dataset))
-    if isinstance(dataset, Mapping) and type(dataset).__module__.startswith("datasets."):
-        raise SpectralError(
-            "dataset",
-            expected="one split",
-            got=f"the splits {', '.join(map(str, dataset))}",
-            fix=f"Pass dataset[{next(iter(dataset), 'train')!r}]",
-        )
-    if not type(dataset).__module__.startswith("datasets.") or not hasattr(dataset, "cast_column"):
-        raise SpectralError("dataset", expected=_ACCEPTED, got=f"a {type(dataset).__name__}", fix="Give one of these")
-    return _of_dataset(dataset, image_column, find_column, whole_rows)
-
-
-def _of_folder(folder: Path) -> Source:
-    if not os.path.isdir(folder):  # Unlike `Path.is_dir` also of a name that no file can have.
-        raise SpectralError(
-            "dataset", expected=_ACCEPTED, got=repr(shown(str(folder))), fix="Check that the folder exists"
-        )
-    files = list_pictures(folder)
-    names = [printable(path.relative_to(folder).as_posix()) for path in files]
-
-    def item(position: int) -> Item:
-        name = names[position]
-        return _item(position, name, str(files[position]), {"file_name": name}, "image", "")
-
-    return Source(len(files), None, "image", item)
-
-
-def _of_dataset(dataset: Any, image_column: str | None, find_column: FindColumn, whole_rows: bool) -> Source:
-    import datasets
-
-    is_stream = not hasattr(dataset, "__len__")
-    if not is_stream and len(dataset) == 0:
-        raise none_left()
-    # A transform shows other pictures than the table holds. All other formats only change the container.
-    view = dataset if not is_stream and dataset.format["type"] == "custom" else None
-    plain = dataset.with_format(None)
-    features = _peeked(plain, until_known=whole_rows) if dataset.features is None else dataset.features.copy()
-    if not features and is_stream:
-        raise none_left()
-    known, names = (features, list(features)) if view is None else _seen(view, features)
-    column = find_column(known, names, image_column)
-    if not whole_rows:
-        features = type(features)({name: feature for name, feature in features.items() if name == column})
-        plain = plain.select_columns(list(features))
-    for name, feature in features.items():
-        # Encoded, an image (or a sound) passes through unchanged, and a corrupt one can be named.
-        if getattr(feature, "decode", False) and dataset.features is not None:
-            encoded = copy.copy(feature)
-            encoded.decode = False
-            plain = plain.cast_column(name, encoded)
-
-    if view is not None:
-
-        def seen(position: int) -> Item:
-            row = {name: value for name, value in plain[position].items() if name != column} if whole_rows else {}
-            try:
-                return _item(position, None, _shown(view, position, column), row, column)
-            except SpectralError as error:
-                return Item(position, f"image {position}", None, row, error=error)
-
-        return Source(len(dataset), type(features)({**features, column: datasets.Image()}), column, seen)
-    mode = getattr(features[column], "decode", False) and getattr(features[column], "mode", None)
-
-    def item(position: int, row: Mapping[str, Any] | None = None) -> Item:
-        row = plain[position] if row is None else row
-        return _item(position, None, row[column], row, column, mode or "")
-
-    if not is_stream:
-        return Source(len(dataset), features, column, item)
-
-    def stream(start: int, step: int) -> Iterator[Item]:
-        for position, row in itertools.islice(enumerate(plain), start, None, step):
-            yield item(position, row if dataset.features is not None else _encoded(row, features, position))
-
-    return Source(None, features, column, None, stream)
-
-
-def _item(position: int, name: str | None, value: Any, row: Mapping[str, Any], column: str, mode: str = "") -> Item:
-    """Read the encoded picture that a value holds or names, once for all: for its identity, the backbone and the row.
+        position: Place of the image in the dataset, from 0.
+        value: What the dataset gives as the picture.
+        row: The columns; without the column of pictures they get the encoded picture, if there is one.
+        column: The column of pictures.
+        mode: As in `Item`.
+        name: As in `Item`; None makes one.
 
     Returns:
         The image; its row holds the encoded picture, unless the column is one of names.
     """
-    path = value.get("path") if isinstance(value, Mapping) else value if isinstance(value, str) else None
-    path = printable(Path(shown(path).split("::")[0]).name) if path else None
+    path = value.get("path") if isinstance(value, Mapping) else value if isinstance(value, (str, os.PathLike)) else None
+    path = printable(Path(shown(os.fspath(path)).split("::")[0]).name) if path else None
     if name is None:
         name = f"image {position}" + (f" ({path})" if path else "")
     try:
-        with _explained():
+        with explained():
             value = np.asarray(value) if isinstance(value, list) else value
             content = _content(value)
     except SpectralError as error:
@@ -251,6 +161,26 @@ def _item(position: int, name: str | None, value: Any, row: Mapping[str, Any], c
     if column not in row or isinstance(row[column], Mapping):
         row = {**row, column: image}
     return Item(position, name, {**image, "path": name}, row, content, mode)
+
+
+def taken(position: int, give: Callable[[Any], Any], of: Any, row: Mapping[str, Any], column: str) -> Find:
+    """Take what a user's code gives as the picture, and leave the reading of it to whoever calls the result.
+
+    Args:
+        position: Place of the image in the dataset, from 0.
+        give: Gives the picture.
+        of: What it gives it for.
+        row: As for `item_of`.
+        column: As for `item_of`.
+
+    Returns:
+        A function that finds the image; it has the reason where `give` fails.
+    """
+    try:
+        with explained():
+            return functools.partial(item_of, position, give(of), row, column)
+    except SpectralError as error:
+        return functools.partial(Item, position, f"image {position}", None, row, error=error)
 
 
 def _content(value: Any) -> bytes | None:
@@ -271,116 +201,48 @@ def _content(value: Any) -> bytes | None:
     return Path(value).read_bytes()
 
 
+def _require_modest(content: bytes) -> None:
+    # Instead of turning Pillow's warning into an error: warnings are settings of all threads.
+    with Image.open(io.BytesIO(content)) as opened:
+        size, most = opened.size, Image.MAX_IMAGE_PIXELS
+    if most is not None and size[0] * size[1] > most:
+        raise ValueError(f"{size[0]} x {size[1]} pixels, above {most}: perhaps a decompression bomb")
+
+
 @contextlib.contextmanager
-def _refused(
+def refused(
     kinds: tuple[type[Exception], ...], argument: str, expected: str, fix: str, where: str = ""
 ) -> Iterator[None]:
-    """Turn errors of libraries and of the operating system into a SpectralError of one line."""
+    """Turn errors of libraries and of the operating system into a SpectralError of one line.
+
+    Args:
+        kinds: Types of the errors.
+        argument: Argument that the error names.
+        expected: What was expected.
+        fix: What to do.
+        where: Begins what came.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        SpectralError: In place of theirs.
+    """
     try:
         yield
     except kinds as error:
+        if isinstance(error, SpectralError):
+            raise
         reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = reason.removesuffix(".")
         raise SpectralError(argument, expected=expected, got=where + reason, fix=fix) from error
 
 
-def _explained() -> contextlib.AbstractContextManager[None]:
+def explained() -> contextlib.AbstractContextManager[None]:
     """Turn errors of Pillow, `datasets` and the file system into one that says that an image cannot be read."""
     kinds = (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError)
     expected = "a picture that opens, also by the transform of the dataset, if it has one"
-    return _refused(kinds, "image", expected, "Check that it opens in a viewer")
-
-
-def _shown(view: Any, position: int, column: str | None = None) -> Any:
-    """Return a row as `dataset.with_transform` shows it, or one column of it."""
-    with _explained():
-        row = view[position]
-    if column is None or column in row:
-        return row if column is None else row[column]
-    raise SpectralError(
-        "image_column",
-        expected=f"a column that the transform of the dataset gives: {', '.join(row)}",
-        got=repr(column),
-        fix="Pass image_column=..., or let the transform return this column",
-    )
-
-
-def _seen(view: Any, features: Any) -> tuple[dict[str, Any], list[str]]:
-    """Return the columns that `dataset.with_transform` shows, judged by the first row that it can show.
-
-    Raises:
-        SpectralError: If none of the first rows can be shown.
-    """
-    import datasets
-
-    for position in range(min(_PEEK_ROWS, len(view))):
-        with contextlib.suppress(SpectralError):
-            row = _shown(view, position)
-            own = {name: features[name] for name in row if name in features}
-            pictures = {name: datasets.Image() for name, value in row.items() if isinstance(value, Image.Image)}
-            return own | pictures, list(row)
-    _shown(view, 0)
-    return {}, []
-
-
-def _peeked(dataset: Any, until_known: bool) -> Any:
-    """Return the types of a stream's columns: what it holds shows only when its first rows are looked at.
-
-    Args:
-        dataset: A stream.
-        until_known: True reads on until every column has had a value that is not None.
-    """
-    import datasets
-    import pyarrow as pa
-
-    rows, schema = iter(dataset), None
-    while chunk := list(itertools.islice(rows, _PEEK_ROWS)):
-        names = dict.fromkeys(name for row in chunk for name in row)
-        if schema is not None:
-            names = dict.fromkeys(field.name for field in schema if _holds_null(field.type))
-        with typed():
-            columns = {name: [row.get(name) for row in chunk] for name in names}
-            found = datasets.Dataset.from_dict(columns).features.arrow_schema
-            schema = pa.unify_schemas([schema or found, found], promote_options="permissive")
-        if not until_known or not any(_holds_null(field.type) for field in schema):
-            break
-    return datasets.Features() if schema is None else datasets.Features.from_arrow_schema(schema)
-
-
-def _encoded(row: Mapping[str, Any], features: Any, position: int) -> dict[str, Any]:
-    """Encode a row of a stream that declares no types; refuse values that the types of its first rows would change."""
-    with typed(f"image {position}: "):
-        whole = {name: row.get(name) for name in features}
-        encoded: dict[str, Any] = features.encode_example(whole)
-        changed = [
-            name
-            for name, value in whole.items()
-            if isinstance(value, (bool, int, float, str)) and value == value and encoded[name] != value
-        ]
-        if changed := changed or sorted(row.keys() - features.keys()):
-            raise ValueError(f"other values than in the first rows: {', '.join(changed)}")
-    return encoded
-
-
-def _holds_null(kind: Any) -> bool:
-    import pyarrow as pa
-
-    return pa.types.is_null(kind) or any(_holds_null(kind.field(place).type) for place in range(kind.num_fields))
-
-
-def typed(where: str = "") -> contextlib.AbstractContextManager[None]:
-    """Turn errors of `datasets` and pyarrow into one that says that a value does not fit the type of its column.
-
-    Args:
-        where: Begins what came.
-
-    Returns:
-        A context manager that raises a SpectralError in place of theirs.
-    """
-    import pyarrow as pa
-
-    fix = "Give the stream its types: IterableDataset.from_generator(..., features=datasets.Features(...))"
-    kinds = (pa.ArrowException, ValueError, TypeError)
-    return _refused(kinds, "dataset", "values of one type in every column", fix, where)
+    return refused(kinds, "image", expected, "Check that it opens in a viewer")
 
 
 def printable(name: str) -> str:

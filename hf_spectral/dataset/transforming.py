@@ -55,7 +55,11 @@ def transform(
     walk: float | None = ...,
     output_dir: str | os.PathLike[str] | None = ...,
     image_column: str | None = ...,
+    split: str | None = ...,
+    streaming: bool = ...,
+    revision: str | None = ...,
     batch_size: int = ...,
+    num_workers: int = ...,
     on_error: OnError = ...,
     dtype: Literal["float16", "float32"] = ...,
     progress: bool = ...,
@@ -85,7 +89,11 @@ def transform(
     walk: float | None = None,
     output_dir: str | os.PathLike[str] | None = None,
     image_column: str | None = None,
+    split: str | None = None,
+    streaming: bool = False,
+    revision: str | None = None,
     batch_size: int = 1,
+    num_workers: int = 0,
     on_error: OnError = "raise",
     dtype: Literal["float16", "float32"] = "float16",
     progress: bool = True,
@@ -119,7 +127,7 @@ def transform(
 
     Args:
         pipe: The pipeline of the backbone that the basis was fitted on.
-        dataset: A `datasets.Dataset`, an `IterableDataset`, or a folder of pictures, subfolders included.
+        dataset: As for `fit`. Of a column, a list, a torch dataset and a function, the rows have the pictures alone.
         basis: The basis, or its folder.
         num_segments: Clusters to find over all images, at most 65,536; "auto" labels them with `basis.clusters`, found
             on other images; None writes no segmentation.
@@ -127,7 +135,12 @@ def transform(
         output_dir: A new or empty folder, or one that an interrupted call has left, whose rows are then written anew.
             None takes a temporary one, which is deleted once no dataset reads from it any more.
         image_column: Column of the pictures; None finds the only image column.
+        split: Of a dataset on the Hub, or of a `DatasetDict`; None takes the only one.
+        streaming: True reads a dataset of the Hub without storing it.
+        revision: Branch, tag or commit of a dataset on the Hub; None takes its main branch.
         batch_size: Images that are read together.
+        num_workers: Threads that read images ahead of the backbone; 0 reads each when it is needed. The result is the
+            same.
         on_error: "raise" names the image that fails; "skip" writes no row for it and lists it in the report.
         dtype: Of the eigenvectors' numbers.
         progress: True shows bars with images per second.
@@ -152,14 +165,26 @@ def transform(
     if walk is None:  # Clusters found before do not matter to those found now.
         walk = DEFAULT_WALK[basis.config.pathway] if kept is None else kept.walk
     basis.projector(walk)  # A wrong strength is refused here.
-    reader = Reader(pipe, dataset, image_column, batch_size, resolution, on_error, progress, whole_rows=True)
-    features = _features(reader.source, dtype, num_segments)
-    processes = reader.processes
-    with _shared_folder(output_dir, features, processes) as folder:
-        run = _Run(basis, walk, reader, RowWriter(folder, features, processes.rank))
-        rows = run.rows(num_segments, kept)
-        if num_segments is not None and output_dir is not None and processes.is_main:
-            basis.save_pretrained(folder / BASIS_FOLDER)
+    hub: dict[str, Any] = {"split": split, "streaming": streaming, "revision": revision}
+    with Reader(
+        pipe,
+        dataset,
+        image_column,
+        batch_size,
+        resolution,
+        on_error,
+        progress,
+        whole_rows=True,
+        num_workers=num_workers,
+        **hub,
+    ) as reader:
+        features = _features(reader.source, dtype, num_segments)
+        processes = reader.processes
+        with _shared_folder(output_dir, features, processes) as folder:
+            run = _Run(basis, walk, reader, RowWriter(folder, features, processes.rank))
+            rows = run.rows(num_segments, kept)
+            if num_segments is not None and output_dir is not None and processes.is_main:
+                basis.save_pretrained(folder / BASIS_FOLDER)
     if output_dir is None and processes.is_main:
         delete_with(rows, folder)
     report = reader.finish(len(rows))

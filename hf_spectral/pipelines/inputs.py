@@ -72,6 +72,8 @@ class ImageReader:
     """
 
     image_column = staticmethod(image_column)
+    #: Whether `preprocess` runs a part of the model, so that no two threads may call it at once.
+    prepares_with_model = False
 
     @defaults_hold
     def read_image(self, source: Any, timeout: float | None = None) -> Image.Image:

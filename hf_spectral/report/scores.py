@@ -310,7 +310,11 @@ def layer_report(
     pathways: Sequence[Pathway] = PATHWAYS,
     num_eigenvectors: int = 13,
     image_column: str | None = None,
+    split: str | None = None,
+    streaming: bool = False,
+    revision: str | None = None,
     batch_size: int = 1,
+    num_workers: int = 0,
     resolution: int | None = None,
     by_head: bool = False,
     max_images: int | None = None,
@@ -328,12 +332,19 @@ def layer_report(
 
     Args:
         pipe: The pipeline of the backbone.
-        dataset: A `datasets.Dataset`, an `IterableDataset` (read four times in the same order), or a folder of
-            pictures, subfolders included.
+        dataset: A folder of pictures, subfolders included; the id of a dataset on the Hub; a `datasets.Dataset` or
+            `IterableDataset`; a column or a `KeyDataset` of one; a list of images; a torch dataset; or a function
+            without arguments that returns a new iterator of images at every call. A string that names an existing
+            folder is that folder. The images are read four times, in the same order.
         pathways: "where", "what" or both.
         num_eigenvectors: Eigenvectors of each, the trivial one among them; scores are means over the others.
         image_column: Column of the pictures; None finds the only image column.
+        split: Of a dataset on the Hub, or of a `DatasetDict`; None takes the only one.
+        streaming: True reads a dataset of the Hub without storing it.
+        revision: Branch, tag or commit of a dataset on the Hub; None takes its main branch.
         batch_size: Images that are read together; all layers of a batch are in memory at once.
+        num_workers: Threads that read images ahead of the backbone; 0 reads each when it is needed. The result is the
+            same.
         resolution: Longer side in pixels at which pictures are read; None takes the backbone's image size.
         by_head: Treat every head as a layer of its own; all together is then the mean over all heads.
         max_images: Stop after about so many images; None takes all. A hundred give steady scores, four are needed.
@@ -350,25 +361,28 @@ def layer_report(
             fails and `on_error` is "raise", or fewer than four images are left.
     """
     pipe.check_reading(resolution, pathways=pathways)
-    reader = Reader(pipe, dataset, image_column, batch_size, resolution, on_error)
-    if reader.processes.count > 1:
-        raise SpectralError(
-            "accelerate",
-            expected="one process, since each layer's scores come from one place",
-            got=f"{reader.processes.count} processes",
-            fix="Start the report without `accelerate launch`; `max_images` bounds its time",
+    hub: dict[str, Any] = {"split": split, "streaming": streaming, "revision": revision}
+    with Reader(
+        pipe, dataset, image_column, batch_size, resolution, on_error, num_workers=num_workers, **hub
+    ) as reader:
+        if reader.processes.count > 1:
+            raise SpectralError(
+                "accelerate",
+                expected="one process, since each layer's scores come from one place",
+                got=f"{reader.processes.count} processes",
+                fix="Start the report without `accelerate launch`; `max_images` bounds its time",
+            )
+        report = score_layers(
+            functools.partial(_records, reader),
+            pathways,
+            num_eigenvectors,
+            by_head=by_head,
+            max_images=max_images,
+            max_width=max_width,
+            seed=seed,
+            progress=progress,
         )
-    report = score_layers(
-        functools.partial(_records, reader),
-        pathways,
-        num_eigenvectors,
-        by_head=by_head,
-        max_images=max_images,
-        max_width=max_width,
-        seed=seed,
-        progress=progress,
-    )
-    return dataclasses.replace(report, skipped=reader.finish(report.rows[0].num_images).skipped)
+        return dataclasses.replace(report, skipped=reader.finish(report.rows[0].num_images).skipped)
 
 
 def _records(reader: Reader) -> Iterator[Sequence[AttentionRecord]]:

@@ -7,10 +7,12 @@ import gc
 import inspect
 import io
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
+import threading
 import zipfile
 from pathlib import Path
 
@@ -20,6 +22,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from transformers.pipelines.pt_utils import KeyDataset
 
 import hf_spectral
 from hf_spectral import (
@@ -35,7 +38,7 @@ from hf_spectral import (
 from hf_spectral.capture import capture_attention
 from hf_spectral.dataset import rows
 from hf_spectral.dataset.folder import list_pictures
-from hf_spectral.dataset.source import open_source
+from hf_spectral.dataset.opening import open_source
 from hf_spectral.segmentation import label_image, semantic
 from tests.families.tiny_backbones import BACKBONES, PROCESSOR, build_dinov2, saved_backbone
 from tests.synthetic import photo
@@ -113,6 +116,137 @@ def test_every_kind_of_dataset_and_batch_gives_the_same(pipe, table, images, fol
     same(fit(pipe, named, num_eigenvectors=5, image_column="path", progress=False), basis)
 
 
+class Pairs(torch.utils.data.Dataset):
+    """Images with labels, as torchvision's datasets give them."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, place):
+        return self.images[place], place
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __init__(self, images):
+        self.images = images
+
+    def __iter__(self):
+        yield from self.images
+
+
+KINDS = {
+    "list": lambda table, images, folder: images,
+    "tuple of arrays": lambda table, images, folder: tuple(map(np.asarray, images)),
+    "array": lambda table, images, folder: np.stack(images),
+    "paths": lambda table, images, folder: sorted(folder.rglob("*.png")),
+    "bytes": lambda table, images, folder: list(map(png, images)),
+    "rows": lambda table, images, folder: [{"image": image, "label": 1} for image in images],
+    "column": lambda table, images, folder: table["picture"],
+    "inner column": lambda table, images, folder: table.map(lambda row: {"all": {"of": row["picture"]}})["all"]["of"],
+    "column of a stream": lambda table, images, folder: table.to_iterable_dataset()["picture"],
+    "KeyDataset": lambda table, images, folder: KeyDataset(table, "picture"),
+    "KeyDataset of a list": lambda table, images, folder: KeyDataset([{"a": image} for image in images], "a"),
+    "DatasetDict": lambda table, images, folder: datasets.DatasetDict(train=table),
+    "torch": lambda table, images, folder: Pairs(images),
+    "torch stream": lambda table, images, folder: Stream(images),
+    "function": lambda table, images, folder: lambda: iter(images),
+    "generator function": lambda table, images, folder: Stream(images).__iter__,
+    "function that gives rows": lambda table, images, folder: lambda: iter(table.rename_column("picture", "image")),
+}
+
+
+@pytest.fixture(scope="module")
+def few(pipe, tmp_path_factory):
+    """Four images of one size as a table, a list and a folder, and what they give."""
+    images, folder = [photo(60, 90, seed) for seed in range(4)], tmp_path_factory.mktemp("few")
+    for number, image in enumerate(images):
+        image.save(folder / f"{number}.png")
+    table = datasets.Dataset.from_dict({"picture": images}).cast_column("picture", datasets.Image())
+    basis = fit(pipe, table, num_eigenvectors=4, batch_size=2, progress=False)
+    return (table, images, folder), basis, transform(pipe, table, basis, progress=False)["eigenvectors"][:]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_input_gives_the_same_bits_read_ahead_or_not(pipe, few, tmp_path, kind):
+    forms, expected, eigenvectors = few
+    dataset, before = KINDS[kind](*forms), threading.active_count()
+    settings = {"num_eigenvectors": 4, "batch_size": 2, "progress": False, "checkpoint_dir": tmp_path}
+    found = fit(pipe, dataset, **settings, num_workers=2)
+    assert torch.equal(found.eigenvalues, expected.eigenvalues)
+    assert all(map(torch.equal, found.projections, expected.projections))
+    rows = transform(pipe, dataset, found, num_workers=1, progress=False)
+    assert rows["image_id"][:] == list(range(4))
+    assert rows["eigenvectors"][:] == eigenvectors
+    column = "picture" if "picture" in rows.column_names else "image"
+    assert [np.array_equal(*pair) for pair in zip(rows[column], forms[1], strict=True)] == [True] * 4
+    # Images are known by their content: the same call only solves, and other images are refused.
+    assert torch.equal(fit(pipe, dataset, **settings).eigenvalues, expected.eigenvalues)
+    with pytest.raises(
+        SpectralError, match="`checkpoint_dir`: expected (the images that it was made|a run of the same)"
+    ):
+        fit(pipe, forms[1][::-1], **settings)
+    assert threading.active_count() == before
+
+
+def test_a_folder_that_exists_comes_before_the_hub(pipe, images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "user" / "photos").mkdir(parents=True)
+    for number, image in enumerate(images):
+        image.save(tmp_path / "user" / "photos" / f"{number}.png")
+    assert fit(pipe, "user/photos", num_eigenvectors=3, progress=False).num_images == NUM_IMAGES
+    with pytest.raises(SpectralError, match="`split`: expected the id of a dataset on the Hub .*beside 'user/photos'"):
+        fit(pipe, "user/photos", split="train", progress=False)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_threads_that_read_ahead_end_after_errors_and_interrupts(pipe, images, monkeypatch, num_workers):
+    settings = {"num_eigenvectors": 3, "num_workers": num_workers, "progress": False}
+    before = threading.active_count()
+    broken = [*images[:3], b"no picture", *images[3:]]
+    with pytest.raises(SpectralError, match="got image 3: ") as caught:
+        fit(pipe, broken, **settings)
+    assert threading.active_count() == before
+    found, report = fit(pipe, broken, **settings, on_error="skip", return_report=True)
+    assert [one.position for one in report.skipped] == [3]
+    assert torch.equal(found.eigenvalues, fit(pipe, images, num_eigenvectors=3, progress=False).eigenvalues)
+
+    def failing():
+        yield from images[:3]
+        raise RuntimeError("the user's own")
+
+    with pytest.raises(RuntimeError, match="the user's own"):
+        fit(pipe, failing, **settings)
+    assert threading.active_count() == before
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipe, "records", interrupted)
+    for call in (fit, layer_report):
+        with pytest.raises(KeyboardInterrupt) as caught:
+            call(pipe, images, **settings)
+        assert threading.active_count() == before, caught
+    assert multiprocessing.active_children() == []
+
+
+def test_at_most_two_images_per_thread_are_read_ahead(pipe, images):
+    given, taken = [], []
+
+    def stream():
+        for number, image in enumerate(images * 3):
+            given.append(number)
+            yield image
+
+    original = pipe.records
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipe, "records", lambda *args: taken.append(len(given)) or original(*args))
+        fit(pipe, stream, num_eigenvectors=3, num_workers=1, progress=False)
+    assert all(ahead - place <= 3 for place, ahead in enumerate(taken[: 3 * NUM_IMAGES]))
+
+
 def test_layers_width_and_resolution_arrive(pipe, table):
     found = fit(pipe, table, num_eigenvectors=3, layers=[-2, 2], resolution=128, max_width=40, progress=False)
     assert [layer.index for layer in found.layers] == [1, 2]
@@ -138,11 +272,30 @@ def test_one_image_and_identical_images(pipe, table):
         (lambda table: table.remove_columns("picture"), {}, "among the columns label. Pass image_column"),
         (lambda table: table, {"image_column": "photo"}, "got 'photo', among the columns picture, label"),
         (
-            lambda table: datasets.DatasetDict(train=table),
+            lambda table: datasets.DatasetDict(train=table, test=table),
             {},
-            r"one split, got the splits train. Pass dataset\['train'\]",
+            r"`split`: expected one of the splits train, test, got none. Pass split='train'",
         ),
-        (lambda table: [1, 2], {}, "a folder of pictures, got a list"),
+        (lambda table: datasets.DatasetDict(a=table), {"split": "b"}, "one of the splits a, got 'b'. Pass split='a'"),
+        (lambda table: table, {"split": "train"}, "`split`: expected the id of a dataset on the Hub beside it"),
+        (lambda table: table, {"streaming": True}, "`streaming`: expected the id .* got True beside a Dataset"),
+        (
+            lambda table: str(Path(__file__).parent),
+            {"revision": "v1"},
+            "`revision`: expected the id .* got 'v1' beside",
+        ),
+        (lambda table: [1, 2], {}, "images that can be analyzed, got image 0: `image`: .* a int"),
+        (lambda table: [], {}, "`dataset`: expected at least one image, got none"),
+        (lambda table: 5, {}, "a folder of pictures, the id of .* got a int"),
+        (lambda table: table[0]["picture"], {}, "a list of images.* got a PngImageFile"),
+        (lambda table: np.asarray(table[0]["picture"]), {}, "a list of images.* got a ndarray"),
+        (lambda table: {"image": table["picture"]}, {}, "a list of images.* got a dict"),
+        (lambda table: iter(table), {}, "got a generator, which can be read once. Give a function that returns a new"),
+        (lambda table: map(str, "ab"), {}, "got a map, which can be read once"),
+        (lambda table: (lambda images: lambda: images)(iter("ab")), {}, "got a function, which can be read once"),
+        (lambda table: lambda number: [], {}, "a function that returns an iterator and needs no argument"),
+        (lambda table: [{"a": 1, "b": 2}], {}, "`image_column`: expected .* among the columns a, b"),
+        (lambda table: table, {"num_workers": -1}, "`num_workers`: expected an integer of at least 0"),
         (lambda table: "nowhere", {}, "got 'nowhere'. Check that the folder exists"),
         (lambda table: table, {"num_eigenvectors": 90}, "`num_eigenvectors`: expected at most the"),
         (lambda table: table, {"num_eigenvectors": 0}, "`num_eigenvectors`: expected an integer of at least 1"),
@@ -199,7 +352,7 @@ def test_a_folder_holds_what_pillow_opens_and_nothing_hidden_or_written_by_us(tm
     assert all(reason in line for reason in (*reasons, "1 links to nothing"))
     monkeypatch.setenv("RANK", "1")
     source = open_source(str(tmp_path), None, None, whole_rows=True)
-    assert [source.item(position).name for position in range(source.length)] == expected
+    assert [find().name for find in source.images(slice(None))] == expected
     assert len(caplog.messages) == 1
 
 

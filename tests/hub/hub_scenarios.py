@@ -230,6 +230,33 @@ def test_rows_go_and_come_back_also_as_a_stream(basis, rows, table, pipe):
     assert len(datasets.load_dataset("alice/rows")["train"]) == len(rows)
 
 
+def test_a_dataset_of_the_hub_is_fitted_by_its_name(pipe, table, basis, monkeypatch):
+    datasets.DatasetDict(train=table, test=table.select([1])).push_to_hub("alice/photos")
+    settings = {"split": "train", "num_eigenvectors": 4, "progress": False}
+    for more in ({}, {"streaming": True, "num_workers": 2}, {"split": "train[:4]"}, {"revision": "main"}):
+        same_basis(hf_spectral.fit(pipe, "alice/photos", **settings | more), basis)
+    rows = hf_spectral.transform(pipe, "alice/photos", basis, split="test", progress=False)
+    assert len(rows) == 1
+    table.push_to_hub("alice/two", "a")
+    table.push_to_hub("alice/two", "b")
+    for name, more, message in (
+        ("alice/photos", {"split": None}, "`split`: expected one of the splits train, test, got none"),
+        (
+            "alice/photos",
+            {"split": "nope"},
+            "expected a dataset that loads, for 'alice/photos', got Unknown",
+        ),
+        ("alice/photos", {"revision": "nope"}, "got none of that name in alice/photos"),
+        ("alice/absent", {}, "got no alice/absent on the Hub, or none that your token may see; nor is there a file or"),
+        ("alice/two", {}, "got Config name is missing. Check its split, or pass what datasets.load_dataset returns"),
+    ):
+        assert message in refusal(lambda: hf_spectral.fit(pipe, name, **settings | more))  # noqa: B023
+    with monkeypatch.context() as away:
+        away.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        away.setattr("datasets.config.HF_HUB_OFFLINE", True)
+        same_basis(hf_spectral.fit(pipe, "alice/photos", **settings), basis)
+
+
 def test_configurations_of_other_pathways_stand_beside_each_other(basis, rows, table, pipe):
     push_to_hub(rows, "alice/rows", basis=basis, details=CardDetails(license="mit"))
     where = hf_spectral.fit(pipe, table, pathway="where", num_eigenvectors=3, progress=False)

@@ -121,6 +121,7 @@ class SpectralDiffusionPipeline(ImageReader, FromSingleFileMixin, DiffusionPipel
     _told: Mapping[str, Any] = MappingProxyType({})  # What `at` has set.
     _reading: Reading | None = None  # The part of it that says how pictures are read, the prompt encoded.
     _num_uses = 0  # Of LoRA weights, when it was encoded.
+    prepares_with_model = True  # The VAE encodes the picture.
     model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->text_encoder_4->vae->unet->transformer"
     _optional_components = _COMPONENTS[1:]
     _callback_tensor_inputs = ["latents", "prompt_embeds"]  # noqa: RUF012 - the host's own form
