@@ -13,7 +13,7 @@ from hf_spectral.config import SpectralConfig
 from hf_spectral.dataset import FitReport, fit, transform
 from hf_spectral.errors import HFSpectralError, NotConvergedError, SpectralError, UnsupportedBackboneError
 from hf_spectral.grid import TokenGrid
-from hf_spectral.kept import Kept
+from hf_spectral.kept import Published
 from hf_spectral.pipelines import SpectralPathwaysPipeline, pipeline, read_image, register
 from hf_spectral.problem import JointProblem, build_problem
 from hf_spectral.records import AttentionRecord, Capture
@@ -77,11 +77,13 @@ if find_spec("diffusers") is None:
 register()
 
 
-def _publish(kept: Kept, repo_id: str, **settings: Any) -> Any:
-    return __getattr__("push_to_hub")(kept, repo_id, **settings)
+def _hub(name: str) -> Any:
+    from hf_spectral import hub
+
+    return getattr(hub, name)
 
 
-Kept._publish = _publish
+Published._hub = _hub
 
 
 def __dir__() -> list[str]:
@@ -92,9 +94,7 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> Any:
     """Import what few need when it is asked for: diffusers takes seconds, and pushing brings the cards with it."""
     if name in ("CardDetails", "push_space", "push_to_hub"):
-        from hf_spectral import hub
-
-        return getattr(hub, name)
+        return _hub(name)
     if name == "SpectralDiffusionPipeline":
         from hf_spectral.pipelines.diffusers import SpectralDiffusionPipeline
 

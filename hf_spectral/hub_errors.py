@@ -126,6 +126,9 @@ def _refusal_of(error: BaseException, repo_id: str) -> _Refusal | None:
     if name is not None:
         expected, got, fix = _REFUSALS[name]
         return expected, got.format(repo=repo_id), fix
+    if isinstance(error.__cause__, errors.BadRequestError):  # The check of a card, which the client words itself.
+        said = " ".join(str(error).split())
+        return f"a card that the Hub takes, for {repo_id}", said[:300], "Check the license and the other details"
     if isinstance(error, errors.HfHubHTTPError):
         status = error.response.status_code
         if status not in _REFUSALS:

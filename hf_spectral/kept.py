@@ -18,11 +18,35 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class Kept:
+class Published:
+    """Base of objects that are pushed to the Hub."""
+
+    # Returns a function of `hf_spectral.hub` by its name. It is set where the package is imported: imports go down
+    # only, and the room that writes to the Hub is far above.
+    _hub: ClassVar[Callable[[str], Callable[..., Any]]]
+
+    def push_to_hub(self, repo_id: str, **settings: Any) -> CommitInfo:
+        """Push to the Hub, with a card that explains how to load it again.
+
+        Example:
+            >>> basis.push_to_hub("user/name", private=True)
+
+        Args:
+            repo_id: Repository `user/name`, created if it does not exist.
+            **settings: `details`, `private`, `revision`, ..., see `hf_spectral.push_to_hub`.
+
+        Returns:
+            Information about the commit, including `commit_url` and `pr_url`.
+
+        Raises:
+            SpectralError: If the repository contains something else, or the Hub rejects the push.
+        """
+        return type(self)._hub("push_to_hub")(self, repo_id, **settings)
+
+
+class Kept(Published):
     """Base of objects that are saved to files and pushed to the Hub."""
 
-    # Set where the package is imported: imports go down only, and the room that writes to the Hub is far above.
-    _publish: ClassVar[Callable[..., Any]]
     # Files in a folder or a repository, and what messages say: the argument, what is expected, what to do.
     _files: ClassVar[tuple[str, ...]]
     _argument: ClassVar[str]
@@ -81,24 +105,6 @@ class Kept:
         except DAMAGE as error:
             got = f"{source}: {one_line(error)}"
             raise SpectralError(cls._argument, expected=cls._expected, got=got, fix=cls._fix) from error
-
-    def push_to_hub(self, repo_id: str, **settings: Any) -> CommitInfo:
-        """Push to the Hub, with a card that explains how to load it again.
-
-        Example:
-            >>> basis.push_to_hub("user/name", private=True)
-
-        Args:
-            repo_id: Repository `user/name`, created if it does not exist.
-            **settings: `details`, `private`, `revision`, ..., see `hf_spectral.push_to_hub`.
-
-        Returns:
-            Information about the commit, including `commit_url` and `pr_url`.
-
-        Raises:
-            SpectralError: If the repository contains something else, or the Hub rejects the push.
-        """
-        return type(self)._publish(self, repo_id, **settings)
 
 
 def shown_eigenvalues(eigenvalues: Any) -> str:

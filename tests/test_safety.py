@@ -143,7 +143,8 @@ def damaged_bases(folder):
     text = (folder / "config.json").read_text()
     values = json.loads(text)
     for name, changed in damaged_descriptions(values):
-        yield name, json.dumps(changed), content
+        if "model_type" in changed:  # Files of version 0.1 have none.
+            yield name, json.dumps(changed), content
     for size in (10**9, 2**62, INFINITY):
         yield f"resolution {size}", json.dumps(put(values, ("backbone", "resolution"), size)), content
     yield "extra key in a layer", json.dumps(put(values, ("layers", 0, "extra"), 1)), content
@@ -273,7 +274,7 @@ def test_names_inside_a_dataset_never_become_paths(tmp_path):
     assert len(rows) == len(names)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["deep"]
     assert [path.name for path in out.parent.iterdir()] == ["rows"]
-    assert all(path.suffix in (".arrow", ".json") for path in out.iterdir())
+    assert {path.name for path in out.iterdir() if path.suffix not in (".arrow", ".json")} == {"basis"}
     assert np.array_equal(np.asarray(rows[0]["image"]), np.asarray(photo(seed=0)))
     assert isinstance(rows[0]["image"], Image.Image)
 

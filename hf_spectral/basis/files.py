@@ -23,6 +23,8 @@ from hf_spectral.fingerprint import WEIGHTS, is_fingerprint
 from hf_spectral.tensor_files import Form, parse_json, read_tensors, read_text
 
 FORMAT = "hf_spectral.SpectralBasis/1"
+#: With this, transformers knows the `config.json` of a basis where it expects one of a model.
+MODEL_TYPE = "spectral-basis"
 CONFIG_NAME = "config.json"
 TENSORS_NAME = "basis.safetensors"
 #: Tensors of `Clusters`, stored by the names of its fields.
@@ -46,7 +48,7 @@ def write(folder: Path, described: dict[str, Any], tensors: dict[str, Tensor]) -
     """
     content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
     # The checksum tells a config beside the tensors of another run, as after a crash between the two.
-    described = {"format": FORMAT, "sha256": hashlib.sha256(content).hexdigest(), **described}
+    described = {"format": FORMAT, "model_type": MODEL_TYPE, "sha256": hashlib.sha256(content).hexdigest(), **described}
     text = json.dumps(described, indent=2, allow_nan=False, sort_keys=True)
     contents = {TENSORS_NAME: content, CONFIG_NAME: text.encode()}
     for name, content in contents.items():
@@ -88,6 +90,7 @@ def _parsed(text: str) -> dict[str, Any]:
     values = parse_json(text)
     checks: dict[str, Callable[[Any], bool]] = {
         "format": lambda value: value == FORMAT,
+        "model_type": lambda value: value == MODEL_TYPE,
         "sha256": lambda value: isinstance(value, str),
         "layers": lambda value: isinstance(value, list) and len(value) > 0,
         "weights": lambda value: isinstance(value, list) and all(is_number(weight) and weight > 0 for weight in value),
@@ -105,13 +108,14 @@ def _parsed(text: str) -> dict[str, Any]:
         "clusters": lambda value: value is None or _describes_clusters(value),
     }
     if isinstance(values, dict):
-        values.setdefault("clusters", None)  # A basis that has none does not mention them.
+        # A basis that has no clusters does not mention them, and one of version 0.1 does not mention its type.
+        values = {"clusters": None, "model_type": MODEL_TYPE, **values}
     if not isinstance(values, dict) or set(values) != set(checks):
         raise ValueError(f"{CONFIG_NAME} does not have the keys {', '.join(sorted(checks))}, and these only")
     for name, holds in checks.items():
         if not holds(values[name]):
             raise ValueError(f"{name} in {CONFIG_NAME} is {str(values[name])[:60]!r}")
-    values.pop("format")
+    del values["format"], values["model_type"]
     values["layers"] = tuple(_layer(layer) for layer in values["layers"])
     values["weights"] = tuple(float(weight) for weight in values["weights"])
     if len(values["weights"]) != len(values["layers"]) or abs(sum(values["weights"]) - 1) > 1e-6:

@@ -1,1 +1,4 @@
-"""The folder to name as `custom_pipeline` of diffusers; it ships with the package, and a Hub repository can hold it."""
+"""Modules that a repository of the Hub can hold: they name a pipeline's class and import the installed package.
+
+The folder itself may be named as `custom_pipeline` of diffusers.
+"""

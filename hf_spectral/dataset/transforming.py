@@ -113,8 +113,9 @@ def transform(
     - `segmentation`: PNG picture of the image's size, value = cluster, the same in every image, the largest 0; with a
       palette (mode "P"), beyond 256 clusters without one ("I;16"). Found
       by `segmentation.find_clusters` on a random sample of all tokens, and kept as `basis.clusters`: the pipeline, and
-      the Space, give any other image the same numbers by `pipe(image, basis=basis)`. With `output_dir`, the basis with
-      its clusters is written to its folder `basis` too.
+      the Space, give any other image the same numbers by `pipe(image, basis=basis)`
+
+    The basis, with its clusters, is written to the folder `basis` beside the rows, where `push_to_hub(rows)` finds it.
 
     Images are read as the dataset shows them (`dataset.with_transform` and `datasets.Image(mode=...)` are obeyed) and
     stored inside the rows, encoded as they were. Under `with_transform`, the column of pictures holds what was read, as
@@ -183,7 +184,7 @@ def transform(
         with _shared_folder(output_dir, features, processes) as folder:
             run = _Run(basis, walk, reader, RowWriter(folder, features, processes.rank))
             rows = run.rows(num_segments, kept)
-            if num_segments is not None and output_dir is not None and processes.is_main:
+            if processes.is_main:  # From there `push_to_hub` takes it.
                 basis.save_pretrained(folder / BASIS_FOLDER)
     if output_dir is None and processes.is_main:
         delete_with(rows, folder)

@@ -5,26 +5,36 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import logging
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
 from hf_spectral.basis import SpectralBasis
+from hf_spectral.errors import SpectralError
 from hf_spectral.fingerprint import WEIGHTS
+from hf_spectral.hub_errors import said_plainly
+from hf_spectral.pipelines import DEFAULT_BACKBONE, SpectralPathwaysPipeline
+from hf_spectral.pipelines.saved import SHIM_NAME, described
 from hf_spectral.pipelines.transformers.offline import OFFLINE_NAME
+from hf_spectral.records import PATHWAYS
 from hf_spectral.report import LayerReport
 from hf_spectral.result import SpectralResult
 
 if TYPE_CHECKING:
     import datasets
+    from huggingface_hub import HfApi
 
 LIBRARY = "hf-spectral"
 TAGS = ("interpretability", "segmentation", "spectral-clustering")
 #: The closest task of the Hub: a model that computes features of images.
 PIPELINE_TAG = "image-feature-extraction"
+#: What the Hub calls the license of files whose author states none.
+NO_LICENSE = "unknown"
 _SHOWN_EIGENVALUES = 12
+_logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +45,14 @@ class CardDetails:
         summary: Description of the images and of their origin, in Markdown.
         dataset: Id of the dataset on the Hub that contains the images.
         base_model: Id of the backbone on the Hub; None takes the backbone of the basis, if that is a repository id.
-        license: License identifier of the Hub for the pushed files; None states no license.
+        license: License identifier of the Hub for the pushed files, such as "cc-by-4.0". None takes the license on the
+            card of the backbone, or of `dataset` for rows, whose files hold its pictures; else "unknown". A push says
+            which it took.
         report: Scores of all layers, shown as a table and as a chart.
         examples: Photos with their results, `pipe(photo, basis=basis, return_result=True)["result"]`. The card shows
             the first one, visible to everyone with access to the repository.
+        license_name: Name of the license, where `license` is "other".
+        license_link: Address of its text, likewise.
 
     Example:
         >>> from hf_spectral import CardDetails
@@ -48,9 +62,51 @@ class CardDetails:
     summary: str | None = None
     dataset: str | None = None
     base_model: str | None = None
-    license: str | None = None
+    license: str | Sequence[str] | None = None
     report: LayerReport | None = None
     examples: Sequence[tuple[Image.Image, SpectralResult]] = ()
+    license_name: str | None = None
+    license_link: str | None = None
+
+
+def licensed(
+    details: CardDetails,
+    api: HfApi,
+    kind: Literal["model", "dataset"],
+    source: str | None,
+    before: Mapping[str, Any] | None = None,
+) -> CardDetails:
+    """Return the details with a license, and say which one was taken where the user states none.
+
+    Args:
+        details: Additional information from the user.
+        api: Client of the Hub with the token of the user.
+        kind: Type of the repository that the files come from, a backbone or a dataset.
+        source: Its id; None if it is not known.
+        before: Metadata of the card that an earlier push has left.
+
+    Returns:
+        Details whose license is not None.
+    """
+    if details.license is not None:
+        return details
+    found: Mapping[str, Any] = {}
+    if before is not None and before.get("license") not in (None, NO_LICENSE):
+        found, why = before, "as the card says already"
+    elif source is None:
+        why = f"since no {'backbone' if kind == 'model' else 'dataset'} on the Hub is named"
+    else:
+        try:
+            with said_plainly(source):
+                card = (api.model_info if kind == "model" else api.dataset_info)(source).card_data
+            found = {} if card is None else card.to_dict()
+            why = f"that of {source}" if found.get("license") else f"since the card of {source} states none"
+        except SpectralError as error:
+            why = f"since the card of {source} cannot be read: {error.got}"
+    names = ("license", "license_name", "license_link")
+    taken = {name: found.get(name) for name in names} if found.get("license") else {"license": NO_LICENSE}
+    _logger.warning("License: %s, %s. CardDetails(license=...), or --license, states another.", taken["license"], why)
+    return dataclasses.replace(details, **taken)
 
 
 def basis_context(basis: SpectralBasis, repo_id: str, details: CardDetails, pictures: Sequence[str]) -> dict[str, Any]:
@@ -92,6 +148,33 @@ def rows_context(
     return _of_basis(basis, repo_id, details, pictures) | own
 
 
+def pipeline_card(pipe: SpectralPathwaysPipeline, repo_id: str, details: CardDetails | None = None) -> str:
+    """Return the card of a pipeline.
+
+    Args:
+        pipe: The pipeline.
+        repo_id: Id of its repository, or the name of its folder.
+        details: Additional information from the user.
+
+    Returns:
+        Markdown text with metadata.
+    """
+    details, backbone = details or CardDetails(), pipe.describe_backbone()
+    basis: SpectralBasis | None = pipe.defaults.get("basis")
+    (entry,) = described(pipe.defaults, backbone).values()
+    context = {
+        "repo_id": repo_id,
+        "backbone": backbone,
+        "basis": None if basis is None else {**basis.config.to_dict(), "num_images": basis.num_images},
+        "pathway": (pipe.defaults.get("pathway") or "what") if basis is None else basis.config.pathway,
+        "settings": json.dumps(entry["defaults"], indent=2, sort_keys=True),
+        "shim": SHIM_NAME,
+        "base_model": base_model(backbone, details),
+        **_said(details),
+    }
+    return render("pipeline", context)
+
+
 def result_context(
     result: SpectralResult, repo_id: str, details: CardDetails, pictures: Sequence[str]
 ) -> dict[str, Any]:
@@ -129,13 +212,17 @@ def render(template: str, context: dict[str, Any]) -> str:
     """
     from huggingface_hub import ModelCardData
 
+    is_adapter = template == "basis" and context.get("base_model")
     metadata = ModelCardData(
         base_model=context.get("base_model"),
+        base_model_relation="adapter" if is_adapter else None,
         datasets=[context["dataset"]] if context.get("dataset") else None,
-        library_name=LIBRARY,
+        library_name="transformers" if template == "pipeline" else LIBRARY,
         license=context.get("license"),
+        license_name=context.get("license_name"),
+        license_link=context.get("license_link"),
         pipeline_tag=PIPELINE_TAG,
-        tags=[*TAGS, f"{context['pathway']}-pathway"],
+        tags=[*TAGS, f"{context['pathway']}-pathway"] if context["pathway"] in PATHWAYS else [*TAGS, LIBRARY],
     )
     return _templates().get_template(f"{template}.md").render(card_data=metadata.to_yaml(), **context)
 
@@ -177,8 +264,22 @@ def _of_basis(basis: SpectralBasis, repo_id: str, details: CardDetails, pictures
             for layer, weight in zip(basis.layers, basis.weights, strict=True)
         ],
         "settings": json.dumps(described, indent=2, sort_keys=True),
-        "base_model": details.base_model or (name if "/" in name else None),
+        "base_model": base_model(basis.backbone, details),
     }
+
+
+def base_model(backbone: Mapping[str, Any], details: CardDetails) -> str | None:
+    """Return the repository of a backbone.
+
+    Args:
+        backbone: What a pipeline says about it.
+        details: Additional information from the user, which comes first.
+
+    Returns:
+        Its id, or None if it came from a folder.
+    """
+    name = str(backbone.get("id") or "")
+    return details.base_model or (DEFAULT_BACKBONE if name == OFFLINE_NAME else name if "/" in name else None)
 
 
 def _of_solved(
@@ -193,8 +294,13 @@ def _of_solved(
         "num_eigenvectors": len(solved.eigenvalues),
         "eigenvalues": [round(value, 4) for value in solved.eigenvalues[:_SHOWN_EIGENVALUES].tolist()],
         "largest_residual": float(f"{float(solved.residuals.max()):.1e}"),
-        **{name: getattr(details, name) for name in ("summary", "dataset", "license")},
+        **_said(details),
     }
+
+
+def _said(details: CardDetails) -> dict[str, Any]:
+    names = ("summary", "dataset", "license", "license_name", "license_link")
+    return {name: getattr(details, name) for name in names}
 
 
 def _loaded_by(name: str, revision: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_spectral.errors import SpectralError
@@ -130,11 +131,11 @@ class Repository:
             fix="Choose another name; nothing was changed",
         )
 
-    def commit(self, files: Mapping[str, bytes], message: str) -> CommitInfo:
+    def commit(self, files: Mapping[str, bytes | Path], message: str) -> CommitInfo:
         """Write files in a single commit; other files remain unchanged.
 
         Args:
-            files: Contents by path.
+            files: Contents, or where these lie, by path.
             message: Commit message.
 
         Returns:

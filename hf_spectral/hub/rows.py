@@ -7,9 +7,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub import DatasetCard
+
 from hf_spectral.basis import SpectralBasis, as_basis
+from hf_spectral.dataset.rows import BASIS_FOLDER
 from hf_spectral.errors import SpectralError
-from hf_spectral.hub.cards import LIBRARY, TAGS, CardDetails, render, rows_context
+from hf_spectral.hub.cards import LIBRARY, TAGS, CardDetails, licensed, render, rows_context
 from hf_spectral.hub.figures import rows_pictures
 from hf_spectral.hub.repository import CARD_NAME, Repository
 from hf_spectral.hub_errors import said_plainly
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     import datasets
     from huggingface_hub import CommitInfo
 
+#: What the rows are for, in the words of the Hub.
+_TASK_CATEGORIES = ("image-segmentation", "image-feature-extraction")
 _SECTION = "<!-- hf-spectral: {name} -->\n{text}\n<!-- end of {name} -->"
 _SECTIONS = re.compile(r"<!-- hf-spectral: (\S+) -->\n(.*?)\n<!-- end of \1 -->", re.DOTALL)
 
@@ -31,7 +36,7 @@ def push_rows(
     Args:
         rows: The rows.
         repository: Repository to push to.
-        basis: Basis that the rows were computed with.
+        basis: Basis that the rows were computed with; None takes the one beside their files.
         details: Additional information for the card.
         message: Commit message; None describes the rows.
 
@@ -39,7 +44,8 @@ def push_rows(
         Information about the last commit.
 
     Raises:
-        SpectralError: If `rows` are not rows of `transform`, the basis is missing, or the Hub rejects the push.
+        SpectralError: If `rows` are not rows of `transform`, no basis lies beside their files and none is given, or the
+            Hub rejects the push.
     """
     if not {"eigenvectors", "shape"} <= set(getattr(rows, "column_names", None) or ()) or not hasattr(rows, "__len__"):
         raise SpectralError(
@@ -48,21 +54,33 @@ def push_rows(
             got=f"a {type(rows).__name__} with {getattr(rows, 'column_names', None)}",
             fix="Push what transform returned, or datasets.load_from_disk of its output_dir",
         )
-    if basis is None:
-        raise SpectralError(
-            "basis", expected="the basis that made the rows, which their card describes", got=None, fix="Pass basis=..."
-        )
-    basis = as_basis(basis)
+    basis = _basis_beside(rows) if basis is None else as_basis(basis)
     name = config_name(basis)
     others = {key: feature for key, feature in rows.features.items() if key != "segmentation"}
     pictures = rows_pictures(rows, image_column(others, list(others)), basis, name)
-    context = rows_context(rows, basis, repository.repo_id, details, name, sorted(pictures))
     repository.create()
     _require_own(repository)
     message = message or f"Push {len(rows)} rows, {name}, by hf-spectral"
     where = _push_shards(rows, repository, name, message)
-    card = rows_card(_fetch_card(where), context, details)
+    before = _fetch_card(where)
+    details = licensed(details, repository.api, "dataset", details.dataset, DatasetCard(before).data.to_dict())
+    context = rows_context(rows, basis, repository.repo_id, details, name, sorted(pictures))
+    card = rows_card(before, context)
     return where.commit({**pictures, CARD_NAME: card.encode()}, f"{message}: card")
+
+
+def _basis_beside(rows: datasets.Dataset) -> SpectralBasis:
+    """Return the basis that `transform` has written beside the files of its rows, from which others read too."""
+    folders = {Path(one["filename"]).parent / BASIS_FOLDER for one in rows.cache_files}
+    found = [folder for folder in folders if folder.is_dir()]
+    if len(found) != 1:
+        raise SpectralError(
+            "basis",
+            expected="rows that transform has written, with one basis beside their files",
+            got=f"{len(found) or 'none'} beside them",
+            fix="Pass basis=...: the card describes it",
+        )
+    return SpectralBasis.from_pretrained(found[0])
 
 
 def config_name(basis: SpectralBasis) -> str:
@@ -113,27 +131,28 @@ def _fetch_card(repository: Repository) -> str:
     return Path(path).read_text(encoding="utf-8")
 
 
-def rows_card(existing: str, context: dict[str, Any], details: CardDetails) -> str:
+def rows_card(existing: str, context: dict[str, Any]) -> str:
     """Add the section of a configuration to a card, or replace it.
 
     Args:
         existing: The existing card, with the YAML metadata of `datasets`.
         context: Values returned by `rows_context`.
-        details: Additional information from the user.
 
     Returns:
         The new card.
     """
-    from huggingface_hub import DatasetCard
-
     card = DatasetCard(existing)
     sections = dict(_SECTIONS.findall(card.text))
     sections[context["name"]] = render("rows_section", context)
     texts = [_SECTION.format(name=name, text=text) for name, text in sorted(sections.items())]
     card.text = render("rows", {**context, "sections": texts})
     card.data["tags"] = sorted({*(card.data.get("tags") or ()), LIBRARY, *TAGS})
-    if details.license:
-        card.data["license"] = details.license
-    if details.dataset:
-        card.data["source_datasets"] = [details.dataset]
+    name = re.sub(r"[-_]+", " ", context["repo_id"].rpartition("/")[2])
+    own = {"pretty_name": name[:1].upper() + name[1:], "task_categories": list(_TASK_CATEGORIES)}
+    stated = {name: context[name] for name in ("license", "license_name", "license_link") if context[name]}
+    if context["dataset"]:
+        stated["source_datasets"] = [context["dataset"]]
+    # What a user has written stays, unless it is stated anew.
+    for key, value in {**own, **{key: one for key, one in card.data.to_dict().items() if key in own}, **stated}.items():
+        card.data[key] = value
     return str(card)

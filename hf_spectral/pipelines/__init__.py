@@ -13,9 +13,10 @@ from transformers import pipeline as host_pipeline
 from hf_spectral.capture import unwrapped
 from hf_spectral.errors import SpectralError, shown
 from hf_spectral.hub_errors import connection_errors
+from hf_spectral.pipelines.backbone import TASK, backbone_of, basis_at
 from hf_spectral.pipelines.hosts import checked_device, diffusion_pipeline, host_of, in_transformers
 from hf_spectral.pipelines.images import read_image
-from hf_spectral.pipelines.transformers import TASK, SpectralPathwaysPipeline, register
+from hf_spectral.pipelines.transformers import SpectralPathwaysPipeline, register
 from hf_spectral.pipelines.transformers.offline import DEFAULT_BACKBONE
 from hf_spectral.tensor_files import DAMAGE, one_line
 from hf_spectral.torch_state import plain_torch
@@ -49,7 +50,9 @@ def pipeline(
     Args:
         task: "spectral-pathways", as for `transformers.pipeline`; or, in its place, the model.
         model: Repository id, folder, transformers or timm model, or diffusers pipeline; None takes DINOv2-small,
-            offline if the Hub is out of reach. A model object brings its image processor from where it was loaded.
+            offline if the Hub is out of reach. A model object brings its image processor from where it was loaded. The
+            repository or folder of a basis stands for the backbone that it was fitted on; the basis is then the
+            default of calls, until one says `basis=None`.
         **kwargs: `device` (default: the first accelerator, else the CPU), `dtype`, `device_map`, `revision`, `token`;
             besides, as for `transformers.pipeline` (the defaults of the call among them), or as for diffusers'
             `from_pretrained`.
@@ -73,7 +76,16 @@ def pipeline(
         checked_device(kwargs["device"])  # Before anything is loaded.
     model = unwrapped(getattr(model, "_orig_mod", model))  # What torch.compile made is run as it was before.
     try:
-        if host_of(model, *(kwargs.get(name) for name in ("revision", "token", "cache_dir"))) == "diffusers":
+        host = host_of(model, *(kwargs.get(name) for name in ("revision", "token", "cache_dir")))
+        if host == "basis":
+            basis = basis_at(model, kwargs)
+            model, revision = backbone_of(basis)
+            host = host_of(model, revision, *(kwargs.get(name) for name in ("token", "cache_dir")))
+            # A diffusion model reads images at the timesteps, with the prompt and with the noise of the fit.
+            names = {"timesteps": "timesteps", "prompt": "prompt", "seed": "noise_seed"} if host == "diffusers" else {}
+            fitted = {name: basis.backbone.get(stored) for name, stored in names.items()}
+            kwargs = {"basis": basis, **fitted, **kwargs, "revision": revision}
+        if host == "diffusers":
             return diffusion_pipeline(model, **kwargs)
         if (wrapped := in_transformers(model)) is not model:
             from transformers import ViTImageProcessor  # It says at once if torchvision is missing.
@@ -83,7 +95,8 @@ def pipeline(
         if not isinstance(model, (str, os.PathLike, NoneType, PreTrainedModel)):
             raise SpectralError(
                 "model",
-                expected="a repository, a folder, a transformers or timm model or a diffusers pipeline",
+                expected="a repository or folder of a model or basis, a transformers or timm model or a diffusers "
+                "pipeline",
                 got=f"a {type(model).__name__}",
                 fix="Give one of these",
             )

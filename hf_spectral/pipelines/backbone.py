@@ -12,9 +12,12 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 
+from hf_spectral.basis import SpectralBasis
 from hf_spectral.capture import attention_fingerprint, vision_tower
 from hf_spectral.errors import STRUCTURE_ERRORS, HFSpectralError, SpectralError, UnsupportedBackboneError
 from hf_spectral.tensor_files import one_line
+
+TASK = "spectral-pathways"
 
 
 def describe_backbone(model: Any, image_processor: Any, resolution: int | None = None) -> dict[str, Any]:
@@ -27,14 +30,16 @@ def describe_backbone(model: Any, image_processor: Any, resolution: int | None =
 
     Returns:
         `id` (repository, or the last part of a folder's name), `revision` (commit, if it came from the Hub and is
-        known), `model_type`, `hidden_size`, `num_layers`, `processor` (class), `resolution`, `attention_weights` (see
-        `attention_fingerprint`): JSON values.
+        known; both are of a saved pipeline those of the backbone that it was made with), `model_type`, `hidden_size`,
+        `num_layers`, `processor` (class), `resolution`, `attention_weights` (see `attention_fingerprint`): JSON values.
     """
     tower: Any = vision_tower(model)
     config = tower.config
+    saved = saved_entry(model.config).get("backbone")
+    name = str(getattr(model.config, "name_or_path", "") or "")
     return {
-        "id": public_name(str(getattr(model.config, "name_or_path", "") or "")),
-        "revision": getattr(model.config, "_commit_hash", None) or _cached_commit(model.config),
+        "id": public_name(name) if saved is None else saved.get("id"),
+        "revision": cached_commit(model.config) if saved is None else saved.get("revision"),
         "model_type": config.model_type,
         "hidden_size": _plain(getattr(config, "hidden_size", None)),
         "num_layers": _plain(getattr(config, "num_hidden_layers", None)),
@@ -43,6 +48,50 @@ def describe_backbone(model: Any, image_processor: Any, resolution: int | None =
         "resolution": resolution,
         "attention_weights": attention_fingerprint(model),
     }
+
+
+def basis_at(source: Any, hub: Mapping[str, Any]) -> SpectralBasis:
+    """Read the basis that is given in the place of a model.
+
+    Args:
+        source: Its folder or repository.
+        hub: Arguments of a host's `from_pretrained`, by name; those that concern the Hub are obeyed.
+
+    Returns:
+        The basis.
+
+    Raises:
+        SpectralError: If it cannot be read.
+    """
+    names = ("revision", "cache_dir", "token", "local_files_only")
+    return SpectralBasis.from_pretrained(source, **{name: hub[name] for name in names if hub.get(name) is not None})
+
+
+def backbone_of(basis: SpectralBasis) -> tuple[str, str | None]:
+    """Return where the backbone of a basis is loaded from.
+
+    Args:
+        basis: The basis, an adapter of that backbone.
+
+    Returns:
+        Repository id or folder, and its revision, if the basis knows one.
+
+    Raises:
+        SpectralError: If the basis names neither.
+    """
+    from hf_spectral.pipelines.transformers.offline import OFFLINE_NAME, offline_backbone
+
+    name, revision = basis.backbone.get("id"), basis.backbone.get("revision")
+    if name == OFFLINE_NAME:
+        return str(offline_backbone()), None
+    if isinstance(name, str) and name and ("/" in name or Path(name).is_dir()):
+        return name, None if revision is None else str(revision)
+    raise SpectralError(
+        "model",
+        expected="a basis that names the repository of its backbone",
+        got=f"one of {name!r}, which came from a folder" if name else "one that names none",
+        fix="Give both: pipeline(model=<the backbone>, basis=<the basis>)",
+    )
 
 
 @contextlib.contextmanager
@@ -115,8 +164,25 @@ def public_name(name: str) -> str:
     return Path(name.replace("\\", "/")).name if is_local else name
 
 
-def _cached_commit(config: Any) -> str | None:
+def saved_entry(config: Any) -> dict[str, Any]:
+    """Return what a saved pipeline has written into the configuration of its backbone, see `saved.described`.
+
+    Args:
+        config: Of any backbone.
+
+    Returns:
+        `defaults` and `backbone`, JSON values by name; empty for a backbone that is no saved pipeline.
+    """
+    tasks = getattr(config, "custom_pipelines", None)
+    entry = tasks.get(TASK) if isinstance(tasks, dict) else None
+    return {name: part for name, part in entry.items() if isinstance(part, dict)} if isinstance(entry, dict) else {}
+
+
+def cached_commit(config: Any) -> str | None:
     """Find the commit of a backbone in the cache it was loaded from: transformers no longer records it.
+
+    Args:
+        config: Of the backbone.
 
     Returns:
         The commit, if the cache holds one of this repository and no other.

@@ -1,9 +1,9 @@
-"""The host that a model belongs to, found by one small request and without loading the model."""
+"""The host that a model belongs to, found by small requests and without loading the model."""
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,14 +12,15 @@ import torch
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, RemoteEntryNotFoundError
 
+from hf_spectral.basis.files import FORMAT
 from hf_spectral.errors import SpectralError
 from hf_spectral.hub_errors import said_plainly
-from hf_spectral.tensor_files import one_line
+from hf_spectral.tensor_files import DAMAGE, one_line, parse_json
 
 if TYPE_CHECKING:
     from hf_spectral.pipelines.diffusers import SpectralDiffusionPipeline
 
-Host = Literal["transformers", "diffusers"]
+Host = Literal["transformers", "diffusers", "basis"]
 
 _DIFFUSERS_INDEX, _CONFIG = "model_index.json", "config.json"
 
@@ -30,7 +31,7 @@ def host_of(
     """Return the library that a model is loaded by.
 
     A folder is looked into; of a repository, the cache is asked first and then the Hub, whether it has a
-    `model_index.json`, a file of a few hundred bytes that every diffusers pipeline has.
+    `model_index.json`, a file of a few hundred bytes that every diffusers pipeline has, and else for its `config.json`.
 
     Args:
         model: Repository id, folder, model or pipeline; None is the default backbone.
@@ -39,10 +40,10 @@ def host_of(
         cache_dir: Folder of the downloads; None takes the shared one.
 
     Returns:
-        "transformers" or "diffusers".
+        "transformers" or "diffusers"; "basis" for a basis, which names its backbone.
 
     Raises:
-        SpectralError: If it belongs to neither, is a part of a diffusers pipeline, or cannot be found.
+        SpectralError: If it belongs to none of these, is a part of a diffusers pipeline, or cannot be found.
     """
     if model is None:
         return "transformers"
@@ -51,9 +52,7 @@ def host_of(
     index, config = _files_of(str(model), revision=revision, cache_dir=cache_dir, token=token)
     if index is not None:
         return "diffusers"
-    if config is not None:
-        _refuse_part(config, model)
-    return "transformers"
+    return "transformers" if config is None else _host_of_config(config, model)
 
 
 def in_transformers(model: Any) -> Any:
@@ -155,11 +154,14 @@ def _files_of(model: str, token: str | bool | None, **cache: Any) -> list[Path |
         return found
     try:
         index, config = (try_to_load_from_cache(model, name, **cache) for name in names)
-        # The Hub is asked only if the cache does not know whether the file exists; the answer is cached.
-        if index is None and not isinstance(config, str):
-            index = hf_hub_download(model, _DIFFUSERS_INDEX, token=token, **cache)
-    except RemoteEntryNotFoundError:
-        return [None, None]
+        # The Hub is asked only if the cache does not know whether a file exists; the answer is cached.
+        if not isinstance(config, str):
+            if index is None:
+                with contextlib.suppress(RemoteEntryNotFoundError):
+                    index = hf_hub_download(model, _DIFFUSERS_INDEX, token=token, **cache)
+            if config is None and not isinstance(index, str):
+                with contextlib.suppress(RemoteEntryNotFoundError):
+                    config = hf_hub_download(model, _CONFIG, token=token, **cache)
     except GatedRepoError as error:
         with said_plainly(model, "model"):
             raise error
@@ -168,13 +170,15 @@ def _files_of(model: str, token: str | bool | None, **cache: Any) -> list[Path |
     return [Path(one) if isinstance(one, str) else None for one in (index, config)]
 
 
-def _refuse_part(config: Path, model: Any) -> None:
+def _host_of_config(config: Path, model: Any) -> Host:
     try:
-        described = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _not_found(model, f"its {_CONFIG} cannot be read: {error}") from error
-    if isinstance(described, dict) and "_class_name" in described:
+        described = parse_json(config.read_text(encoding="utf-8"))
+    except DAMAGE as error:
+        raise _not_found(model, f"its {_CONFIG} cannot be read: {one_line(error)}") from error
+    described = described if isinstance(described, dict) else {}
+    if "_class_name" in described:
         raise _part_of_a_pipeline(f"{str(model)!r}, which holds a {described['_class_name']} alone")
+    return "basis" if described.get("format") == FORMAT else "transformers"
 
 
 def _not_found(model: Any, reason: str) -> SpectralError:

@@ -96,11 +96,29 @@ def configs_of(settings: Mapping[str, Any]) -> list[SpectralConfig]:
     return configs
 
 
-def over_defaults(defaults: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that hold in a call: what it says, None included, and else the pipeline's defaults.
+def merged(defaults: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is said, None included, and else the defaults.
 
-    A basis that the call names takes the place of the default settings of an image's own problem; `basis=None` drops
-    the default basis with its `walk`. Pictures are read at the resolution of the basis unless one is given.
+    A basis that is said takes the place of the default settings of an image's own problem; `basis=None` drops the
+    default basis with its `walk`.
+
+    Args:
+        defaults: Settings by name.
+        said: Settings by name, which come first.
+
+    Returns:
+        Settings by name.
+    """
+    replaced: frozenset[str] = frozenset()
+    if "basis" in said:
+        replaced = frozenset({"walk"}) if said["basis"] is None else SPECTRAL_NAMES | {"solver"}
+    return {name: value for name, value in defaults.items() if name not in replaced} | dict(said)
+
+
+def over_defaults(defaults: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that hold in a call, `merged` from what it says and the defaults of the pipeline.
+
+    Pictures are read at the resolution of the basis unless one is given.
 
     Args:
         defaults: Of the pipeline, by name.
@@ -113,10 +131,7 @@ def over_defaults(defaults: Mapping[str, Any], said: Mapping[str, Any]) -> dict[
         SpectralError: If the basis or the solver is none, or the call, or the defaults, name a basis
             and settings of an image's own problem.
     """
-    replaced: frozenset[str] = frozenset()
-    if "basis" in said:
-        replaced = frozenset({"walk"}) if said["basis"] is None else SPECTRAL_NAMES | {"solver"}
-    settings = {name: value for name, value in defaults.items() if name not in replaced} | dict(said)
+    settings = merged(defaults, said)
     solver = settings.get("solver")
     if isinstance(solver, str) and solver in SOLVERS:
         settings["solver"] = SOLVERS[solver]()

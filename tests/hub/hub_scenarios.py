@@ -13,6 +13,7 @@ import json
 import os
 import re
 import socket
+import subprocess
 import sys
 import traceback
 from pathlib import Path
@@ -90,6 +91,7 @@ def pipe():
     huggingface_hub.utils.disable_progress_bars()
     BACKBONES["dinov2"].model().push_to_hub(BACKBONE)
     PROCESSOR.push_to_hub(BACKBONE)
+    huggingface_hub.metadata_update(BACKBONE, {"license": "bsd-3-clause"}, overwrite=True)
     return hf_spectral.pipeline(BACKBONE)
 
 
@@ -214,14 +216,140 @@ def test_what_the_documentation_publishes_is_on_the_hub(tmp_path, monkeypatch, p
         assert "README.md" in on_the_hub(kind, name)["files"]
 
 
-def test_the_pipeline_of_transformers_takes_a_basis_of_the_hub(basis):
+def test_a_basis_stands_for_the_backbone_that_it_names(basis, pipe, tmp_path):
     basis.push_to_hub("alice/basis")
-    pipe = transformers.pipeline("spectral-pathways", model=BACKBONE, basis="alice/basis")
-    assert torch.equal(pipe(photo())["eigenvalues"], basis.eigenvalues)
+    basis.save_pretrained(tmp_path)
+    expected = pipe(photo(), basis=basis)["eigenvectors"]
+    for make in (transformers.pipeline, hf_spectral.pipeline):
+        assert torch.equal(
+            make("spectral-pathways", model=BACKBONE, basis="alice/basis")(photo())["eigenvectors"], expected
+        )
+        for place in ("alice/basis", str(tmp_path)):
+            found = make("spectral-pathways", model=place)
+            assert found.describe_backbone()["id"] == BACKBONE
+            assert torch.equal(found(photo())["eigenvectors"], expected)
+            own = found(photo(), basis=None, num_eigenvectors=5)["eigenvectors"]
+            assert torch.equal(own, pipe(photo(), num_eigenvectors=5)["eigenvectors"])
+    assert make("alice/basis", basis=None, pathway="where").defaults == {"basis": None, "pathway": "where"}
+    metadata = huggingface_hub.ModelCard.load("alice/basis").data.to_dict()
+    assert (metadata["base_model"], metadata["base_model_relation"]) == (BACKBONE, "adapter")
+
+
+def test_the_backbone_of_a_basis_is_the_commit_that_it_was_fitted_on(table):
+    BACKBONES["dinov2"].model().push_to_hub("alice/changing")
+    PROCESSOR.push_to_hub("alice/changing")
+    basis = hf_spectral.fit(hf_spectral.pipeline("alice/changing"), table, num_eigenvectors=3, progress=False)
+    basis.push_to_hub("alice/of-changing")
+    BACKBONES["dinov2"].model(seed=1).push_to_hub("alice/changing")
+    for make in (transformers.pipeline, hf_spectral.pipeline):
+        assert torch.equal(
+            make("spectral-pathways", model="alice/of-changing")(photo())["eigenvalues"], basis.eigenvalues
+        )
+    nameless = dataclasses.replace(basis, backbone={**basis.backbone, "id": "a-folder-elsewhere"})
+    nameless.push_to_hub("alice/nameless")
+    message = refusal(lambda: hf_spectral.pipeline("alice/nameless"))
+    assert (
+        "`model`: expected a basis that names the repository of its backbone, got one of 'a-folder-elsewhere'"
+        in message
+    )
+    with pytest.raises(ValueError, match="expected a basis that names the repository of its backbone"):
+        transformers.pipeline("spectral-pathways", model="alice/nameless")
+
+
+FRESH = """
+import sys, torch, transformers
+assert "hf_spectral" not in sys.modules
+sys.modules["hf_spectral"] = None  # As if it were not installed.
+try:
+    transformers.pipeline(model="alice/pipe", trust_remote_code=True)
+except ImportError as error:
+    assert "pip install hf-spectral" in str(error), error
+else:
+    raise AssertionError
+del sys.modules["hf_spectral"]
+found = {}
+for place in sys.argv[3:]:
+    pipe = transformers.pipeline(model=place, trust_remote_code=True)
+    assert type(pipe) is sys.modules["hf_spectral"].SpectralPathwaysPipeline
+    found[place] = repr(sorted({**pipe.defaults, "basis": None}.items())), pipe(sys.argv[2])["eigenvectors"]
+torch.save(found, sys.argv[1])
+"""
+
+
+def test_pipelines_are_pushed_and_saved_with_their_defaults(pipe, basis, tmp_path):
+    settings = {
+        "layers": [1, 2],
+        "num_eigenvectors": 5,
+        "temperature": 0.2,
+        "layer_weights": {1: 1.0, 2: 2.0},
+        "solver": hf_spectral.EigenSolver(dense_below=9),
+        "num_segments": 3,
+        "resolution": 48,
+        "batch_size": 2,
+    }
+    solving = hf_spectral.pipeline(BACKBONE, **settings)
+    left_out = dataclasses.replace(basis, skipped=("diary-3.png: a file that is not a picture",))
+    projecting = hf_spectral.pipeline(BACKBONE, basis=left_out, image_column="image")
+    solving.push_to_hub("alice/pipe", commit_message="A pipeline")
+    projecting.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id="alice/fitted")
+    solving.save_pretrained(tmp_path / "solving")
+    own = {"alice/pipe": solving, str(tmp_path / "solving"): solving}
+    own |= {"alice/fitted": projecting, str(tmp_path / "saved"): projecting}
+    photo().save(tmp_path / "photo.png")
+    command = [sys.executable, "-c", FRESH, tmp_path / "found.pt", tmp_path / "photo.png", *own]
+    subprocess.run(command, check=True)
+    found = torch.load(tmp_path / "found.pt")
+    for place, expected in own.items():
+        assert found[place][0] == repr(sorted({**expected.defaults, "basis": None}.items()))
+        assert torch.equal(found[place][1], expected(photo())["eigenvectors"])
+    # Here the package is imported, so that no code of the repository need be trusted.
+    for again, place in (
+        (transformers.pipeline(model="alice/pipe"), "alice/pipe"),
+        (transformers.pipeline("spectral-pathways", model=tmp_path / "solving"), "alice/pipe"),
+        (hf_spectral.pipeline("alice/fitted"), "alice/fitted"),
+    ):
+        assert torch.equal(again(photo())["eigenvectors"], found[place][1])
+        assert again.describe_backbone() == own[place].describe_backbone()
+    assert again.defaults["basis"].skipped == ()
+    assert hf_spectral.pipeline("alice/pipe").defaults == settings
+    assert hf_spectral.pipeline("alice/pipe", basis=basis).defaults == {
+        **{name: settings[name] for name in ("num_segments", "resolution", "batch_size")},
+        "basis": basis,
+    }
+    assert not hasattr(solving.model.config, "custom_pipelines")
+    there = on_the_hub("model", "alice/fitted")["files"]
+    names = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "spectral_pathways.py"}
+    assert set(there) == names | {".gitattributes", "basis/config.json", "basis/basis.safetensors"}
+    card = huggingface_hub.ModelCard.load("alice/pipe")
+    assert (card.data.base_model, card.data.license, card.data.library_name) == (
+        BACKBONE,
+        "bsd-3-clause",
+        "transformers",
+    )
+    assert json.loads(re.search(r"```json\n(.*?)```", card.text, re.DOTALL)[1])["num_eigenvectors"] == 5
+    assert on_the_hub("model", "alice/pipe")["titles"][1:] == ["A pipeline"]
+    message = refusal(lambda: solving.push_to_hub(BACKBONE))
+    assert "which holds something else" in message
+
+
+def test_what_no_file_can_hold_is_not_saved(pipe, tmp_path):
+    class Own(hf_spectral.EigenSolver):
+        pass
+
+    odd = pipe.__class__(model=pipe.model, image_processor=pipe.image_processor, solver=Own())
+    assert "`solver`: expected a default that a file can hold" in refusal(lambda: odd.save_pretrained(tmp_path / "odd"))
+    (tmp_path / "file").write_text("")
+    assert "`save_directory`: expected a folder" in refusal(lambda: pipe.save_pretrained(tmp_path / "file"))
+    assert not hasattr(pipe.model.config, "custom_pipelines")
+    newer = BACKBONES["dinov2"].model()
+    newer.config.custom_pipelines = {"spectral-pathways": {"defaults": {"unheard_of": 1}}}
+    message = refusal(lambda: pipe.__class__(model=newer, image_processor=PROCESSOR))
+    assert "`unheard_of`: expected one of the arguments affinity" in message
 
 
 def test_rows_go_and_come_back_also_as_a_stream(basis, rows, table, pipe):
-    push_to_hub(rows, "alice/rows", basis=basis, details=CardDetails(license="mit"))
+    push_to_hub(rows, "alice/rows", details=CardDetails(license="mit"))  # Their basis lies beside them.
+    assert basis.backbone["revision"] in huggingface_hub.DatasetCard.load("alice/rows").text
     same_rows(datasets.load_dataset("alice/rows", "tiny-dinov2-what", split="train"), rows)
     stream = datasets.load_dataset("alice/rows", "tiny-dinov2-what", split="train", streaming=True)
     for mine, theirs in zip(stream, rows, strict=True):
@@ -269,12 +397,43 @@ def test_configurations_of_other_pathways_stand_beside_each_other(basis, rows, t
     assert [one["config_name"] for one in card.data.dataset_info] == names
     assert {"hf-spectral", "interpretability"} <= set(card.data.tags)
     assert card.data.license == "mit"
+    assert card.data.pretty_name == "Rows"
+    assert card.data.task_categories == ["image-segmentation", "image-feature-extraction"]
     assert re.findall(r"^## (tiny.*)$", card.text, re.MULTILINE) == names
     files = on_the_hub("dataset", "alice/rows")["files"]
     assert all(f"images/{name}-eigenvectors.png" in files for name in names)
     assert datasets.get_dataset_config_names("alice/rows") == names
     same_rows(datasets.load_dataset("alice/rows", names[0], split="train"), rows)
     assert run_block(card.text)["row"]["shape"] == rows[0]["shape"]
+
+
+def test_a_license_that_nobody_states_is_looked_up_and_said(basis, rows, pipe, caplog):
+    of_photos = CardDetails(dataset="alice/photos")
+    datasets.Dataset.from_dict({"text": ["a"]}).push_to_hub("alice/photos")
+    huggingface_hub.metadata_update("alice/photos", {"license": "cc0-1.0"}, repo_type="dataset")
+    for push, license, why in (
+        (lambda: push_to_hub(basis, "alice/licensed"), "bsd-3-clause", f"that of {BACKBONE}"),
+        (lambda: push_to_hub(rows, "alice/licensed"), "unknown", "since no dataset on the Hub is named"),
+        (
+            lambda: push_to_hub(rows, "alice/licensed", details=CardDetails(dataset="alice/nothing")),
+            "unknown",
+            "since the card of alice/nothing cannot be read: no alice/nothing on the Hub",
+        ),
+        (lambda: push_to_hub(rows, "alice/licensed", details=of_photos), "cc0-1.0", "that of alice/photos"),
+        (lambda: push_to_hub(rows, "alice/licensed"), "cc0-1.0", "as the card says already"),
+    ):
+        caplog.clear()
+        push()
+        assert any(message.startswith(f"License: {license}, {why}") for message in caplog.messages)
+    huggingface_hub.metadata_update(BACKBONE, {"license": "other", "license_name": "own"}, overwrite=True)
+    push_to_hub(
+        pipe(photo(), return_result=True)["result"], "alice/licensed-3", details=CardDetails(base_model=BACKBONE)
+    )
+    data = huggingface_hub.ModelCard.load("alice/licensed-3").data
+    assert (data.license, data.license_name) == ("other", "own")
+    huggingface_hub.metadata_update(BACKBONE, {"license": "bsd-3-clause"}, overwrite=True)
+    for kind in (huggingface_hub.ModelCard, huggingface_hub.DatasetCard):
+        kind.load("alice/licensed").validate()
 
 
 def test_names_of_files_that_were_left_out_stay_at_home(basis):
@@ -602,7 +761,20 @@ def test_slow_answers(basis, tmp_path, monkeypatch):
 def test_what_cannot_be_pushed(basis, rows, table):
     assert "a SpectralBasis, the rows that transform returned" in refusal(lambda: push_to_hub(7, "alice/x"))
     assert "with the columns eigenvectors and shape" in refusal(lambda: push_to_hub(table, "alice/x", basis=basis))
-    assert "`basis`: expected the basis that made the rows" in refusal(lambda: push_to_hub(rows, "alice/x"))
+    of_the_hub = datasets.Dataset.from_list(list(rows), rows.features)
+    message = refusal(lambda: push_to_hub(of_the_hub, "alice/x"))
+    assert "`basis`: expected rows that transform has written, with one basis beside their files, got none" in message
+    for license in ("mine", "other"):
+        details = CardDetails(license=license)
+        for call in (
+            lambda: push_to_hub(basis, "alice/licenses", details=details),  # noqa: B023
+            lambda: push_to_hub(rows, "alice/licenses", details=details),  # noqa: B023
+        ):
+            message = refusal(call)
+            assert (
+                "expected a card that the Hub takes, for alice/licenses, got Invalid metadata in README.md" in message
+            )
+            assert '- "license' in message
     both = refusal(lambda: push_to_hub(basis, "alice/x", revision="a", create_pr=True))
     assert "none beside create_pr=True" in both
 

@@ -26,6 +26,37 @@ from fastapi import FastAPI, HTTPException, Request, Response
 TOKENS = {"hf_alicewrites": ("alice", "write"), "hf_alicereads": ("alice", "read"), "hf_bobwrites": ("bob", "write")}
 KINDS = {"models": "model", "datasets": "dataset", "spaces": "space"}
 LARGE = (".parquet", ".safetensors", ".png")
+# Values of a card's metadata that the Hub takes, as far as cards of this package may come near them: its documentation
+# of licenses, `PIPELINE_DATA` of huggingface.js, the specifications of cards, the reference of Spaces.
+LICENSES = frozenset(
+    re.findall(
+        r"\S+",
+        """
+        apache-2.0 mit openrail openrail++ bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0
+        bigcode-openrail-m afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc
+        cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0
+        cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0
+        cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 agpl-3.0 gfdl gpl
+        gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc lppl-1.3c ms-pl mpl-2.0 odc-by odbl osl-3.0 postgresql ofl-1.1 ncsa
+        unlicense zlib pddl lgpl-lr deepfloyd-if-license llama2 gemma unknown other
+        """,
+    )
+)
+TASKS = {"depth-estimation", "image-classification", "object-detection", "image-segmentation", "mask-generation"}
+TASKS |= {"image-feature-extraction", "image-to-image", "text-to-image", "unconditional-image-generation"}
+COLORS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+ALLOWED = {
+    "model": {
+        "license": LICENSES,
+        "pipeline_tag": TASKS,
+        "base_model_relation": {"adapter", "finetune", "merge", "quantized"},
+        "library_name": {"hf-spectral", "transformers", "diffusers"},
+    },
+    "dataset": {"license": LICENSES, "task_categories": TASKS},
+    "space": {"license": LICENSES, "sdk": {"gradio"}, "colorFrom": COLORS, "colorTo": COLORS},
+}
+REQUIRED = {"space": ("sdk",)}
+TEXTS = ("pretty_name", "title", "library_name", "license_name", "license_link", "sdk_version", "python_version")
 # A slash inside a revision arrives as %2F, which the server would take for a slash of the path.
 SLASH = "\u2215"
 
@@ -133,6 +164,42 @@ def described(path, file):
     return {"type": "file", "path": path, "oid": file.oid, "size": len(file.data), **large}
 
 
+def metadata(card):
+    """Return the metadata of a card."""
+    header = re.match(r"---\n(.*?)\n---", card, re.DOTALL)
+    return yaml.safe_load(header[1]) if header else {}
+
+
+def words(value):
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def objections(values, kind):
+    """Return what the Hub would object to in the metadata of a card; its lists are shortened to what is near to us."""
+    if not isinstance(values, dict):
+        return ["the metadata are no mapping"]
+    found = [
+        f'"{name}" must be one of [{", ".join(sorted(allowed))}], got {one!r}'
+        for name, allowed in ALLOWED[kind].items()
+        for one in words(values.get(name))
+        if one not in allowed
+    ]
+    if values.get("license") == "other" and not values.get("license_name"):
+        found.append('"license_name" is required with license: other')
+    if "base_model_relation" in values and not values.get("base_model"):
+        found.append('"base_model_relation" stands without "base_model"')
+    for name in ("base_model", "datasets", "models", "source_datasets"):
+        found += [
+            f'"{name}" with value {one!r} is not valid'
+            for one in words(values.get(name))
+            if not re.fullmatch(r"[\w.-]+/[\w.-]+", one)
+        ]
+    found += [f'"{name}" is no string' for name in TEXTS if not isinstance(values.get(name, ""), str)]
+    if len(values.get("short_description", "")) > 60:
+        found.append('"short_description" must have at most 60 characters')
+    return found + [f'"{name}" is required' for name in REQUIRED.get(kind, ()) if not values.get(name)]
+
+
 def build(hub):
     app = FastAPI()
     add_repositories(app, hub)
@@ -196,7 +263,9 @@ def add_repositories(app, hub):
         found = readable(hub, request, kinds, namespace, name)
         sha = found.sha(revision)
         files = [{"rfilename": path} for path in sorted(found.commits[sha])]
+        card = found.commits[sha].get("README.md")
         return {
+            "cardData": card and metadata(card.data.decode()),
             **{"_id": "0", "id": found.name, "sha": sha, "siblings": files, "tags": [], "downloads": 0, "likes": 0},
             **{"private": found.private, "gated": "auto" if found.gated else False, "disabled": False},
             **dict.fromkeys(("lastModified", "createdAt"), "2026-01-01T00:00:00.000Z"),
@@ -240,13 +309,13 @@ def add_repositories(app, hub):
 def add_uploads(app, hub):
     @app.post("/api/validate-yaml")
     async def validate(request: Request):
-        header = re.match(r"---\n(.*?)\n---", (await request.json())["content"], re.DOTALL)
+        values = await request.json()
         try:
-            values = yaml.safe_load(header[1]) if header else {}
+            found = objections(metadata(values["content"]), values["repoType"])
         except yaml.YAMLError as error:
-            return {"errors": [{"message": str(error)}], "warnings": []}
-        is_mapping = isinstance(values, dict)
-        return {"errors": [] if is_mapping else [{"message": "no mapping"}], "warnings": []}
+            found = [str(error)]
+        answer = {"errors": [{"message": one} for one in found], "warnings": []}
+        return Response(json.dumps(answer), 400 if found else 200, media_type="application/json")
 
     @app.post("/api/{kinds}/{namespace}/{name}/preupload/{revision}")
     async def preupload(kinds, namespace, name, revision, request: Request):

@@ -10,7 +10,7 @@ from huggingface_hub import DatasetCard, ModelCard
 from PIL import Image
 
 from hf_spectral import SpectralConfig
-from hf_spectral.hub.cards import CardDetails, render
+from hf_spectral.hub.cards import render
 from hf_spectral.hub.rows import rows_card
 
 CARDS = Path(__file__).parents[2] / "model_cards"
@@ -32,9 +32,8 @@ def test_cards_of_bases_are_rendered_from_their_inputs(name):
 def test_the_card_of_rows_is_rendered_from_its_inputs_around_the_yaml_of_datasets():
     card, context = stored("analyzed-dataset")
     bare = "---\n" + card.split("---\n")[1] + "---\n"
-    details = CardDetails(license=context["license"])
-    assert rows_card(bare, context, details) == card
-    assert rows_card(card, context, details) == card  # Again, over what an earlier push has left.
+    assert rows_card(bare, context) == card
+    assert rows_card(card, context) == card  # Again, over what an earlier push has left.
 
 
 @pytest.mark.parametrize("name", BASES)

@@ -129,17 +129,18 @@ def test_the_task_may_come_first_as_in_transformers(kind, folder, transformers_f
         hf_spectral.pipeline("depth-estimation", model=folder)
 
 
-def test_the_hub_is_asked_one_small_question_and_not_again(hub, tmp_path):
+def test_the_hub_is_asked_small_questions_and_not_again(hub, tmp_path):
     for _ in range(2):
         assert host_of("someone/diffusion", cache_dir=tmp_path) == "diffusers"
         assert host_of("someone/vision", revision="v2", cache_dir=tmp_path) == "transformers"
         assert hub == [
             "/someone/diffusion/resolve/main/model_index.json",
             "/someone/vision/resolve/v2/model_index.json",
+            "/someone/vision/resolve/v2/config.json",
         ]
     with pytest.raises(SpectralError, match="`model`: expected a repository or folder of transformers or diffusers"):
         host_of("someone/nothing", cache_dir=tmp_path)
-    assert len(hub) == 3
+    assert len(hub) == 4
 
 
 def _cached(folder, repository, name, text):

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import MODEL_MAPPING, AutoConfig, AutoImageProcessor, AutoModel, Pipeline
+from transformers import MODEL_MAPPING, AutoConfig, AutoImageProcessor, AutoModel, Pipeline, PreTrainedConfig
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from hf_spectral.atomic import writing
 from hf_spectral.basis import as_basis
+from hf_spectral.basis.files import MODEL_TYPE
 from hf_spectral.capture import capture_attention, check_supported, unwrapped, vision_tower
 from hf_spectral.checks import require_known
 from hf_spectral.config import defaults_hold
 from hf_spectral.errors import SpectralError, UnsupportedBackboneError
 from hf_spectral.families.transformers import family_of
-from hf_spectral.pipelines.backbone import blamed, describe_backbone, warn_once
+from hf_spectral.kept import Published
+from hf_spectral.pipelines.backbone import TASK, backbone_of, basis_at, blamed, describe_backbone, warn_once
 from hf_spectral.pipelines.hosts import checked_device
 from hf_spectral.pipelines.inputs import ImageReader, iterable_of_images
 from hf_spectral.pipelines.outputs import Analysis, image_output
+from hf_spectral.pipelines.saved import described, prefer_installed, save_beside, saved_defaults
 from hf_spectral.pipelines.settings import (
     CUT_NAMES,
     HOST_NAMES,
@@ -33,6 +39,7 @@ from hf_spectral.pipelines.settings import (
     CallSettings,
     checked_batching,
     configs_of,
+    merged,
     over_defaults,
 )
 from hf_spectral.pipelines.transformers.offline import DefaultBackbone
@@ -43,11 +50,12 @@ from hf_spectral.torch_state import plain_torch
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+# Where the loaded backbone of a basis holds what the constructor is to take.
+_BROUGHT = "_spectral_pathways"
+_PUSH_NAMES = frozenset({"repo_id", "details", "private", "revision", "create_pr", "token", "commit_message"})
 
-TASK = "spectral-pathways"
 
-
-class SpectralPathwaysPipeline(ImageReader, Pipeline):
+class SpectralPathwaysPipeline(Published, ImageReader, Pipeline):
     """Eigenvectors of all self-attention layers of a frozen vision backbone, one joint problem per image.
 
     Example:
@@ -75,7 +83,9 @@ class SpectralPathwaysPipeline(ImageReader, Pipeline):
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
         model = unwrapped(getattr(model, "_orig_mod", model))
         check_supported(model)
-        kwargs = checked_batching(kwargs)
+        # Of what a basis of the Hub brought, of a saved pipeline, and of the call, the last comes first.
+        brought = vars(model).pop(_BROUGHT, {})
+        kwargs = checked_batching(merged(brought or saved_defaults(model.config, kwargs), kwargs))
         if kwargs.get("device") is not None:
             checked_device(kwargs["device"])
         host = {name: kwargs[name] for name in HOST_NAMES & set(kwargs) if kwargs[name] is not None}
@@ -162,6 +172,40 @@ class SpectralPathwaysPipeline(ImageReader, Pipeline):
             if not inputs:
                 return []
         return super().__call__(iterable_of_images(inputs, image_column), **host, **settings)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **settings: Any) -> None:
+        """Save the backbone, its image processor, the defaults of this pipeline, and a card.
+
+        `pipeline(model=save_directory, trust_remote_code=True)` of transformers gives the same pipeline again. It runs
+        a small module of that folder, which imports this package; after `import hf_spectral` it needs no trust.
+
+        Args:
+            save_directory: Folder to write to; made if need be.
+            **settings: As for the model's `save_pretrained`; `push_to_hub=True` pushes the pipeline too, with `repo_id`
+                and other arguments of `push_to_hub`.
+
+        Raises:
+            SpectralError: If the folder cannot be written, or a default is an object that no file can name.
+        """
+        folder, config = Path(save_directory), self.model.config
+        is_pushed = settings.pop("push_to_hub", False)
+        push = {name: settings.pop(name) for name in _PUSH_NAMES & settings.keys()}
+        kept = vars(config).get("custom_pipelines")
+        config.custom_pipelines = described(self.defaults, self.describe_backbone())
+        try:
+            with writing(folder, "save_directory", kind="folder"):
+                folder.mkdir(parents=True, exist_ok=True)
+                self.model.save_pretrained(folder, **settings)
+                self.image_processor.save_pretrained(folder)
+                save_beside(folder, self.defaults)
+                card = type(self)._hub("pipeline_card")(self, push.get("repo_id", folder.name))
+                (folder / "README.md").write_text(card, encoding="utf-8")
+        finally:
+            del config.custom_pipelines
+            if kept is not None:
+                config.custom_pipelines = kept
+        if is_pushed:
+            self.push_to_hub(**{"repo_id": folder.name, **push})
 
     def get_iterator(self, *args: Any, **kwargs: Any) -> Any:
         """Return the host's iterator over many pictures; it draws no number from the program's random generator."""
@@ -292,16 +336,37 @@ def _processor_of(model: Any) -> Any:
     ) from cause
 
 
+class _BasisConfig(PreTrainedConfig):
+    """What the host takes the `config.json` of a basis for: it is an adapter, whose backbone `_Backbones` loads."""
+
+    model_type = MODEL_TYPE
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Return an empty configuration: `SpectralBasis.from_pretrained` reads the file."""
+        return cls()
+
+
 class _Backbones(AutoModel):
     """Loads backbones for the host, without weights if the configuration shows that the constructor rejects them."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return the backbone, or an empty one if it cannot be read: the host would wrap an error raised here."""
+        """Return the backbone, or an empty one if it cannot be read: the host would wrap an error raised here.
+
+        In place of a basis, the backbone that it names is returned, with what the constructor is to take beside it.
+        """
         hub = {name: kwargs[name] for name in (*HUB_ARGUMENTS, "subfolder") if name in kwargs}
         config = None
         with contextlib.suppress(OSError):  # An adapter has no configuration; the host finds the one of its base.
             config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub)
+        if isinstance(config, _BasisConfig):
+            basis = basis_at(pretrained_model_name_or_path, kwargs)
+            name, revision = backbone_of(basis)
+            model = cls.from_pretrained(name, *args, **kwargs | {"revision": revision})
+            processor = AutoImageProcessor.from_pretrained(name, **hub | {"revision": revision})
+            setattr(model, _BROUGHT, {"basis": basis, "image_processor": processor})
+            return model
         # Code of the repository's own is looked at once it is loaded.
         if type(config) in MODEL_MAPPING and not kwargs.get("trust_remote_code"):
             with torch.device("meta"):
@@ -333,6 +398,8 @@ class _Stream:
 def register() -> None:
     """Make `pipeline("spectral-pathways")` known to transformers."""
     if TASK not in PIPELINE_REGISTRY.supported_tasks:
+        AutoConfig.register(MODEL_TYPE, _BasisConfig)
+        prefer_installed()
         PIPELINE_REGISTRY.register_pipeline(
             TASK,
             pipeline_class=SpectralPathwaysPipeline,
