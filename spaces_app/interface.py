@@ -270,15 +270,17 @@ class Demo:
         chosen.then(None, js=_SCROLL, **private)
         chosen.then(**analysis, **private)
         form.picture.upload(**analysis, **private)
-        results.photo.select(
-            self.affinity,
-            [results.photo, settings],
-            [part for column in self._columns.values() for part in column.lit],
-            concurrency_id="backbone",
-            show_progress_on=results.photo,
-            trigger_mode="always_last",
-            **private,
-        )
+        results.clicks.select(lambda: gr.Tabs(selected="affinity"), None, results.tabs, queue=False, **private)
+        for clicked in (results.photo, results.clicks):
+            clicked.select(
+                self.affinity,
+                [results.photo, settings],
+                [part for column in self._columns.values() for part in column.lit],
+                concurrency_id="backbone",
+                show_progress_on=results.photo,
+                trigger_mode="always_last",
+                **private,
+            ).then(None, js=_SCROLL, **private)
         for column in self._columns.values():
             _, segments, count, hierarchy = column.filled[:4]
             count.input(

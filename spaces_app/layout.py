@@ -56,6 +56,8 @@ class Column:
 class Results:
     """Components that show results."""
 
+    tabs: gr.Tabs
+    clicks: gr.HTML
     photo: gr.Image
     code: gr.Code
     columns: dict[str, Column]
@@ -108,18 +110,22 @@ def build_results() -> Results:
         Its components.
     """
     columns = {name: Column() for name in SHOWN_PATHWAYS}
-    with gr.Tabs(elem_id="tabs"):
+    with gr.Tabs(elem_id="tabs") as tabs:
         with gr.Tab("Overview", id="overview"):
+            clicks = gr.HTML(style.OVERVIEW_HELP, js_on_load=style.CLICKS, padding=False, elem_classes="help")
             _beside(columns, _overview)
         with gr.Tab("Eigenvectors", id="eigenvectors"):
             gr.Markdown(style.EIGENVECTORS_HELP, elem_classes="help")
             _beside(columns, _eigenvectors)
         with gr.Tab("Ask a patch", id="affinity"):
-            gr.Markdown(style.AFFINITY_HELP, elem_classes="help")
-            photo = gr.Image(
-                type="filepath", format="png", interactive=False, show_label=False, container=False, buttons=[],
-                elem_id="affinity-photo",
-            )  # fmt: skip
+            with gr.Row():
+                with gr.Column(min_width=280):
+                    photo = gr.Image(
+                        type="filepath", format="png", interactive=False, show_label=False, container=False, buttons=[],
+                        elem_id="affinity-photo",
+                    )  # fmt: skip
+                with gr.Column(min_width=280):
+                    gr.Markdown(style.AFFINITY_HELP, elem_classes="help")
             with gr.Row():
                 for name in SHOWN_PATHWAYS:
                     with gr.Column(min_width=280, visible=False) as box:
@@ -128,7 +134,7 @@ def build_results() -> Results:
         with gr.Tab("Save", id="downloads"):
             _beside(columns, _downloads)
             code = gr.Code(language="python", label="The same in Python", interactive=False, elem_id="code")
-    return Results(photo, code, columns)
+    return Results(tabs, clicks, photo, code, columns)
 
 
 def _beside(columns: dict[str, Column], build: Callable[[str], list[Any]]) -> None:
@@ -175,10 +181,10 @@ def _overview(name: str) -> list[Any]:
         format="png", show_label=False, interactive=False, buttons=["fullscreen"], elem_id=f"{name}-colors",
         slider_position=18, max_height=460,
     )  # fmt: skip
+    count = gr.Slider(*NUM_SEGMENTS, step=1, label="Segments, coarse to fine", elem_id=f"{name}-cut")
     annotated = gr.AnnotatedImage(
         format="png", show_label=False, color_map=views.segment_names(), elem_id=f"{name}-segments", buttons=[]
     )
-    count = gr.Slider(*NUM_SEGMENTS, step=1, label="Segments, coarse to fine", elem_id=f"{name}-cut")
     return [slider, annotated, count, gr.State()]
 
 

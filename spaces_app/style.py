@@ -47,9 +47,11 @@ def theme() -> gr.themes.Base:
     ).set(**design["variables"])
 
 
+CLICKS = (_FOLDER / "clicks.js").read_text("utf-8")
+OVERVIEW_HELP = "Drag a handle to compare with the photo. Click a place to ask what it is related to."
 AFFINITY_HELP = (
-    "Click anywhere on the picture: what that patch is related to lights up, by all layers together and, below, by "
-    "each. A ring marks the patch."
+    "Click anywhere on the picture, here or in the overview: what that patch is related to lights up below, by all "
+    "layers together and by each. A ring marks the patch."
 )
 EIGENVECTORS_HELP = (
     "Blue and red are the two sides of an eigenvector. **λ** is its eigenvalue: the smaller, the more layers agree on "

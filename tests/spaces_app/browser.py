@@ -81,6 +81,19 @@ class Page:
         actions.move_to_element_with_offset(element, round((x - 0.5) * width), round((y - 0.5) * height))
         actions.click().perform()
 
+    def drag(self, selector, distance):
+        """Press on an element, move to the right by some pixels, and let go."""
+        actions = webdriver.ActionChains(self.driver)
+        actions.click_and_hold(self.one(selector)).move_by_offset(distance, 0).release().perform()
+
+    def choose(self, selector, label):
+        """Choose from a drop-down list."""
+        self.click(f"{selector} input")
+        options = lambda: [  # noqa: E731
+            one for one in self.driver.find_elements(By.CSS_SELECTOR, "[role=option]") if one.text.strip("✓ ") == label
+        ]
+        self.until(options, label)[0].click()
+
     def slide(self, selector, value):
         """Move a slider to a value, as a drag does."""
         script = (

@@ -7,6 +7,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from hf_spectral import SpectralResult
+from spaces_app import app
+from tests.hub import local_hub
 from tests.spaces_app import space_server
 from tests.spaces_app.browser import OUTPUT, browser, chromium
 
@@ -15,11 +17,19 @@ pytestmark = pytest.mark.skipif(
     reason="needs chromium and chromedriver: apt-get install chromium chromium-driver",
 )
 
+_TOP = "return Math.round(document.querySelector('#results').getBoundingClientRect().top)"
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """The demo with its default backbone, which without a Hub is the offline DINOv2-small."""
-    with space_server.demo(tmp_path_factory.mktemp("server")) as running:
+    """The demo with its default backbone, which without a Hub is the offline DINOv2-small.
+
+    The Hub that it sees holds nothing but a gated repository.
+    """
+    hub, folder = local_hub.Hub(), tmp_path_factory.mktemp("server")
+    name = app.BACKBONES["DINOv3 small (gated)"]
+    hub.repositories["model", name] = local_hub.Repository("model", name, private=False, sdk=None, gated=True)
+    with local_hub.running(hub) as address, space_server.demo(folder, HF_ENDPOINT=address, HF_TOKEN="") as running:
         yield running
 
 
@@ -56,6 +66,20 @@ def test_upload_click_switch_download_on_a_desktop(server, tmp_path):
         page.new_pictures("#where-layers", 12)
         page.new_pictures("#what-layers", 12)
         page.screenshot(OUTPUT / "space-desktop-patch.png")
+
+        # A click on each picture of the overview asks the same patch, wherever the handle is; a drag asks nothing.
+        for number, picture in enumerate(("where-colors", "what-segments", "what-colors", "where-segments")):
+            page.tab("Overview")
+            page.click(f"#{picture} img", 0.8, 0.2 + 0.2 * number)
+            other = page.new_pictures("#where-affinity", known=lit)
+            page.tab("Overview")
+            page.click(f"#{picture} img", 0.3, 0.4)
+            assert page.new_pictures("#where-affinity", known=other) == lit
+        page.tab("Overview")
+        page.drag("#what-colors .inner", 60)
+        assert page.pictures("#what-colors")
+        page.tab("Ask a patch")
+        assert page.new_pictures("#where-affinity") == lit
         page.click("#affinity-photo img", 0.9, 0.1)
         page.new_pictures("#where-affinity", known=lit)
 
@@ -73,6 +97,13 @@ def test_upload_click_switch_download_on_a_desktop(server, tmp_path):
         assert result.eigenvectors.shape == (13, 27, 40)
         assert result.config.pathway == "what"
         assert 'pathway="what"' in page.text("#code")
+        page.click("#settings button")
+        page.choose("#model", "DINOv3 small (gated)")
+        page.click("#go")
+        page.until(
+            lambda: "dinov3-vits16-pretrain-lvd1689m, which is gated. Ask for access" in page.text("body"), "why"
+        )
+        page.screenshot(OUTPUT / "space-desktop-gated.png")
         assert page.severe() == []
 
         (tmp_path / "text.png").write_text("no picture")
@@ -92,14 +123,17 @@ def test_one_tap_on_a_phone(server, tmp_path):
         for name in ("where", "what"):
             page.new_pictures(f"#{name}-colors", 2)
             page.new_pictures(f"#{name}-segments", 3)
-        top = page.driver.execute_script("return document.querySelector('#results').getBoundingClientRect().top")
+        top = page.driver.execute_script(_TOP)
         assert top < 844, "the results are scrolled to"
         assert page.driver.execute_script("return document.documentElement.scrollWidth") == 390
         page.screenshot(OUTPUT / "space-phone.png")
-        page.tab("Ask a patch")
-        page.new_pictures("#affinity-photo")
-        page.click("#affinity-photo img", 0.4, 0.4)
+        shown = page.new_pictures("#where-segments", 3)
+        page.slide("#where-cut", 5)
+        page.new_pictures("#where-segments", 6, known=shown[1:], seconds=20)  # The photo and five masks.
+        page.click("#what-segments img", 0.4, 0.4)
         page.new_pictures("#what-layers", 12)
+        page.until(lambda: 0 <= page.driver.execute_script(_TOP) < 100, "the answer scrolled to")
+        page.screenshot(OUTPUT / "space-phone-patch.png")
         assert page.driver.execute_script("return document.documentElement.scrollWidth") == 390
         page.tab("Save")
         assert page.severe() == []
