@@ -1,4 +1,4 @@
-"""A fingerprint of attention weights: its numbers, and whether two of them agree up to rounding."""
+"""A fingerprint of a backbone's weights: its numbers, and whether two of them agree up to rounding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hf_spectral.errors import SpectralError
 
-#: Where a description keeps the fingerprint of the attention weights.
+#: Where a description keeps the fingerprint: of the attention layers' projections, and of all other weights.
 WEIGHTS = "attention_weights"
 
 # Shares of the norm of what a projection answers. Rounding to bfloat16, of weights and answers, changes 0.2 to 0.4
@@ -22,6 +22,9 @@ _TOLERANCE = 0.001
 _TOLERANCE_OF_HALF = 0.006
 _MAX_LISTED = 3
 _NUM_PROBES = 4
+_NUM_SAMPLED = 256
+# Half precision rounds smaller numbers, such as those of a layer scale that starts at 1e-6, by more than the tolerance.
+_LEAST_NORM = 1e-3
 _logger = logging.getLogger(__name__)
 
 
@@ -40,22 +43,40 @@ def probes(width: int) -> Tensor:
     return 2 * torch.randint(0, 2, shape, generator=generator, dtype=torch.float32, device="cpu") - 1
 
 
-def describe_answer(answer: Tensor) -> str:
-    """Describe the output of a projection for the probes.
+def describe_answers(answers: Tensor) -> list[str]:
+    """Describe outputs of projections for the probes, or samples of other weights.
 
-    Of the answer Y and fixed random signs Z, the norm of Y and Y Z / 2 are kept: what changes Y by a share of its norm
+    Of each answer Y and fixed random signs Z, the norm of Y and Y Z / 2 are kept: what changes Y by a share of its norm
     changes Y Z / 2 by about the same share.
 
     Args:
-        answer: `(4, channels)`, of any precision and device.
+        answers: `(count, 4, channels)`, of any precision and device.
 
     Returns:
-        17 numbers of five digits, as text.
+        17 numbers of five digits, as text, for each.
     """
     # In float64, which neither a caller's autocast nor its precision of products changes.
-    answer = answer.cpu().double()
-    mixed = answer @ probes(answer.shape[-1]).double().T / _NUM_PROBES**0.5
-    return " ".join(f"{float(number):.5g}" for number in (answer.norm(), *mixed.flatten()))
+    answers = answers.cpu().double()
+    mixed = answers @ probes(answers.shape[-1]).double().T / _NUM_PROBES**0.5
+    rows = torch.cat([answers.flatten(1).norm(dim=1, keepdim=True), mixed.flatten(1)], dim=1).tolist()
+    return [" ".join(f"{number:.5g}" for number in row) for row in rows]
+
+
+def sampled(weight: Tensor) -> Tensor | None:
+    """Return a few numbers of a weight, evenly spread over it, to be described like an answer.
+
+    Args:
+        weight: Of any shape, precision and device.
+
+    Returns:
+        Float64, `(4, 64)`, with zeros behind where there are not as many; None if it cannot be read, as on the device
+        "meta" or in shards.
+    """
+    if type(weight) not in (Tensor, torch.nn.Parameter) or weight.is_meta:
+        return None
+    step = weight.numel() // _NUM_SAMPLED | 1  # An odd step meets all columns of a matrix.
+    numbers = weight.detach().flatten()[::step][:_NUM_SAMPLED].to("cpu", torch.float64)
+    return torch.nn.functional.pad(numbers, (0, _NUM_SAMPLED - len(numbers))).unflatten(0, (_NUM_PROBES, -1))
 
 
 def require_same_weights(
@@ -64,7 +85,9 @@ def require_same_weights(
     found: Mapping[str, Any] | None,
     layers: Iterable[tuple[str, int]] = (),
 ) -> None:
-    """Check that attention weights agree; projections that one side does not have are not compared.
+    """Check that weights agree: those of the attention layers first, then all others.
+
+    What one side could not read is not compared, nor what a fingerprint of an earlier version does not hold.
 
     Args:
         argument: Name to show in the message.
@@ -74,25 +97,25 @@ def require_same_weights(
         layers: Name and index of layers, for the message.
 
     Raises:
-        SpectralError: If a projection differs; three of them are named.
+        SpectralError: If a weight differs; three of them are named.
     """
     if stored is None or found is None:
         if found is not None:
             _warn_once()
         return
-    changed = _changed(stored, found, dict(layers))
-    if changed:
-        more = f" and {len(changed) - _MAX_LISTED} more" if len(changed) > _MAX_LISTED else ""
-        raise SpectralError(
-            argument,
-            expected="the backbone it was fitted on, with the same attention weights",
-            got="attention weights that differ: " + ", ".join(changed[:_MAX_LISTED]) + more,
-            fix="Load that backbone, without adapters or quantization it did not have, or fit a basis on this one",
-        )
+    for part, name in (("projections", "attention weights"), ("others", "weights")):
+        if changed := _changed(part, stored, found, dict(layers)):
+            more = f" and {len(changed) - _MAX_LISTED} more" if len(changed) > _MAX_LISTED else ""
+            raise SpectralError(
+                argument,
+                expected=f"the backbone it was fitted on, with the same {name}",
+                got=f"{name} that differ: " + ", ".join(changed[:_MAX_LISTED]) + more,
+                fix="Load that backbone, without adapters or quantization it did not have, or fit a basis on this one",
+            )
 
 
 def is_fingerprint(value: Any) -> bool:
-    """Return whether a JSON value has the form of a fingerprint of attention weights.
+    """Return whether a JSON value has the form of a fingerprint.
 
     Args:
         value: Any JSON value.
@@ -100,20 +123,19 @@ def is_fingerprint(value: Any) -> bool:
     Returns:
         True if it has.
     """
-    return (
-        isinstance(value, dict)
-        and isinstance(value.get("projections"), dict)
-        and all(isinstance(text, str) and _numbers(text) is not None for text in value["projections"].values())
+    return isinstance(value, dict) and all(
+        isinstance(texts, dict) and all(isinstance(text, str) and _numbers(text) is not None for text in texts.values())
+        for texts in (value.get("projections"), value.get("others", {}))
     )
 
 
-def _changed(stored: Mapping[str, Any], found: Mapping[str, Any], indices: Mapping[str, int]) -> list[str]:
-    """Return which projections differ, and by how much; those that either side could not run are passed over."""
+def _changed(part: str, stored: Mapping[str, Any], found: Mapping[str, Any], indices: Mapping[str, int]) -> list[str]:
+    """Return which weights differ, and by how much; those that either side could not read are passed over."""
     is_exact = stored.get("dtype") == found.get("dtype") == "float32"
     tolerance = _TOLERANCE if is_exact else _TOLERANCE_OF_HALF
     changed = []
-    for name, text in stored["projections"].items():
-        other = found["projections"].get(name)
+    for name, text in stored.get(part, {}).items() if part in found else ():
+        other = found[part].get(name)
         if not text or other == "":
             continue
         mine, theirs = _numbers(text) or [], _numbers(other or "") or []
@@ -122,7 +144,7 @@ def _changed(stored: Mapping[str, Any], found: Mapping[str, Any], indices: Mappi
         if len(mine) != len(theirs):
             changed.append(f"{place} is {'not there' if other is None else 'of another form'}")
             continue
-        share = math.dist(mine[1:], theirs[1:]) / max(mine[0], 1e-30)
+        share = math.dist(mine[1:], theirs[1:]) / max(mine[0], _LEAST_NORM)
         if not share <= tolerance:  # NaN is no agreement.
             changed.append(f"{place} by {share:.2g} of its norm")
     return changed

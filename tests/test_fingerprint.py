@@ -91,6 +91,20 @@ def test_other_weights_are_refused_by_name(change, dtype):
         )
 
 
+@pytest.mark.parametrize(
+    "name", ["embeddings.position_embeddings", "encoder.layer.0.mlp.fc1.weight", "encoder.layer.1.norm1.bias"]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_other_weights_outside_of_attention_are_refused_by_name(name, dtype):
+    model = DINOV2.model()
+    found = described(changed(model, lambda one: one.get_parameter(name).mul_(1.02)).to(dtype))
+    with pytest.raises(SpectralError, match=f"with the same weights, got weights that differ: '{name}' by 0.0"):
+        same(described(model), found)
+    earlier = {part: value for part, value in described(model).items() if part != "others"}
+    same(earlier, found)
+    same(found, earlier)
+
+
 @pytest.mark.parametrize("family", BACKBONES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_same_weights_are_taken_in_any_precision(family, dtype):
@@ -248,7 +262,9 @@ def test_a_basis_without_a_fingerprint_is_taken_with_one_warning(table, caplog):
     assert caplog.text.count("holds no fingerprint of the attention weights") == 1
 
 
-@pytest.mark.parametrize("value", [3, {}, {"projections": {"a": 1}}, {"projections": {"a": "one two"}}])
+@pytest.mark.parametrize(
+    "value", [3, {}, {"projections": {"a": 1}}, {"projections": {"a": "one two"}}, {"projections": {}, "others": 1}]
+)
 def test_a_damaged_fingerprint_is_refused(table, tmp_path, value):
     basis = fit(pipe_of(build_dinov2().eval()), table, num_eigenvectors=3, resolution=64, progress=False)
     folder = basis.save_pretrained(tmp_path)

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 from hf_spectral.capture.base import host_of
-from hf_spectral.fingerprint import describe_answer, probes
+from hf_spectral.fingerprint import describe_answers, probes, sampled
 from hf_spectral.restoring import evaluation_mode
 
 _logger = logging.getLogger(__name__)
@@ -19,33 +20,54 @@ _logger = logging.getLogger(__name__)
 
 @torch.no_grad()
 def attention_fingerprint(model: nn.Module) -> dict[str, Any]:
-    """Describe the weights of the attention layers that a capture reads, whatever form they are kept in.
+    """Describe the weights of a backbone: of the attention layers that a capture reads, whatever form they are kept in.
 
     Each projection is run on fixed vectors, and what it answers is described by a few numbers. As the projection itself
-    is run, adapters and quantization are seen as they act. The model keeps its mode, and no hook of a user is called.
+    is run, adapters and quantization are seen as they act. Of each other weight, on which the records depend as well, a
+    sample is described. The model keeps its mode, and no hook of a user is called.
 
     Args:
         model: A model that `check_supported` accepts.
 
     Returns:
-        JSON values: `dtype`, in which they multiply, and `projections`, for each qualified name the text that
-        `fingerprint.describe_answer` gives; "" stands for a projection that could not be run, such as one that is
-        sharded or on the meta device.
+        JSON values: `dtype`, in which they multiply, `projections`, for each qualified name the text that
+        `fingerprint.describe_answers` gives, and `others`, the same for each other weight of the tower; "" stands for
+        what could not be run or read, such as what is sharded or on the meta device.
     """
     tower, layers = host_of(model).attention(model)
     dtype: torch.dtype = tower.dtype
     found: dict[str, str] = {}
+    probed: set[nn.Module] = set()
     with evaluation_mode(tower):
         for layer in layers:
             for name, child in _projections(layer.module, layer.projections):
                 answer = _answer(child, dtype)
-                found[f"{layer.name}.{name}"] = "" if answer is None else describe_answer(answer)
+                found[f"{layer.name}.{name}"] = "" if answer is None else describe_answers(answer[None])[0]
+                probed.update(child.modules())
+    samples = dict(_samples(tower, probed))
+    read = {name: sample for name, sample in samples.items() if sample is not None}
+    texts = describe_answers(torch.stack([*read.values()])) if read else []
+    others = dict.fromkeys(samples, "") | dict(zip(read, texts, strict=True))
     unread = [name for name, numbers in found.items() if not numbers]
     if unread:
         _warn_once(type(model).__name__, unread[0], len(unread))
     # Set to "medium", torch rounds float32 to bfloat16 before it multiplies.
     is_rounded = dtype == torch.float32 and torch.get_float32_matmul_precision() == "medium"
-    return {"dtype": str(torch.bfloat16 if is_rounded else dtype).removeprefix("torch."), "projections": found}
+    kept = torch.bfloat16 if is_rounded else dtype
+    return {"dtype": str(kept).removeprefix("torch."), "projections": found, "others": others}
+
+
+def _samples(tower: nn.Module, probed: set[nn.Module]) -> Iterator[tuple[str, Tensor | None]]:
+    """Yield a sample of each weight of all modules but those that were run, by its name in the state of the tower."""
+    kept = tower.state_dict(keep_vars=True).keys()
+    for path, module in tower.named_modules():
+        if module in probed:
+            continue
+        with align_module_device(module):  # Brings what is offloaded.
+            for name, weight in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+                full = f"{path}.{name}" if path else name
+                if full in kept and weight.is_floating_point():
+                    yield full, sampled(weight)
 
 
 def _projections(module: nn.Module, names: tuple[str, ...]) -> Iterator[tuple[str, nn.Module]]:
