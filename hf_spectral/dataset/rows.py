@@ -37,6 +37,8 @@ _FIX = "Make room and begin anew in another folder; datasets.load_from_disk read
 _WRITING = ("output_dir", _FIX, "folder")
 # A file that is there, and locked, while rows are being written.
 _UNFINISHED = ".unfinished.lock"
+#: Columns of pictures that `transform` adds.
+ADDED_PICTURES = frozenset({"eigenvectors_rgb", "segmentation"})
 #: The basis with its clusters, beside the rows.
 BASIS_FOLDER = "basis"
 _OWN = (_UNFINISHED, BASIS_FOLDER, "data-*.arrow", "dataset_info.json", "state.json", ".*.partial")
@@ -148,21 +150,31 @@ def encoded(image: Any, picture: Image.Image) -> dict[str, Any]:
     """
     is_plain = isinstance(image, Image.Image) and image.mode in ("1", "L", "LA", "RGB", "RGBA")
     kept = ImageOps.exif_transpose(image) if is_plain and "transparency" not in image.info else picture
-    return {"bytes": png(kept), "path": None}
+    return stored(kept)
 
 
-def png(picture: Image.Image) -> bytes:
-    """Encode a picture without loss.
+def stored(picture: Image.Image, form: str = "png", **options: Any) -> dict[str, Any]:
+    """Encode a picture as `datasets.Image` stores it.
 
     Args:
-        picture: Of a mode that PNG holds.
+        picture: Of a mode that the format holds.
+        form: "png", without loss, or "jpeg".
+        **options: Of the format, as Pillow calls them.
 
     Returns:
-        The content of a file.
+        The content of a file, and no path.
     """
     content = io.BytesIO()
-    picture.save(content, format="png")
-    return content.getvalue()
+    picture.save(content, format=form, **options)
+    return {"bytes": content.getvalue(), "path": None}
+
+
+def number_type(features: Mapping[str, Any]) -> str:
+    """Return the type of the numbers in the column of eigenvectors."""
+    feature = features["eigenvectors"]
+    while hasattr(feature, "feature"):
+        feature = feature.feature
+    return feature.dtype
 
 
 @contextlib.contextmanager

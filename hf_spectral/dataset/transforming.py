@@ -27,21 +27,25 @@ from hf_spectral.dataset.rows import (
     embedded,
     encoded,
     list_parts,
+    number_type,
     output_folder,
-    png,
     read_parts,
+    stored,
 )
 from hf_spectral.dataset.source import Source, none_left
 from hf_spectral.errors import SpectralError
 from hf_spectral.result import SpectralResult
 from hf_spectral.segmentation import find_clusters, label_image, sample_tokens
 from hf_spectral.torch_state import plain_torch
+from hf_spectral.visualization import eigenvectors_to_rgb
 from hf_spectral.visualization.palette import label_picture
 
 if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
 
+#: Longer side in pixels of the picture of the eigenvectors.
+_RGB_SIDE = 256
 _Row = tuple[dict[str, Any], tuple[int, int]]  # columns, and the size of the image
 
 
@@ -107,13 +111,18 @@ def transform(
     rows of a stream lie process by process). New columns:
 
     - `image_id`: place of the image in the dataset, from 0, unless there is a column of that name already
-    - `eigenvectors`: flat list, to be reshaped to `shape`; times sqrt(basis.num_nodes), so that over the dataset
-      fitted on their mean square is 1 however large it was, as float16 needs it
+    - `eigenvectors`: lists of lists of lists, eigenvectors x height x width, an array of that shape under
+      `rows.with_format("numpy")`; times sqrt(basis.num_nodes), so that over the dataset fitted on their mean square is
+      1 however large it was, as float16 needs it. The viewer of the Hub reads nested lists, and so do Parquet's other
+      readers; its `Array3D` would need token grids of one size
     - `shape`: eigenvectors, height, width
+    - `eigenvectors_rgb`: the first three eigenvectors after the trivial one as one picture
+      (`visualization.eigenvectors_to_rgb`), for the eye: JPEG, its longer side 256 pixels at most. A color means the
+      same in every image. Left out if the basis has no other eigenvector
     - `segmentation`: PNG picture of the image's size, value = cluster, the same in every image, the largest 0; with a
-      palette (mode "P"), beyond 256 clusters without one ("I;16"). Found
-      by `segmentation.find_clusters` on a random sample of all tokens, and kept as `basis.clusters`: the pipeline, and
-      the Space, give any other image the same numbers by `pipe(image, basis=basis)`
+      palette (mode "P"), beyond 256 clusters without one ("I;16"). Found by `segmentation.find_clusters` on a random
+      sample of all tokens, and kept as `basis.clusters`: the pipeline, and the Space, give any other image the same
+      numbers by `pipe(image, basis=basis)`
 
     The basis, with its clusters, is written to the folder `basis` beside the rows, where `push_to_hub(rows)` finds it.
 
@@ -179,7 +188,7 @@ def transform(
         num_workers=num_workers,
         **hub,
     ) as reader:
-        features = _features(reader.source, dtype, num_segments)
+        features = _features(reader.source, dtype, num_segments, len(basis.eigenvalues))
         processes = reader.processes
         with _shared_folder(output_dir, features, processes) as folder:
             run = _Run(basis, walk, reader, RowWriter(folder, features, processes.rank))
@@ -236,21 +245,28 @@ class _Run:
         yield projector.add
         for read, columns, result in zip(group, own, projector.results(), strict=True):
             position = read.item.position
-            found[position] = (self._made(position, result) | columns, read.prepared["size"])
+            size = read.prepared["size"]
+            found[position] = (self._made(position, result, size) | columns, size)
 
     def _kept(self, read: Read) -> dict[str, Any]:
         """Return the dataset's own columns; of pictures that a transform gave, what was read."""
         row, column = read.item.row, self.reader.source.column
         return embedded(row if column in row else {**row, column: encoded(read.item.image, read.image)})
 
-    def _made(self, position: int, result: SpectralResult) -> dict[str, Any]:
+    def _made(self, position: int, result: SpectralResult, size: tuple[int, int]) -> dict[str, Any]:
         maps = result.eigenvectors.numpy() * self.basis.num_nodes**0.5
-        return {
+        made = {
             "image_id": position,
-            "eigenvectors": maps.ravel().astype(self.writer.features["eigenvectors"].feature.dtype),
+            "eigenvectors": maps.astype(number_type(self.writer.features)),
             "shape": list(maps.shape),
             "segmentation": None,
         }
+        if "eigenvectors_rgb" in self.writer.features:
+            factor = min(1, _RGB_SIDE / max(size))
+            small = (max(1, round(factor * size[0])), max(1, round(factor * size[1])))
+            picture = eigenvectors_to_rgb(maps, result.eigenvalues, small, scale=1.0)
+            made["eigenvectors_rgb"] = stored(picture, "jpeg", quality=90)
+        return made
 
     def _found_clusters(self, parts: Sequence[Path], order: np.ndarray, num_segments: int) -> Clusters:
         """Cluster a sample of the tokens of all processes' rows, in the first process."""
@@ -281,7 +297,7 @@ class _Run:
         def change(table: pa.Table, sizes: Sequence[tuple[int, int]]) -> pa.Table:
             pairs = zip(_maps(table), sizes, strict=True)
             labels = (label_image(maps, clusters, size)[0].numpy() for maps, size in pairs)
-            column = [{"bytes": png(label_picture(one, clusters.num_segments)), "path": None} for one in labels]
+            column = [stored(label_picture(one, clusters.num_segments)) for one in labels]
             place = table.schema.get_field_index("segmentation")
             field = table.schema.field(place)
             return table.set_column(place, field, pa.array(column, field.type)).cast(table.schema)
@@ -293,7 +309,7 @@ class _Run:
 
 def _maps(table: pa.Table) -> list[Tensor]:
     columns = zip(table["eigenvectors"], table["shape"], strict=True)
-    flat = [(values.values.to_numpy(zero_copy_only=False), shape.as_py()) for values, shape in columns]
+    flat = [(maps.values.flatten().flatten().to_numpy(zero_copy_only=False), shape.as_py()) for maps, shape in columns]
     return [torch.from_numpy(values.astype(np.float32)).reshape(shape) for values, shape in flat]
 
 
@@ -317,14 +333,16 @@ def _flushed(writer: RowWriter) -> Iterator[None]:
     writer.flush()
 
 
-def _features(source: Source, dtype: str, num_segments: int | None) -> datasets.Features:
+def _features(source: Source, dtype: str, num_segments: int | None, num_eigenvectors: int) -> datasets.Features:
     import datasets
 
     own = source.features or {"image": datasets.Image(), "file_name": datasets.Value("string")}
     made = {
-        "eigenvectors": datasets.List(datasets.Value(dtype)),
+        "eigenvectors": datasets.List(datasets.List(datasets.List(datasets.Value(dtype)))),
         "shape": datasets.List(datasets.Value("int32"), length=3),
     }
+    if num_eigenvectors > 1:
+        made["eigenvectors_rgb"] = datasets.Image()
     if num_segments is not None:
         made["segmentation"] = datasets.Image()
     clashing = sorted(set(own) & set(made))

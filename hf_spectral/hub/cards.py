@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from PIL import Image
 
 from hf_spectral.basis import SpectralBasis
+from hf_spectral.dataset.rows import number_type
 from hf_spectral.errors import SpectralError
 from hf_spectral.fingerprint import WEIGHTS
 from hf_spectral.hub_errors import said_plainly
@@ -144,7 +145,7 @@ def rows_context(
     Returns:
         JSON values by name.
     """
-    own = {"name": name, "num_rows": len(rows), "dtype": rows.features["eigenvectors"].feature.dtype}
+    own = {"name": name, "num_rows": len(rows), "dtype": number_type(rows.features)}
     return _of_basis(basis, repo_id, details, pictures) | own
 
 

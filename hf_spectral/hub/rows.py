@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import DatasetCard
 
 from hf_spectral.basis import SpectralBasis, as_basis
-from hf_spectral.dataset.rows import BASIS_FOLDER
+from hf_spectral.dataset.rows import ADDED_PICTURES, BASIS_FOLDER
 from hf_spectral.errors import SpectralError
 from hf_spectral.hub.cards import LIBRARY, TAGS, CardDetails, licensed, render, rows_context
 from hf_spectral.hub.figures import rows_pictures
@@ -56,7 +56,7 @@ def push_rows(
         )
     basis = _basis_beside(rows) if basis is None else as_basis(basis)
     name = config_name(basis)
-    others = {key: feature for key, feature in rows.features.items() if key != "segmentation"}
+    others = {key: feature for key, feature in rows.features.items() if key not in ADDED_PICTURES}
     pictures = rows_pictures(rows, image_column(others, list(others)), basis, name)
     repository.create()
     _require_own(repository)

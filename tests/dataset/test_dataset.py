@@ -40,6 +40,7 @@ from hf_spectral.dataset import rows
 from hf_spectral.dataset.folder import list_pictures
 from hf_spectral.dataset.opening import open_source
 from hf_spectral.segmentation import label_image, semantic
+from hf_spectral.visualization import eigenvectors_to_rgb
 from tests.families.tiny_backbones import BACKBONES, PROCESSOR, build_dinov2, saved_backbone
 from tests.synthetic import photo
 
@@ -635,21 +636,37 @@ def test_a_stream_of_other_length_the_second_time_is_refused(pipe, images):
 
 def test_rows_hold_what_they_promise(pipe, table, images, basis, tmp_path):
     found = transform(pipe, table, basis, num_segments=3, batch_size=4, output_dir=tmp_path / "rows", progress=False)
-    assert found.column_names == ["image_id", "picture", "label", "eigenvectors", "shape", "segmentation"]
-    assert found.features["eigenvectors"].feature.dtype == "float16"
+    added = ["eigenvectors", "shape", "eigenvectors_rgb", "segmentation"]
+    assert found.column_names == ["image_id", "picture", "label", *added]
+    assert found.features["eigenvectors"] == datasets.List(datasets.List(datasets.List(datasets.Value("float16"))))
+    numpy = found.with_format("numpy")
     assert found["image_id"][:] == found["label"][:] == list(range(NUM_IMAGES))
-    for row, image in zip(found, images, strict=True):
+    for row, image, arrays in zip(found, images, numpy, strict=True):
         assert row["picture"].tobytes() == image.tobytes()
         assert row["segmentation"].size == image.size
         assert row["segmentation"].mode == "P"
         maps = np.asarray(row["eigenvectors"], dtype=np.float32).reshape(row["shape"])
         expected = pipe(image, basis=basis, num_segments=None)["eigenvectors"].numpy() * basis.num_nodes**0.5
         np.testing.assert_allclose(maps, expected, atol=2e-3)
+        assert np.array_equal(arrays["eigenvectors"], maps)
+        colors = eigenvectors_to_rgb(maps, basis.eigenvalues, (image.height, image.width), scale=1.0)
+        assert (row["eigenvectors_rgb"].mode, row["eigenvectors_rgb"].size) == ("RGB", image.size)
+        assert np.abs(np.subtract(colors, row["eigenvectors_rgb"], dtype=float)).mean() < 4  # JPEG.
     values = np.concatenate([np.asarray(row["segmentation"]).ravel() for row in found])
     assert set(np.unique(values)) <= {0, 1, 2}
     again = datasets.load_from_disk(tmp_path / "rows")
     assert again.features == found.features
     assert again[:]["eigenvectors"] == found[:]["eigenvectors"]
+
+
+def test_the_picture_of_the_eigenvectors_is_small_and_left_out_where_there_are_none(pipe):
+    wide = datasets.Dataset.from_dict(
+        {"image": [photo(100, 600)]}, features=datasets.Features({"image": datasets.Image()})
+    )
+    for count in (1, 2):
+        found = transform(pipe, wide, fit(pipe, wide, num_eigenvectors=count, progress=False), progress=False)
+        assert ("eigenvectors_rgb" in found.column_names) == (count > 1)
+    assert found[0]["eigenvectors_rgb"].size == (256, 43)
 
 
 def test_the_same_number_means_the_same_thing_in_every_image(pipe, table, basis):
@@ -713,7 +730,7 @@ def test_streams_keep_columns_and_a_column_image_id_stays(pipe, table, basis):
 def test_strength_of_the_diffusion_arrives(pipe, table, basis):
     off = transform(pipe, table, basis, walk=0, dtype="float32", progress=False)
     expected = basis.num_nodes**0.5 * pipe(table[0]["picture"], basis=basis, walk=0)["eigenvectors"]
-    np.testing.assert_allclose(off[0]["eigenvectors"], expected.flatten().numpy(), atol=1e-4)
+    np.testing.assert_allclose(off[0]["eigenvectors"], expected.numpy(), atol=1e-4)
 
 
 def test_float16_holds_a_basis_of_any_number_of_images(pipe, table, basis):
