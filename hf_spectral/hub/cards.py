@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
-from hf_spectral.basis import SpectralBasis
+from hf_spectral.basis import SpectralBasis, as_basis
 from hf_spectral.dataset.rows import number_type
 from hf_spectral.errors import SpectralError
 from hf_spectral.fingerprint import WEIGHTS
 from hf_spectral.hub_errors import said_plainly
 from hf_spectral.pipelines import DEFAULT_BACKBONE, SpectralPathwaysPipeline
-from hf_spectral.pipelines.saved import SHIM_NAME, described
+from hf_spectral.pipelines.saved import as_json
 from hf_spectral.pipelines.transformers.offline import OFFLINE_NAME
 from hf_spectral.records import PATHWAYS
 from hf_spectral.report import LayerReport
@@ -27,6 +27,8 @@ from hf_spectral.result import SpectralResult
 if TYPE_CHECKING:
     import datasets
     from huggingface_hub import HfApi
+
+    from hf_spectral.pipelines.diffusers import SpectralDiffusionPipeline
 
 LIBRARY = "hf-spectral"
 TAGS = ("interpretability", "segmentation", "spectral-clustering")
@@ -149,7 +151,9 @@ def rows_context(
     return _of_basis(basis, repo_id, details, pictures) | own
 
 
-def pipeline_card(pipe: SpectralPathwaysPipeline, repo_id: str, details: CardDetails | None = None) -> str:
+def pipeline_card(
+    pipe: SpectralPathwaysPipeline | SpectralDiffusionPipeline, repo_id: str, details: CardDetails | None = None
+) -> str:
     """Return the card of a pipeline.
 
     Args:
@@ -160,16 +164,16 @@ def pipeline_card(pipe: SpectralPathwaysPipeline, repo_id: str, details: CardDet
     Returns:
         Markdown text with metadata.
     """
-    details, backbone = details or CardDetails(), pipe.describe_backbone()
-    basis: SpectralBasis | None = pipe.defaults.get("basis")
-    (entry,) = described(pipe.defaults, backbone).values()
+    details, backbone = details or CardDetails(), pipe.identity()
+    basis = None if pipe.defaults.get("basis") is None else as_basis(pipe.defaults["basis"])
     context = {
         "repo_id": repo_id,
         "backbone": backbone,
         "basis": None if basis is None else {**basis.config.to_dict(), "num_images": basis.num_images},
         "pathway": (pipe.defaults.get("pathway") or "what") if basis is None else basis.config.pathway,
-        "settings": json.dumps(entry["defaults"], indent=2, sort_keys=True),
-        "shim": SHIM_NAME,
+        "settings": json.dumps(as_json(pipe.defaults), indent=2, sort_keys=True),
+        "shim": pipe.shim_name,
+        "library": "transformers" if isinstance(pipe, SpectralPathwaysPipeline) else "diffusers",
         "base_model": base_model(backbone, details),
         **_said(details),
     }
@@ -218,7 +222,7 @@ def render(template: str, context: dict[str, Any]) -> str:
         base_model=context.get("base_model"),
         base_model_relation="adapter" if is_adapter else None,
         datasets=[context["dataset"]] if context.get("dataset") else None,
-        library_name="transformers" if template == "pipeline" else LIBRARY,
+        library_name=context.get("library", LIBRARY),
         license=context.get("license"),
         license_name=context.get("license_name"),
         license_link=context.get("license_link"),

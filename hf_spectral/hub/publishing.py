@@ -22,19 +22,18 @@ from hf_spectral.hub.cards import (
 from hf_spectral.hub.figures import basis_pictures, result_pictures
 from hf_spectral.hub.repository import CARD_NAME, Repository
 from hf_spectral.hub.rows import push_rows
-from hf_spectral.pipelines import SpectralPathwaysPipeline
-from hf_spectral.pipelines.saved import SHIM_NAME
+from hf_spectral.pipelines.inputs import ImageReader
 from hf_spectral.result import RESULT_NAME, SpectralResult
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
 #: What is pushed to a model repository, each with a file that every push of its kind writes.
-_MODELS = {SpectralBasis: "basis.safetensors", SpectralResult: RESULT_NAME, SpectralPathwaysPipeline: SHIM_NAME}
+_MODELS = {SpectralBasis: "basis.safetensors", SpectralResult: RESULT_NAME}
 
 
 def push_to_hub(
-    thing: SpectralBasis | SpectralResult | SpectralPathwaysPipeline | Any,
+    thing: SpectralBasis | SpectralResult | ImageReader | Any,
     repo_id: str,
     *,
     basis: SpectralBasis | None = None,
@@ -51,7 +50,8 @@ def push_to_hub(
 
     - a `SpectralBasis` by `SpectralBasis.from_pretrained(repo_id)`, or with the backbone that it names by
       `pipeline("spectral-pathways", model=repo_id)`
-    - a `SpectralPathwaysPipeline` by `transformers.pipeline(model=repo_id, trust_remote_code=True)`
+    - a `SpectralPathwaysPipeline` by `transformers.pipeline(model=repo_id, trust_remote_code=True)`, and a
+      `SpectralDiffusionPipeline` by `DiffusionPipeline.from_pretrained(repo_id, trust_remote_code=True)`
     - rows of `transform` by `datasets.load_dataset(repo_id, name)`. The configuration `name` consists of backbone and
       pathway, for example `dinov2-small-what`; a repository can contain several configurations
     - a `SpectralResult` by `SpectralResult.from_pretrained(repo_id)`
@@ -85,18 +85,19 @@ def push_to_hub(
     """
     details = details or CardDetails()
     place = functools.partial(Repository, repo_id, token=token, private=private, revision=revision, create_pr=create_pr)
-    if type(thing) in _MODELS:
+    marker = thing.shim_name if isinstance(thing, ImageReader) else _MODELS.get(type(thing))
+    if marker is not None:
         repository = place(kind="model")
         with tempfile.TemporaryDirectory() as scratch:
             files = _files(thing, repository, details, Path(scratch))
             repository.create()
-            repository.require_own(_MODELS[type(thing)])
+            repository.require_own(marker)
             return repository.commit(files, commit_message or f"Push a {type(thing).__name__} by hf-spectral")
     if type(thing).__module__.startswith("datasets."):
         return push_rows(thing, place(kind="dataset"), basis, details, commit_message)
     raise SpectralError(
         "thing",
-        expected="a SpectralBasis, the rows that transform returned, a SpectralResult or a SpectralPathwaysPipeline",
+        expected="a SpectralBasis, the rows that transform returned, a SpectralResult or a pipeline of hf_spectral",
         got=f"a {type(thing).__name__}",
         fix="Push one of these; a Space is pushed by push_space",
     )
@@ -104,9 +105,8 @@ def push_to_hub(
 
 def _files(thing: Any, repository: Repository, details: CardDetails, scratch: Path) -> dict[str, bytes | Path]:
     """Save a thing to a folder, and return its files, its pictures and its card by their path in the repository."""
-    repo_id, pictures, backbone = repository.repo_id, {}, getattr(thing, "backbone", {})
-    if isinstance(thing, SpectralPathwaysPipeline):
-        backbone = thing.describe_backbone()
+    repo_id, pictures = repository.repo_id, {}
+    backbone = thing.identity() if isinstance(thing, ImageReader) else getattr(thing, "backbone", {})
     details = licensed(details, repository.api, "model", base_model(backbone, details))
     if isinstance(thing, SpectralBasis):
         pictures = basis_pictures(details)

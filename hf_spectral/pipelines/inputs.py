@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from PIL import Image
 from transformers.pipelines.pt_utils import KeyDataset
@@ -74,6 +74,13 @@ class ImageReader:
     image_column = staticmethod(image_column)
     #: Whether `preprocess` runs a part of the model, so that no two threads may call it at once.
     prepares_with_model = False
+    #: File that names the class in the folder of a saved pipeline: a module of `hf_spectral.community`.
+    shim_name: ClassVar[str]
+
+    def identity(self: Any) -> dict[str, Any]:
+        """Return `id`, `revision` and `model_type` of the backbone, as `describe_backbone` says them."""
+        described = self.describe_backbone()
+        return {name: described[name] for name in ("id", "revision", "model_type")}
 
     @defaults_hold
     def read_image(self, source: Any, timeout: float | None = None) -> Image.Image:

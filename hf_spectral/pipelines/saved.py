@@ -1,12 +1,12 @@
-"""A saved transformers pipeline: what its `config.json` says beside the backbone, and how that is read again."""
+"""Saved pipelines: what their files say beside the backbone, and how that is read again."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.resources
 import json
-import shutil
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import numpy as np
 from transformers import PreTrainedConfig
 
 from hf_spectral.affinities import AFFINITIES
-from hf_spectral.basis import SpectralBasis
+from hf_spectral.atomic import writing
+from hf_spectral.basis import SpectralBasis, as_basis
 from hf_spectral.checks import require_fields, require_known, require_one_of
 from hf_spectral.errors import SpectralError
 from hf_spectral.hub_download import fetch
@@ -24,24 +25,42 @@ from hf_spectral.pipelines.settings import HOST_NAMES, SETTINGS, SOLVERS
 
 #: The module beside the backbone that names the class to load; it imports the installed package.
 SHIM_NAME = "spectral_pathways.py"
+_PUSH_NAMES = frozenset({"repo_id", "details", "private", "revision", "create_pr", "token", "commit_message"})
 #: Folder of the default basis of a saved pipeline.
 BASIS_FOLDER = "basis"
 #: Defaults that may be objects, by the names of their classes.
 _KINDS: dict[str, dict[str, Any]] = {"affinity": dict(AFFINITIES), "solver": dict(SOLVERS)}
 
 
-def save_beside(folder: Path, defaults: Mapping[str, Any]) -> None:
-    """Write the module that names the class, and the default basis.
+def save_pipeline(
+    pipe: Any, save_directory: str | os.PathLike[str], settings: dict[str, Any], save: Callable[..., object]
+) -> None:
+    """Save a pipeline: the backbone, the module that names the class, the default basis, and a card; or push it too.
 
     Args:
-        folder: Of the backbone; it exists.
-        defaults: Of the pipeline, by name.
+        pipe: The pipeline.
+        save_directory: Folder to write to; made if need be.
+        settings: For `save`; `push_to_hub=True` pushes the pipeline too, with arguments of its `push_to_hub`.
+        save: Saves the backbone with all that the host reads beside it; takes the folder and settings by name.
+
+    Raises:
+        SpectralError: If the folder cannot be written, or the Hub rejects the push.
     """
-    with importlib.resources.as_file(importlib.resources.files("hf_spectral.community") / SHIM_NAME) as shim:
-        shutil.copyfile(shim, folder / SHIM_NAME)
-    if defaults.get("basis") is not None:
-        # The names of the user's unreadable files are private.
-        dataclasses.replace(defaults["basis"], skipped=()).save_pretrained(folder / BASIS_FOLDER)
+    folder, defaults = Path(save_directory), pipe.defaults
+    is_pushed = settings.pop("push_to_hub", False)
+    push = {name: settings.pop(name) for name in _PUSH_NAMES & settings.keys()}
+    shim = importlib.resources.files("hf_spectral.community") / pipe.shim_name
+    with writing(folder, "save_directory", kind="folder"):
+        folder.mkdir(parents=True, exist_ok=True)
+        save(folder, **settings)
+        (folder / pipe.shim_name).write_bytes(shim.read_bytes())
+        if defaults.get("basis") is not None:
+            # The names of the user's unreadable files are private.
+            dataclasses.replace(as_basis(defaults["basis"]), skipped=()).save_pretrained(folder / BASIS_FOLDER)
+        card = type(pipe)._hub("pipeline_card")(pipe, push.get("repo_id", folder.name))
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    if is_pushed:
+        pipe.push_to_hub(**{"repo_id": folder.name, **push})
 
 
 def described(defaults: Mapping[str, Any], backbone: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,10 +80,70 @@ def described(defaults: Mapping[str, Any], backbone: Mapping[str, Any]) -> dict[
         "impl": f"{SHIM_NAME.removesuffix('.py')}.SpectralPathwaysPipeline",
         "pt": ["AutoModel"],
         "type": "image",
-        "defaults": {name: _as_json(name, value) for name, value in defaults.items()},
+        "defaults": as_json(defaults),
         "backbone": {name: backbone[name] for name in ("id", "revision")},
     }
     return {TASK: entry}
+
+
+def as_json(defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return defaults as a file holds them.
+
+    Args:
+        defaults: Of a pipeline, by name.
+
+    Returns:
+        JSON values by name; for a basis its folder.
+
+    Raises:
+        SpectralError: If a default is an object of the user's own, which no file can name.
+    """
+    return {name: _as_json(name, value) for name, value in defaults.items()}
+
+
+def from_json(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return defaults from what `as_json` gave, but for the basis.
+
+    Args:
+        stored: JSON values by name.
+
+    Returns:
+        Settings by name.
+
+    Raises:
+        SpectralError: If one stands for an object that is not known.
+    """
+    defaults = dict(stored)
+    for name, kinds in _KINDS.items():
+        if isinstance(defaults.get(name), dict):
+            parameters = dict(defaults[name])
+            kind = parameters.pop("name", None)
+            require_one_of(name, kind, tuple(kinds))
+            require_fields(name, kinds[kind], parameters)
+            defaults[name] = kinds[kind](**parameters)
+    weights = defaults.get("layer_weights")
+    if isinstance(weights, list) and all(isinstance(one, list) and len(one) == 2 for one in weights):
+        defaults["layer_weights"] = dict(weights)
+    return defaults
+
+
+def basis_beside(source: str | os.PathLike[str], revision: str | None) -> SpectralBasis:
+    """Return the default basis of a saved pipeline.
+
+    Args:
+        source: Folder or repository of the pipeline.
+        revision: Commit of the repository.
+
+    Returns:
+        The basis.
+
+    Raises:
+        SpectralError: If it cannot be read.
+    """
+    place = Path(source)
+    if not place.is_dir():
+        place = fetch(str(source), [f"{BASIS_FOLDER}/{name}" for name in SpectralBasis._files], revision=revision)
+    return SpectralBasis.from_pretrained(place / BASIS_FOLDER)
 
 
 def saved_defaults(config: Any, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,24 +159,10 @@ def saved_defaults(config: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         SpectralError: If a later version has written them, or the basis cannot be read.
     """
-    defaults = dict(saved_entry(config).get("defaults", {}))
+    defaults = from_json(saved_entry(config).get("defaults", {}))
     require_known(defaults, SETTINGS | HOST_NAMES)
-    for name, kinds in _KINDS.items():
-        if isinstance(defaults.get(name), dict):
-            parameters = dict(defaults[name])
-            kind = parameters.pop("name", None)
-            require_one_of(name, kind, tuple(kinds))
-            require_fields(name, kinds[kind], parameters)
-            defaults[name] = kinds[kind](**parameters)
-    weights = defaults.get("layer_weights")
-    if isinstance(weights, list) and all(isinstance(one, list) and len(one) == 2 for one in weights):
-        defaults["layer_weights"] = dict(weights)
     if "basis" in defaults and "basis" not in given:
-        place = Path(config.name_or_path)
-        if not place.is_dir():
-            names = [f"{BASIS_FOLDER}/{name}" for name in SpectralBasis._files]
-            place = fetch(config.name_or_path, names, revision=cached_commit(config))
-        defaults["basis"] = SpectralBasis.from_pretrained(place / BASIS_FOLDER)
+        defaults["basis"] = basis_beside(config.name_or_path, cached_commit(config))
     return defaults
 
 

@@ -332,6 +332,60 @@ def test_pipelines_are_pushed_and_saved_with_their_defaults(pipe, basis, tmp_pat
     assert "which holds something else" in message
 
 
+FRESH_DIFFUSERS = """
+import sys, torch
+from diffusers import DiffusionPipeline
+assert "hf_spectral" not in sys.modules
+found = {}
+for place in sys.argv[3:]:
+    pipe = DiffusionPipeline.from_pretrained(place, trust_remote_code=True)
+    assert type(pipe) is sys.modules["hf_spectral"].SpectralDiffusionPipeline
+    pipe.set_progress_bar_config(disable=True)
+    found[place] = repr(sorted({**pipe.defaults, "basis": None}.items())), pipe(sys.argv[2]).eigenvectors
+torch.save(found, sys.argv[1])
+"""
+
+
+@pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks` argument:UserWarning")  # Diffusers' own use of it.
+def test_a_diffusion_pipeline_is_pushed_and_saved_with_its_defaults(tmp_path):
+    from hf_spectral import SpectralDiffusionPipeline
+    from tests.pipelines.tiny_diffusion import host_pipeline, spectral
+
+    host = host_pipeline("sd")
+    host.push_to_hub("alice/tiny-sd")
+    plain = spectral(SpectralDiffusionPipeline.from_pretrained("alice/tiny-sd")).at([50, 150], resolution=32)
+    affinity = hf_spectral.NearestNeighbors(num_neighbors=9)
+    solving = plain.at(prompt="a cat", seed=3, affinity=affinity, num_eigenvectors=5, layer_weights={0: 1.0, 1: 2.0})
+    basis = hf_spectral.fit(plain, [photo(seed=1), photo(seed=2)], num_eigenvectors=4, progress=False)
+    projecting = plain.at(basis=dataclasses.replace(basis, skipped=("diary-3.png",)))
+    projecting.push_to_hub("alice/generative", commit_message="A pipeline")
+    solving.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id="alice/prompted")
+    own = {"alice/generative": projecting, str(tmp_path / "saved"): solving}
+    photo().save(tmp_path / "photo.png")
+    command = [sys.executable, "-c", FRESH_DIFFUSERS, tmp_path / "found.pt", tmp_path / "photo.png", *own]
+    subprocess.run(command, check=True)
+    found = torch.load(tmp_path / "found.pt")
+    for place, expected in own.items():
+        assert found[place][0] == repr(sorted({**expected.defaults, "basis": None}.items()))
+        torch.testing.assert_close(found[place][1], expected(photo()).eigenvectors, atol=1e-3, rtol=0)
+    # By the installed class, no code of the repository need be trusted.
+    again = SpectralDiffusionPipeline.from_pretrained("alice/generative")
+    assert again.defaults["basis"].skipped == ()
+    assert again.describe_backbone() == plain.describe_backbone()
+    assert hf_spectral.pipeline("alice/prompted", device="cpu", seed=4).defaults == {**solving.defaults, "seed": 4}
+    there = on_the_hub("model", "alice/generative")
+    assert {"pipeline.py", "README.md", "basis/basis.safetensors", "unet/config.json"} <= set(there["files"])
+    assert json.loads(there["files"]["model_index.json"])["_class_name"] == ["pipeline", "SpectralDiffusionPipeline"]
+    card = huggingface_hub.ModelCard.load("alice/prompted")
+    assert (card.data.base_model, card.data.library_name) == ("alice/tiny-sd", "diffusers")
+    assert json.loads(re.search(r"```json\n(.*?)```", card.text, re.DOTALL)[1])["timesteps"] == [50, 150]
+    assert "which holds something else" in refusal(lambda: solving.push_to_hub("alice/tiny-sd"))
+    given = plain.at(prompt_embeds=torch.zeros(1, 77, 24))
+    assert "`prompt_embeds`: expected a default that a file can" in refusal(
+        lambda: given.save_pretrained(tmp_path / "no")
+    )
+
+
 def test_what_no_file_can_hold_is_not_saved(pipe, tmp_path):
     class Own(hf_spectral.EigenSolver):
         pass

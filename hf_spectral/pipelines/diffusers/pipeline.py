@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -14,12 +15,15 @@ from diffusers import DiffusionPipeline
 from diffusers.loaders import FromSingleFileMixin
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from PIL import Image
+from transformers.utils.hub import extract_commit_hash
 
 from hf_spectral.capture import capture_attention, check_supported
 from hf_spectral.checks import require_known, require_one_of, require_positive_int, require_seed
 from hf_spectral.errors import SpectralError
 from hf_spectral.families.diffusers import Condition, DenoiserFamily, family_of
 from hf_spectral.families.sizes import InputGeometry
+from hf_spectral.kept import Published
+from hf_spectral.pipelines.backbone import public_name
 from hf_spectral.pipelines.diffusers import noise as noise_of
 from hf_spectral.pipelines.diffusers import prompt as prompts
 from hf_spectral.pipelines.diffusers.generating import GeneratedOutput, generated
@@ -37,10 +41,11 @@ from hf_spectral.pipelines.diffusers.lora import NAMES as LORA_NAMES
 from hf_spectral.pipelines.diffusers.lora import LoraHost
 from hf_spectral.pipelines.diffusers.outputs import OutputType, outputs_of
 from hf_spectral.pipelines.diffusers.reading import Reading, StepEnd, digest
-from hf_spectral.pipelines.diffusers.sharing import components_handed_on
+from hf_spectral.pipelines.diffusers.sharing import SHIM_NAME, components_handed_on, name_the_class
 from hf_spectral.pipelines.inputs import ImageReader
 from hf_spectral.pipelines.outputs import Analysis
-from hf_spectral.pipelines.settings import CUT_NAMES, CallSettings, checked_batching, configs_of, over_defaults
+from hf_spectral.pipelines.saved import BASIS_FOLDER, as_json, basis_beside, from_json, save_pipeline
+from hf_spectral.pipelines.settings import CUT_NAMES, CallSettings, checked_batching, configs_of, merged, over_defaults
 from hf_spectral.pipelines.settings import SETTINGS as CALL_SETTINGS
 from hf_spectral.records import AttentionRecord, Pathway, SkippedLayer
 from hf_spectral.restoring import undoing
@@ -91,7 +96,7 @@ def checked_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
     return checked_batching(settings)
 
 
-class SpectralDiffusionPipeline(ImageReader, FromSingleFileMixin, DiffusionPipeline):
+class SpectralDiffusionPipeline(Published, ImageReader, FromSingleFileMixin, DiffusionPipeline):
     """Eigenvectors of all image self-attention layers of a denoiser at several timesteps, one joint problem per image.
 
     Example:
@@ -115,13 +120,15 @@ class SpectralDiffusionPipeline(ImageReader, FromSingleFileMixin, DiffusionPipel
         tokenizer_2: That of `text_encoder_2`.
         tokenizer_3: That of `text_encoder_3`.
         tokenizer_4: That of `text_encoder_4`.
-        defaults: Arguments of `at` by name, as `save_pretrained` keeps them.
+        defaults: Arguments of `at` by name; `save_pretrained` keeps them.
+        backbone: `id` and `revision` that the models had before `save_pretrained`, which keeps them.
     """
 
     _told: Mapping[str, Any] = MappingProxyType({})  # What `at` has set.
     _reading: Reading | None = None  # The part of it that says how pictures are read, the prompt encoded.
     _num_uses = 0  # Of LoRA weights, when it was encoded.
     prepares_with_model = True  # The VAE encodes the picture.
+    shim_name = SHIM_NAME
     model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->text_encoder_4->vae->unet->transformer"
     _optional_components = _COMPONENTS[1:]
     _callback_tensor_inputs = ["latents", "prompt_embeds"]  # noqa: RUF012 - the host's own form
@@ -141,6 +148,7 @@ class SpectralDiffusionPipeline(ImageReader, FromSingleFileMixin, DiffusionPipel
         tokenizer_3: Any = None,
         tokenizer_4: Any = None,
         defaults: Mapping[str, Any] | None = None,
+        backbone: Mapping[str, Any] | None = None,
     ) -> None:
         given = components_handed_on({name: one for name, one in locals().items() if name in _COMPONENTS})
         super().__init__()
@@ -156,7 +164,9 @@ class SpectralDiffusionPipeline(ImageReader, FromSingleFileMixin, DiffusionPipel
         self.register_modules(**given)
         check_components(self.family, self.denoiser, self.vae, self.scheduler)
         self._lora = LoraHost()
-        self._told = checked_defaults(defaults or {})
+        self._told = checked_defaults(from_json(defaults or {}))
+        if backbone is not None:
+            self.register_to_config(backbone=dict(backbone))
 
     @classmethod
     def from_pretrained(
@@ -234,6 +244,53 @@ class SpectralDiffusionPipeline(ImageReader, FromSingleFileMixin, DiffusionPipel
         if name_or_path := pipeline.config.get("_name_or_path"):
             found.register_to_config(_name_or_path=name_or_path)
         return found if dtype is None else found.to(dtype=dtype)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **settings: Any) -> None:
+        """Save the components, the defaults of this pipeline, and a card.
+
+        `DiffusionPipeline.from_pretrained(save_directory, trust_remote_code=True)` of diffusers gives the same pipeline
+        again. It runs a small module of that folder, which imports this package; `from_pretrained` of this class needs
+        no trust.
+
+        Args:
+            save_directory: Folder to write to; made if need be.
+            *args: As for the host's method.
+            **settings: As for the host's method; `push_to_hub=True` pushes the pipeline too, with `repo_id` and other
+                arguments of `push_to_hub`.
+
+        Raises:
+            SpectralError: If the folder cannot be written, or a default is an object that no file can name.
+        """
+        identity = self.identity()
+        kept = {"defaults": as_json(self._told), "backbone": {name: identity[name] for name in ("id", "revision")}}
+        self.register_to_config(**kept)
+
+        def save(folder: Path, **host: Any) -> None:
+            super(SpectralDiffusionPipeline, self).save_pretrained(folder, *args, **host)
+            name_the_class(folder / self.config_name)
+
+        save_pipeline(self, save_directory, settings, save)
+
+    def register_to_config(self, **kwargs: Any) -> None:
+        """Keep values as the host does; once it is known where a saved pipeline lies, read its basis."""
+        super().register_to_config(**kwargs)
+        if self._told.get("basis") == BASIS_FOLDER and "_name_or_path" in kwargs:
+            revision = extract_commit_hash(str(self.denoiser.config.get("_name_or_path") or ""), None)
+            self._told = {**self._told, "basis": basis_beside(kwargs["_name_or_path"], revision)}
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike[str]) -> dict[str, Any]:
+        """Read an index; a saved pipeline names a module of its folder, whose place the installed class takes."""
+        index = super()._dict_from_json_file(json_file)
+        return index | {"_class_name": cls.__name__} if isinstance(index.get("_class_name"), list) else index
+
+    def identity(self) -> dict[str, Any]:
+        """Return `id`, `revision` and `model_type` of the backbone, those of a saved pipeline as they were before."""
+        kept = self.config.get("backbone") or {
+            "id": public_name(str(self.config.get("_name_or_path") or "")),
+            "revision": extract_commit_hash(str(self.denoiser.config.get("_name_or_path") or ""), None),
+        }
+        return {**kept, "model_type": type(self.denoiser).__name__}
 
     def __getattr__(self, name: str) -> Any:
         """Return methods for LoRA weights as the denoiser's own pipeline in the host has them."""
@@ -391,7 +448,7 @@ class SpectralDiffusionPipeline(ImageReader, FromSingleFileMixin, DiffusionPipel
         found = copy.copy(self)
         # A prompt takes the place of embeddings, and the other way round.
         replaced = prompts.PROMPT_NAMES if prompts.PROMPT_NAMES & said.keys() else frozenset()
-        found._told = {name: one for name, one in self._told.items() if name not in replaced} | said
+        found._told = merged({name: one for name, one in self._told.items() if name not in replaced}, said)
         found._reading, found._num_uses = reading, self._lora.num_uses
         return found
 

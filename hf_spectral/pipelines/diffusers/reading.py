@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers.utils.hub import extract_commit_hash
 
 from hf_spectral.capture import attention_fingerprint, capture_attention
 from hf_spectral.errors import SpectralError
 from hf_spectral.families.diffusers import Condition
-from hf_spectral.pipelines.backbone import blamed, public_name, warn_once
+from hf_spectral.pipelines.backbone import blamed, warn_once
 from hf_spectral.pipelines.diffusers.latents import half_precision_explained
 from hf_spectral.pipelines.diffusers.noise import is_flow, noised, num_timesteps, told
 from hf_spectral.pipelines.diffusers.prompt import forward_arguments
@@ -81,9 +80,7 @@ class Reading:
         """
         encoders = [pipe.components.get(f"text_encoder{ending}") for ending in ("", "_2", "_3", "_4")]
         return {
-            "id": public_name(str(pipe.config.get("_name_or_path") or "")),
-            "revision": extract_commit_hash(str(pipe.denoiser.config.get("_name_or_path") or ""), None),
-            "model_type": type(pipe.denoiser).__name__,
+            **pipe.identity(),
             "vae": None if pipe.vae is None else type(pipe.vae).__name__,
             "text_encoders": [type(one).__name__ for one in encoders if one is not None],
             "noise": "flow" if is_flow(pipe.family, pipe.scheduler) else "diffusion",

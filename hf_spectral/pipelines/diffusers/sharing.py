@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
 
 from hf_spectral.errors import SpectralError
+
+#: The module beside the index that names the class to load; it imports the installed package.
+SHIM_NAME = "pipeline.py"
+
+
+def name_the_class(index: Path) -> None:
+    """Let an index name the class as one of the module beside it, which programs load that know of no other.
+
+    Args:
+        index: The file that the host has written.
+    """
+    described = json.loads(index.read_text(encoding="utf-8"))
+    described["_class_name"] = [SHIM_NAME.removesuffix(".py"), described["_class_name"]]
+    index.write_text(json.dumps(described, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def components_handed_on(given: Mapping[str, Any]) -> dict[str, Any]:

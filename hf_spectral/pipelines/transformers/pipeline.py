@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import MODEL_MAPPING, AutoConfig, AutoImageProcessor, AutoModel, Pipeline, PreTrainedConfig
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from hf_spectral.atomic import writing
 from hf_spectral.basis import as_basis
 from hf_spectral.basis.files import MODEL_TYPE
 from hf_spectral.capture import capture_attention, check_supported, unwrapped, vision_tower
@@ -28,7 +27,7 @@ from hf_spectral.pipelines.backbone import TASK, backbone_of, basis_at, blamed, 
 from hf_spectral.pipelines.hosts import checked_device
 from hf_spectral.pipelines.inputs import ImageReader, iterable_of_images
 from hf_spectral.pipelines.outputs import Analysis, image_output
-from hf_spectral.pipelines.saved import described, prefer_installed, save_beside, saved_defaults
+from hf_spectral.pipelines.saved import SHIM_NAME, described, prefer_installed, save_pipeline, saved_defaults
 from hf_spectral.pipelines.settings import (
     CUT_NAMES,
     HOST_NAMES,
@@ -52,7 +51,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 # Where the loaded backbone of a basis holds what the constructor is to take.
 _BROUGHT = "_spectral_pathways"
-_PUSH_NAMES = frozenset({"repo_id", "details", "private", "revision", "create_pr", "token", "commit_message"})
 
 
 class SpectralPathwaysPipeline(Published, ImageReader, Pipeline):
@@ -75,6 +73,7 @@ class SpectralPathwaysPipeline(Published, ImageReader, Pipeline):
     For half precision load it so, with `dtype=torch.bfloat16`.
     """
 
+    shim_name = SHIM_NAME
     _load_processor = False
     _load_image_processor = None  # "If there is one": of a text model the constructor says more than the host could.
     _load_feature_extractor = False
@@ -187,25 +186,19 @@ class SpectralPathwaysPipeline(Published, ImageReader, Pipeline):
         Raises:
             SpectralError: If the folder cannot be written, or a default is an object that no file can name.
         """
-        folder, config = Path(save_directory), self.model.config
-        is_pushed = settings.pop("push_to_hub", False)
-        push = {name: settings.pop(name) for name in _PUSH_NAMES & settings.keys()}
+        config = self.model.config
         kept = vars(config).get("custom_pipelines")
         config.custom_pipelines = described(self.defaults, self.describe_backbone())
         try:
-            with writing(folder, "save_directory", kind="folder"):
-                folder.mkdir(parents=True, exist_ok=True)
-                self.model.save_pretrained(folder, **settings)
-                self.image_processor.save_pretrained(folder)
-                save_beside(folder, self.defaults)
-                card = type(self)._hub("pipeline_card")(self, push.get("repo_id", folder.name))
-                (folder / "README.md").write_text(card, encoding="utf-8")
+            save_pipeline(self, save_directory, settings, self._save)
         finally:
             del config.custom_pipelines
             if kept is not None:
                 config.custom_pipelines = kept
-        if is_pushed:
-            self.push_to_hub(**{"repo_id": folder.name, **push})
+
+    def _save(self, folder: Path, **settings: Any) -> None:
+        self.model.save_pretrained(folder, **settings)
+        self.image_processor.save_pretrained(folder)
 
     def get_iterator(self, *args: Any, **kwargs: Any) -> Any:
         """Return the host's iterator over many pictures; it draws no number from the program's random generator."""
