@@ -6,10 +6,12 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Literal, get_args
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from hf_spectral.errors import SpectralError
 from hf_spectral.grid import TokenGrid
 
 Pathway = Literal["where", "what"]
@@ -37,6 +39,10 @@ class AttentionRecord:
         where_refused: Why queries and keys of the layer cannot be compared at all, or None if they can.
         num_text_tokens: Text tokens that attended along with the image and are left out of the record.
         num_layers: Attention layers of the backbone, recorded or not; None if nobody has counted them.
+
+    Raises:
+        SpectralError: If query, key and value differ in shape or do not fit the grid, or a record made by hand (without
+            `num_layers`) holds NaN. Those of a capture are checked when the forward pass ends.
     """
 
     name: str
@@ -51,6 +57,19 @@ class AttentionRecord:
     where_refused: str | None = None
     num_text_tokens: int = 0
     num_layers: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check that the tensors fit each other and the grid."""
+        shape = (*self.query.shape[:2], self.grid.num_nodes)
+        for role in ("query", "key", "value"):
+            tensor: Tensor = getattr(self, role)
+            width = tensor.shape[-1:] if role == "value" else self.query.shape[-1:]
+            if tensor.shape != (*shape, *width):
+                fix = "Give (images, heads, nodes, head_dim), the nodes in raster order"
+                expected = f"one node for each of {self.grid.height} x {self.grid.width} places, {(*shape, *width)}"
+                raise SpectralError(role, expected=expected, got=tuple(tensor.shape), fix=fix)
+            if self.num_layers is None and not torch.isfinite(tensor).all():
+                raise SpectralError(role, expected="finite numbers", got="NaN or infinity", fix="Leave this layer out")
 
     @property
     def num_images(self) -> int:

@@ -175,7 +175,8 @@ def _checked(eigenvectors: Maps, least: int) -> list[Tensor]:
 def _cells(maps: list[Tensor], bins: int | None) -> tuple[int, int]:
     if bins is None and len({one.shape[1:] for one in maps}) == 1:
         return maps[0].shape[1], maps[0].shape[2]
-    return bins or DEFAULT_BINS, bins or DEFAULT_BINS
+    side = DEFAULT_BINS if bins is None else require_positive_int("bins", bins)
+    return side, side
 
 
 class VarianceShares:
@@ -214,11 +215,13 @@ class VarianceShares:
 
         Args:
             maps: Eigenvectors of the image.
-            clusters: Cluster of each token, non-negative integers below `num_segments`. Required for `what`.
+            clusters: Cluster of each token, non-negative integers below `num_segments`; None if that is 0.
 
         Raises:
-            SpectralError: If the number of eigenvectors differs from that of previous images.
+            SpectralError: If the number of eigenvectors differs from that of previous images, or there are no clusters
+                and `num_segments` is not 0.
         """
+        _require_clusters((clusters is None) == (self._num_segments == 0))
         if not self._halves:
             count = self._cells[0] * self._cells[1]
             self._halves = [_Half(len(maps), count, self._num_segments) for _ in range(_HALVES)]
@@ -258,8 +261,9 @@ class VarianceShares:
             One value from 0 to 1 per eigenvector.
 
         Raises:
-            SpectralError: If fewer than four images were added.
+            SpectralError: If fewer than four images were added, or without clusters.
         """
+        _require_clusters(self._num_segments > 0)
         _require_images(self.num_images, 2 * _HALVES)
         (means, weights), (others, other_weights) = (half.cluster_means() for half in self._halves)
         # A cluster that occurs in one half only cannot be tested.
@@ -348,6 +352,16 @@ def _require_one_count(counts: set[int]) -> None:
             expected="the same number of eigenvectors for every image",
             got=sorted(counts),
             fix="Pass the eigenvectors of one basis",
+        )
+
+
+def _require_clusters(holds: bool) -> None:
+    if not holds:
+        raise SpectralError(
+            "clusters",
+            expected="the clusters of every image, beside their number `num_segments`",
+            got="one without the other",
+            fix="Give VarianceShares(cells, num_segments) and add(maps, clusters), or leave both out",
         )
 
 
@@ -486,5 +500,5 @@ def layout_score(
     total = centered.square().sum(0)
     # A variance below the rounding error of float32 values counts as 0.
     scale = values.square().sum(0).clamp_min(1e-300)
-    score = torch.where(total > 1e-12 * scale, explained / total.clamp_min(1e-300), torch.zeros_like(total))
+    score = torch.where(total <= 1e-12 * scale, 0.0, explained / total.clamp_min(1e-300))
     return score.clamp(0, 1).float()

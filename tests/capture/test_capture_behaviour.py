@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,6 +19,7 @@ from hf_spectral.errors import SpectralError, UnsupportedBackboneError
 from hf_spectral.families.attention_call import AttentionCall
 from hf_spectral.families.transformers import TowerCall, base
 from hf_spectral.families.transformers.windows import unwindow
+from hf_spectral.grid import TokenGrid
 from hf_spectral.records import AttentionRecord, SkippedLayer
 from tests.families.tiny_backbones import (
     BACKBONES,
@@ -481,3 +483,17 @@ def test_records_are_plain_records():
     with capture_attention(model) as capture:
         run(model, DINOV2.images())
     assert all(isinstance(record, AttentionRecord) and record.timestep is None for record in capture)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"grid": TokenGrid(8, 7)}, "`query`: expected one node for each of 8 x 7 places"),
+        ({"value": torch.full((1, 4, 48, 8), torch.nan)}, "`value`: expected finite numbers, got NaN"),
+    ],
+)
+def test_a_record_made_by_hand_fits_its_grid_and_is_finite(changes, message):
+    fields = {"query": torch.zeros(1, 4, 48, 8), "key": torch.zeros(1, 4, 48, 8), "value": torch.zeros(1, 4, 48, 3)}
+    record = AttentionRecord("layer", 0, **fields, scale=1.0, grid=TokenGrid(8, 6))
+    with pytest.raises(SpectralError, match=message):
+        dataclasses.replace(record, **changes)

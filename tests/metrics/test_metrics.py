@@ -7,6 +7,7 @@ import torch
 
 from hf_spectral.errors import SpectralError
 from hf_spectral.metrics import (
+    VarianceShares,
     adjusted_rand_index,
     covering,
     image_score,
@@ -332,6 +333,22 @@ def test_what_score_of_different_grids():
 def test_deterministic():
     maps = VALUES[:, scenes(count=8)].transpose(0, 1) + normal(8, 2, 20, 20)
     assert torch.equal(what_score(maps, seed=3), what_score(maps, seed=3))
+
+
+def test_scores_need_what_they_are_made_of():
+    maps = normal(4, 2, 3, 3)
+    for bins in (0, -1):
+        with pytest.raises(SpectralError, match=f"`bins`: expected an integer of at least 1, got {bins}"):
+            where_score(maps, bins)
+    with pytest.raises(SpectralError, match="`clusters`: expected the clusters of every image"):
+        VarianceShares((3, 3), num_segments=2).add(maps[0])
+    shares = VarianceShares((3, 3))
+    for one in maps:
+        shares.add(one)
+    with pytest.raises(SpectralError, match="`clusters`: expected the clusters of every image"):
+        shares.what()
+    assert torch.isnan(layout_score(torch.full((1, 3, 3), torch.nan))).all()
+    assert torch.isnan(where_score(torch.full((2, 1, 3, 3), torch.nan))).all()
 
 
 def test_what_score_messages():
