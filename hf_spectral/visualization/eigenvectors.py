@@ -19,7 +19,7 @@ from hf_spectral.visualization.palette import bytes_from_oklab, diverging_table
 Numbers = Tensor | np.ndarray | Image.Image | Sequence
 
 
-def read_numbers(argument: str, values: Numbers, dimensions: int) -> Float[Tensor, ...]:
+def read_numbers(argument: str, values: Numbers, dimensions: int) -> Tensor:
     """Read a tensor, an array, a PIL image of one channel, or nested lists.
 
     Args:
