@@ -28,6 +28,9 @@ _BITS, _PLANAR = 258, 284
 # Raw modes of color files with 16 bits per channel, of which Pillow keeps the high byte alone.
 _WIDE_COLOR = re.compile(r"'(RGB[AX]?|CMYK|LA|[RGBAX]);16[BLN]'")
 
+#: One picture, see `read_image`.
+Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Mapping[str, Any]
+
 
 def read_image(source: Any, timeout: float | None = None) -> Image.Image:
     """Return a picture as RGB, upright as its EXIF orientation says, transparency laid on white.

@@ -3,6 +3,9 @@
 import io
 import json
 import numbers
+import sys
+import typing
+from collections.abc import Iterator
 
 import datasets
 import numpy as np
@@ -122,3 +125,24 @@ def test_a_segmentation_has_a_palette_wherever_it_goes(either):
             labels = np.asarray(one)
             assert np.array_equal(labels, found["hierarchy"].labels)
             assert np.array_equal(one.convert("RGB"), segment_colors(3)[labels])
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="overloads are not kept")
+def test_the_type_of_an_output_follows_that_of_the_input(pipe, pixels):
+    types = [one.__annotations__["return"] for one in typing.get_overloads(type(pipe).__call__)]
+    assert types == ["dict[str, Any]", "list[dict[str, Any]]", "Iterator[dict[str, Any]]"]
+    types = [one.__annotations__["return"] for one in typing.get_overloads(type(pixels).__call__)]
+    assert types == ["SpectralDiffusionOutput", "list[SpectralDiffusionOutput]"]
+
+
+def test_many_pictures_are_an_iterator(pipe, table):
+    expected = pipe(PHOTOS[0], num_segments=None)["eigenvectors"]
+    for source in (table, (one for one in PHOTOS)):
+        outputs = pipe(source, num_segments=None)
+        assert isinstance(outputs, Iterator)
+        torch.testing.assert_close(next(outputs)["eigenvectors"], expected)
+        assert next(outputs, None) is not None
+        assert next(outputs, None) is None
+    assert len([*outputs]) == 0  # A generator is used up; a table begins anew.
+    outputs = pipe(table, num_segments=None)
+    assert [len([*outputs]) for _ in range(2)] == [2, 2]

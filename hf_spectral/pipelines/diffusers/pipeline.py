@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, get_args, overload
 
 import torch
 from diffusers import DiffusionPipeline
@@ -39,9 +39,10 @@ from hf_spectral.pipelines.diffusers.latents import (
 )
 from hf_spectral.pipelines.diffusers.lora import NAMES as LORA_NAMES
 from hf_spectral.pipelines.diffusers.lora import LoraHost
-from hf_spectral.pipelines.diffusers.outputs import OutputType, outputs_of
+from hf_spectral.pipelines.diffusers.outputs import OutputType, SpectralDiffusionOutput, outputs_of
 from hf_spectral.pipelines.diffusers.reading import Reading, StepEnd, digest
 from hf_spectral.pipelines.diffusers.sharing import SHIM_NAME, components_handed_on, name_the_class
+from hf_spectral.pipelines.images import Picture
 from hf_spectral.pipelines.inputs import ImageReader
 from hf_spectral.pipelines.outputs import Analysis
 from hf_spectral.pipelines.saved import BASIS_FOLDER, as_json, basis_beside, from_json, save_pipeline
@@ -300,6 +301,14 @@ class SpectralDiffusionPipeline(Published, ImageReader, FromSingleFileMixin, Dif
     def denoiser(self) -> Any:
         """The `unet` or the `transformer`."""
         return self.unet if self.unet is not None else self.transformer
+
+    @overload
+    def __call__(self, image: Picture, **settings: Unpack[DiffusionSettings]) -> SpectralDiffusionOutput: ...
+
+    @overload
+    def __call__(
+        self, image: list[Any] | tuple[Any, ...], **settings: Unpack[DiffusionSettings]
+    ) -> list[SpectralDiffusionOutput]: ...
 
     @plain_torch()
     def __call__(self, image: Any, **settings: Unpack[DiffusionSettings]) -> Any:

@@ -7,11 +7,12 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
 from transformers import MODEL_MAPPING, AutoConfig, AutoImageProcessor, AutoModel, Pipeline, PreTrainedConfig
 from transformers.pipelines import PIPELINE_REGISTRY
 
@@ -25,6 +26,7 @@ from hf_spectral.families.transformers import family_of
 from hf_spectral.kept import Published
 from hf_spectral.pipelines.backbone import TASK, backbone_of, basis_at, blamed, describe_backbone, warn_once
 from hf_spectral.pipelines.hosts import checked_device
+from hf_spectral.pipelines.images import Picture
 from hf_spectral.pipelines.inputs import ImageReader, iterable_of_images
 from hf_spectral.pipelines.outputs import Analysis, image_output
 from hf_spectral.pipelines.saved import SHIM_NAME, described, prefer_installed, save_pipeline, saved_defaults
@@ -49,6 +51,14 @@ from hf_spectral.torch_state import plain_torch
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    class HostSettings(CallSettings, total=False):
+        """Arguments of a call by name, those of the host among them."""
+
+        batch_size: int | None
+        num_workers: int | None
+
+
 # Where the loaded backbone of a basis holds what the constructor is to take.
 _BROUGHT = "_spectral_pathways"
 
@@ -103,6 +113,22 @@ class SpectralPathwaysPipeline(Published, ImageReader, Pipeline):
             given["basis"] = as_basis(given["basis"])
         self._sanitize_parameters(**given)
         self.defaults = given | host
+
+    # A string and a list are iterables too: the first signature that fits holds.
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, inputs: Picture, image_column: str | None = ..., **settings: Unpack[HostSettings]
+    ) -> dict[str, Any]: ...
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, inputs: list[Any] | tuple[Any, ...], image_column: str | None = ..., **settings: Unpack[HostSettings]
+    ) -> list[dict[str, Any]]: ...
+
+    @overload
+    def __call__(
+        self, inputs: Iterable[Any] | Dataset[Any], image_column: str | None = ..., **settings: Unpack[HostSettings]
+    ) -> Iterator[dict[str, Any]]: ...
 
     @defaults_hold
     @plain_torch()
@@ -371,21 +397,25 @@ class _Backbones(AutoModel):
         return AutoModel.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class _Stream:
     """The outputs of many pictures, whose iteration begins under the plain state of torch, whenever that is."""
 
     outputs: Any
+    running: Any = None  # The host's iterator, once it has begun.
 
     def __len__(self) -> int:
         return len(self.outputs)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> _Stream:
         with plain_torch():  # The host's loader makes a tensor when it begins.
-            iterator = iter(self.outputs)
-        end = object()
-        while (output := next(iterator, end)) is not end:
-            yield output
+            self.running = iter(self.outputs)
+        return self
+
+    def __next__(self) -> Any:
+        if self.running is None:
+            iter(self)
+        return next(self.running)
 
 
 def register() -> None:
