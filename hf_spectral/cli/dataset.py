@@ -38,7 +38,8 @@ def add_parsers(commands: Any) -> None:
     fitting.add_argument("--checkpoint-every", type=int, default=500, metavar="N", help="images; default: 500")
 
     text = "eigenvectors of all pictures of a folder, as rows of a dataset"
-    rows = add_command(commands, "transform", run_transform, text, read, output=Path("rows"))
+    rows = add_command(commands, "transform", run_transform, text, read.replace("--model ", ""), output=Path("rows"))
+    rows.add_argument("--model", help="repository id or folder; default: the backbone that the basis names")
     rows.add_argument("--basis", required=True, metavar="DIR", help="folder written by fit, or user/name on the Hub")
     clusters = "clusters over all pictures, or auto for those that the basis has; default: none"
     rows.add_argument("--num-segments", type=count_or_auto, metavar="N", help=clusters)
@@ -80,7 +81,7 @@ def run_transform(options: argparse.Namespace) -> int:
     basis = SpectralBasis.from_pretrained(options.basis)
     fitted = basis.backbone  # A diffusion model reads pictures at the timesteps and with the prompt of the fit.
     told = fitted.get("timesteps"), fitted.get("prompt"), fitted.get("noise_seed", 0)
-    pipe = load(options.model, announced_device(options.device), *told)
+    pipe = load(options.model or options.basis, announced_device(options.device), *told)
     settings = {**chosen(options, transform), "basis": basis, "output_dir": options.output}
     rows, report = transform(pipe, options.folder, **settings, return_report=True)
     if Processes(pipe.device).is_main:

@@ -15,11 +15,15 @@ from hf_spectral.errors import SpectralError
 from hf_spectral.hub_download import located, require_repository
 from hf_spectral.pipelines import SpectralPathwaysPipeline
 from hf_spectral.pipelines.images import read_image
+from hf_spectral.pipelines.saved import SHIM_NAME
 from hf_spectral.report import LayerReport
 from hf_spectral.result import RESULT_NAME, SpectralResult
 from hf_spectral.tensor_files import DAMAGE, one_line
 
-_ACCEPTED = "what fit, transform or analyze has written: the folder of a basis or of rows, or a result's file"
+_ACCEPTED = (
+    "what fit, transform or analyze has written (the folder of a basis or of rows, or a result's file), "
+    "or the folder of a saved pipeline"
+)
 
 
 def add_parsers(commands: Any) -> None:
@@ -28,16 +32,17 @@ def add_parsers(commands: Any) -> None:
     Args:
         commands: Subparsers of the program.
     """
-    push = add_command(commands, "push", run_push, "push a basis, rows or a result to the Hub, with a card")
+    push = add_command(commands, "push", run_push, "push a basis, rows, a result or a pipeline to the Hub")
     push.add_argument("path", type=Path, metavar="PATH", help=_ACCEPTED)
     push.add_argument("repo_id", metavar="REPO", help="user/name")
-    push.add_argument("--basis", metavar="DIR", help="of rows: the basis that made them, a folder or user/name")
+    push.add_argument("--basis", metavar="DIR", help="of rows: the basis that made them; default: the one beside them")
     push.add_argument("--example", metavar="PHOTO", help="of a basis: a photo for its card, seen by everybody")
     push.add_argument("--report", metavar="CSV", help="of a basis: the table that report has written, for its card")
-    push.add_argument("--model", help="backbone that reads the example (default: facebook/dinov2-small)")
+    push.add_argument("--model", help="backbone that reads the example; default: as the basis names it")
     push.add_argument("--dataset", metavar="ID", help="dataset on the Hub that the pictures come from")
     push.add_argument("--base-model", metavar="ID", help="backbone on the Hub; default: as the basis names it")
-    push.add_argument("--license", metavar="NAME", help="as the Hub spells it, such as cc-by-4.0; default: none stated")
+    text = "as the Hub spells it, such as cc-by-4.0; default: the backbone's; for rows that of --dataset; or unknown"
+    push.add_argument("--license", metavar="NAME", help=text)
     push.add_argument("--revision", metavar="BRANCH", help="default: main")
     push.add_argument("--create-pr", action="store_true", help="propose it as a pull request")
 
@@ -93,7 +98,7 @@ def run_push(options: argparse.Namespace) -> int:
 
 
 def _example(options: argparse.Namespace, basis: SpectralBasis) -> tuple[Image.Image, SpectralResult]:
-    photo, pipe = read_image(options.example), load(options.model, None)
+    photo, pipe = read_image(options.example), load(options.model or str(options.path), None)
     if not isinstance(pipe, SpectralPathwaysPipeline):
         raise SpectralError(
             "--example", expected="a basis of a transformers backbone", got="a diffusion model", fix="Leave it out"
@@ -134,6 +139,8 @@ def _read(path: Path) -> Any:
     located(path, (), "PATH")
     if (path / "basis.safetensors").is_file():
         return SpectralBasis.from_pretrained(path)
+    if (path / SHIM_NAME).is_file():
+        return load(str(path), "cpu")
     if (path / "state.json").is_file():
         import datasets
 

@@ -67,21 +67,29 @@ def basis_at(source: Any, hub: Mapping[str, Any]) -> SpectralBasis:
     return SpectralBasis.from_pretrained(source, **{name: hub[name] for name in names if hub.get(name) is not None})
 
 
-def backbone_of(basis: SpectralBasis) -> tuple[str, str | None]:
+def backbone_of(basis: SpectralBasis, host: str | None = None) -> tuple[str, str | None]:
     """Return where the backbone of a basis is loaded from.
 
     Args:
         basis: The basis, an adapter of that backbone.
+        host: "transformers" if it is to be a model of that library; None takes diffusion models too.
 
     Returns:
         Repository id or folder, and its revision, if the basis knows one.
 
     Raises:
-        SpectralError: If the basis names neither.
+        SpectralError: If the basis names neither, or the backbone is of another host.
     """
     from hf_spectral.pipelines.transformers.offline import OFFLINE_NAME, offline_backbone
 
     name, revision = basis.backbone.get("id"), basis.backbone.get("revision")
+    if host is not None and "timesteps" in basis.backbone:
+        raise SpectralError(
+            "model",
+            expected=f"a basis of a model of {host}",
+            got=f"one of the diffusion model {name!r}",
+            fix="Load it by hf_spectral.pipeline",
+        )
     if name == OFFLINE_NAME:
         return str(offline_backbone()), None
     if isinstance(name, str) and name and ("/" in name or Path(name).is_dir()):

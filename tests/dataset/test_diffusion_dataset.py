@@ -9,6 +9,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+import transformers
 from accelerate import cpu_offload
 from PIL import Image
 
@@ -126,7 +127,7 @@ def test_two_shards_add_up_to_the_whole(sd, images):
     assert_same(accumulated(captures[:2], captures[2:]), accumulated(captures))
 
 
-def test_two_processes_find_what_one_finds(folder, tmp_path):
+def test_two_processes_find_what_one_finds(folder, tmp_path, monkeypatch):
     host_pipeline("sd").save_pretrained(tmp_path / "model")
     words = ["fit", str(folder), "--model", str(tmp_path / "model"), "--device", "cpu", "--num-eigenvectors", "4"]
     words += ["--resolution", str(RESOLUTION), "--timesteps", "50", "250", "--batch-size", "2"]
@@ -143,6 +144,15 @@ def test_two_processes_find_what_one_finds(folder, tmp_path):
     assert ran.returncode == 0, ran.stderr[:3000]
     assert json.loads((tmp_path / "two" / "fit.json").read_text())["num_processes"] == 2
     assert_same(SpectralBasis.from_pretrained(tmp_path / "two"), SpectralBasis.from_pretrained(tmp_path / "one"))
+    # A basis stands for its backbone, read at the timesteps of the fit; a folder is known by its last name.
+    monkeypatch.chdir(tmp_path)
+    pipe = hf_spectral.pipeline("spectral-pathways", model="one", device="cpu", seed=0)
+    expected = hf_spectral.pipeline("model", device="cpu").at([50, 250])(photo(), basis="one")
+    assert torch.equal(pipe(photo()).eigenvectors, expected.eigenvectors)
+    with pytest.raises(
+        SpectralError, match=r"a model of transformers, got one of the diffusion model 'model'\. Load it"
+    ):
+        transformers.pipeline("spectral-pathways", model="one")
 
 
 def test_transform_projects_every_picture_and_refuses_another_reading(sd, table, tmp_path):

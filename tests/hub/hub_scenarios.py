@@ -210,9 +210,15 @@ def test_the_card_of_a_basis_says_how_to_load_it_and_its_code_runs(pipe, basis, 
 
 def test_what_the_documentation_publishes_is_on_the_hub(tmp_path, monkeypatch, pipe):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(hf_spectral, "pipeline", lambda task, **settings: pipe)
+    load = hf_spectral.pipeline
+    monkeypatch.setattr(hf_spectral, "pipeline", lambda task, model=BACKBONE, **settings: load(task, model, **settings))
     pages.run(pages.PUBLISH, {}, ids="alice/page-")
-    for kind, name in (("model", "alice/page-basis"), ("dataset", "alice/page-rows"), ("space", "alice/page-space")):
+    for kind, name in (
+        ("model", "alice/page-basis"),
+        ("dataset", "alice/page-rows"),
+        ("model", "alice/page-pipeline"),
+        ("space", "alice/page-space"),
+    ):
         assert "README.md" in on_the_hub(kind, name)["files"]
 
 
@@ -247,13 +253,9 @@ def test_the_backbone_of_a_basis_is_the_commit_that_it_was_fitted_on(table):
         )
     nameless = dataclasses.replace(basis, backbone={**basis.backbone, "id": "a-folder-elsewhere"})
     nameless.push_to_hub("alice/nameless")
-    message = refusal(lambda: hf_spectral.pipeline("alice/nameless"))
-    assert (
-        "`model`: expected a basis that names the repository of its backbone, got one of 'a-folder-elsewhere'"
-        in message
-    )
-    with pytest.raises(ValueError, match="expected a basis that names the repository of its backbone"):
-        transformers.pipeline("spectral-pathways", model="alice/nameless")
+    for make in (transformers.pipeline, hf_spectral.pipeline):
+        message = refusal(lambda: make("spectral-pathways", model="alice/nameless"))  # noqa: B023
+        assert "`model`: expected a basis that names the repository of its backbone, got one of 'a-folder-" in message
 
 
 FRESH = """
@@ -462,9 +464,9 @@ def test_configurations_of_other_pathways_stand_beside_each_other(basis, rows, t
 
 
 def test_a_license_that_nobody_states_is_looked_up_and_said(basis, rows, pipe, caplog):
-    of_photos = CardDetails(dataset="alice/photos")
-    datasets.Dataset.from_dict({"text": ["a"]}).push_to_hub("alice/photos")
-    huggingface_hub.metadata_update("alice/photos", {"license": "cc0-1.0"}, repo_type="dataset")
+    of_photos = CardDetails(dataset="alice/open-photos")
+    datasets.Dataset.from_dict({"text": ["a"]}).push_to_hub("alice/open-photos")
+    huggingface_hub.metadata_update("alice/open-photos", {"license": "cc0-1.0"}, repo_type="dataset")
     for push, license, why in (
         (lambda: push_to_hub(basis, "alice/licensed"), "bsd-3-clause", f"that of {BACKBONE}"),
         (lambda: push_to_hub(rows, "alice/licensed"), "unknown", "since no dataset on the Hub is named"),
@@ -473,7 +475,7 @@ def test_a_license_that_nobody_states_is_looked_up_and_said(basis, rows, pipe, c
             "unknown",
             "since the card of alice/nothing cannot be read: no alice/nothing on the Hub",
         ),
-        (lambda: push_to_hub(rows, "alice/licensed", details=of_photos), "cc0-1.0", "that of alice/photos"),
+        (lambda: push_to_hub(rows, "alice/licensed", details=of_photos), "cc0-1.0", "that of alice/open-photos"),
         (lambda: push_to_hub(rows, "alice/licensed"), "cc0-1.0", "as the card says already"),
     ):
         caplog.clear()
@@ -860,7 +862,7 @@ def run(*words):
     return code, out.getvalue(), err.getvalue()
 
 
-def test_commands_push_what_commands_have_written(pipe, basis, app, tmp_path, monkeypatch):
+def test_commands_push_what_commands_have_written(pipe, basis, app, tmp_path, monkeypatch, caplog):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for seed in range(4):
@@ -869,19 +871,24 @@ def test_commands_push_what_commands_have_written(pipe, basis, app, tmp_path, mo
     assert run("fit", pictures, *model, "--num-eigenvectors", 3, "--output", fitted)[0] == 0
     report = tmp_path / "report"
     assert run("report", pictures, *model, "--num-eigenvectors", 3, "--output", report)[0] == 0
-    words = ("--example", pictures / "0.png", "--report", report / "layers.csv", *model, "--license", "mit")
+    words = ("--example", pictures / "0.png", "--report", report / "layers.csv", "--license", "mit")
     code, out, _ = run("push", fitted, "alice/cli-basis", *words)
     assert (code, out.startswith(f"{HUB}/alice/cli-basis/commit/")) == (0, True)
     files = on_the_hub("model", "alice/cli-basis")["files"]
     assert {"images/eigenvectors.png", "images/layers.png"} <= set(files)
     assert b"| what | all |" in files["README.md"]
-    words = (*model, "--basis", "alice/cli-basis", "--output", tmp_path / "rows")
+    words = ("--basis", "alice/cli-basis", "--output", tmp_path / "rows")  # It names its backbone.
     assert run("transform", pictures, *words)[0] == 0
-    code, out, _ = run("push", tmp_path / "rows", "alice/cli-rows", "--basis", fitted, "--private")
+    caplog.clear()
+    code, out, _ = run("push", tmp_path / "rows", "alice/cli-rows", "--private")
+    assert "License: unknown, since no dataset" in caplog.text
     assert (code, on_the_hub("dataset", "alice/cli-rows")["private"]) == (0, True)
     assert len(datasets.load_dataset("alice/cli-rows", split="train")) == 4
     assert run("analyze", pictures / "0.png", *model, "--pathway", "what", "--output", tmp_path / "one")[0] == 0
     assert run("push", tmp_path / "one" / "0.what.safetensors", "alice/cli-result", "--create-pr")[0] == 0
+    pipe.save_pretrained(tmp_path / "pipeline")
+    assert run("push", tmp_path / "pipeline", "alice/cli-pipeline")[0] == 0
+    assert "spectral_pathways.py" in on_the_hub("model", "alice/cli-pipeline")["files"]
     monkeypatch.setattr("hf_spectral.hub.space._installed_app", lambda: contextlib.nullcontext(app))
     code, out, _ = run("space", "alice/cli-space", "--basis", "alice/cli-basis")
     assert (code, out.startswith(f"{HUB}/spaces/alice/cli-space/commit/")) == (0, True)

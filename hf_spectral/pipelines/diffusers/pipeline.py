@@ -349,8 +349,9 @@ class SpectralDiffusionPipeline(Published, ImageReader, FromSingleFileMixin, Dif
         prompts.refuse_negative(settings)
         require_known(settings, DiffusionSettings.__annotations__)
         said: dict[str, Any] = {"num_noise_samples": 1, "output_type": "pil", **self._told, **settings}
-        own = {name: said[name] for name in CALL_SETTINGS & settings.keys() - {"seed"}}
-        found = over_defaults({name: self._told[name] for name in CALL_SETTINGS & self._told.keys()}, own)
+        names = CALL_SETTINGS - {"seed"}  # It is that of the noise too, and stands beside a basis.
+        own = {name: said[name] for name in names & settings.keys()}
+        found = over_defaults({name: self._told[name] for name in names & self._told.keys()}, own)
         seed = found["seed"] = self._seed if said.get("seed") is None else said["seed"]
         configs, basis = configs_of(found), found.get("basis")
         if basis is None:

@@ -90,6 +90,8 @@ class SpectralPathwaysPipeline(Published, ImageReader, Pipeline):
     _load_tokenizer = False
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
+        if isinstance(model, SpectralError):  # Of a basis: see `_Backbones`.
+            raise model
         model = unwrapped(getattr(model, "_orig_mod", model))
         check_supported(model)
         # Of what a basis of the Hub brought, of a saved pipeline, and of the call, the last comes first.
@@ -380,11 +382,16 @@ class _Backbones(AutoModel):
         with contextlib.suppress(OSError):  # An adapter has no configuration; the host finds the one of its base.
             config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub)
         if isinstance(config, _BasisConfig):
-            basis = basis_at(pretrained_model_name_or_path, kwargs)
-            name, revision = backbone_of(basis)
+            try:
+                basis = basis_at(pretrained_model_name_or_path, kwargs)
+                name, revision = backbone_of(basis, "transformers")
+            except SpectralError as error:
+                return error  # The constructor raises it.
+            brought: dict[str, Any] = {"basis": basis}
             model = cls.from_pretrained(name, *args, **kwargs | {"revision": revision})
-            processor = AutoImageProcessor.from_pretrained(name, **hub | {"revision": revision})
-            setattr(model, _BROUGHT, {"basis": basis, "image_processor": processor})
+            with contextlib.suppress(OSError):  # There is none; the call may name another.
+                brought["image_processor"] = AutoImageProcessor.from_pretrained(name, **hub | {"revision": revision})
+            setattr(model, _BROUGHT, brought)
             return model
         # Code of the repository's own is looked at once it is loaded.
         if type(config) in MODEL_MAPPING and not kwargs.get("trust_remote_code"):
