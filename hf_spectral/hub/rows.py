@@ -54,7 +54,7 @@ def push_rows(
             got=f"a {type(rows).__name__} with {getattr(rows, 'column_names', None)}",
             fix="Push what transform returned, or datasets.load_from_disk of its output_dir",
         )
-    basis = _basis_beside(rows) if basis is None else as_basis(basis)
+    basis = basis_beside(rows) if basis is None else as_basis(basis)
     name = config_name(basis)
     others = {key: feature for key, feature in rows.features.items() if key not in ADDED_PICTURES}
     pictures = rows_pictures(rows, image_column(others, list(others)), basis, name)
@@ -69,8 +69,18 @@ def push_rows(
     return where.commit({**pictures, CARD_NAME: card.encode()}, f"{message}: card")
 
 
-def _basis_beside(rows: datasets.Dataset) -> SpectralBasis:
-    """Return the basis that `transform` has written beside the files of its rows, from which others read too."""
+def basis_beside(rows: datasets.Dataset) -> SpectralBasis:
+    """Return the basis that `transform` has written beside the files of its rows.
+
+    Args:
+        rows: The rows, or what `datasets` has made of them: it reads the same files, or writes others beside them.
+
+    Returns:
+        The basis.
+
+    Raises:
+        SpectralError: If none lies there, or several do.
+    """
     folders = {Path(one["filename"]).parent / BASIS_FOLDER for one in rows.cache_files}
     found = [folder for folder in folders if folder.is_dir()]
     if len(found) != 1:

@@ -52,6 +52,7 @@ import hf_spectral  # noqa: E402
 from hf_spectral import SpectralBasis, SpectralError, SpectralResult, push_space, push_to_hub  # noqa: E402
 from hf_spectral.cli import main  # noqa: E402
 from hf_spectral.hub import CardDetails  # noqa: E402
+from hf_spectral.hub.rows import basis_beside  # noqa: E402
 from hf_spectral.report import LayerReport, ReportRow  # noqa: E402
 from tests import pages  # noqa: E402
 from tests.families.tiny_backbones import BACKBONES, PROCESSOR  # noqa: E402
@@ -397,6 +398,12 @@ def test_what_no_file_can_hold_is_not_saved(pipe, tmp_path):
     (tmp_path / "file").write_text("")
     assert "`save_directory`: expected a folder" in refusal(lambda: pipe.save_pretrained(tmp_path / "file"))
     assert not hasattr(pipe.model.config, "custom_pipelines")
+    adapted = BACKBONES["dinov2"].model()
+    adapted.adapter = type("Linear", (torch.nn.Identity,), {"__module__": "peft.tuners.lora.layer"})()
+    adapted = pipe.__class__(model=adapted, image_processor=PROCESSOR)
+    assert "`model`: expected a backbone without adapters" in refusal(
+        lambda: adapted.save_pretrained(tmp_path / "peft")
+    )
     newer = BACKBONES["dinov2"].model()
     newer.config.custom_pipelines = {"spectral-pathways": {"defaults": {"unheard_of": 1}}}
     message = refusal(lambda: pipe.__class__(model=newer, image_processor=PROCESSOR))
@@ -404,6 +411,8 @@ def test_what_no_file_can_hold_is_not_saved(pipe, tmp_path):
 
 
 def test_rows_go_and_come_back_also_as_a_stream(basis, rows, table, pipe):
+    for made in (rows.select([1]), rows.filter(lambda row: row["image_id"]), rows.map(lambda row: {"more": 1})):
+        same_basis(basis_beside(made), basis)
     push_to_hub(rows, "alice/rows", details=CardDetails(license="mit"))  # Their basis lies beside them.
     assert basis.backbone["revision"] in huggingface_hub.DatasetCard.load("alice/rows").text
     same_rows(datasets.load_dataset("alice/rows", "tiny-dinov2-what", split="train"), rows)

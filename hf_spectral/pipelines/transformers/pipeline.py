@@ -212,7 +212,8 @@ class SpectralPathwaysPipeline(Published, ImageReader, Pipeline):
                 and other arguments of `push_to_hub`.
 
         Raises:
-            SpectralError: If the folder cannot be written, or a default is an object that no file can name.
+            SpectralError: If the folder cannot be written, a default is an object that no file can name, or the
+                backbone has adapters.
         """
         config = self.model.config
         kept = vars(config).get("custom_pipelines")
@@ -225,6 +226,14 @@ class SpectralPathwaysPipeline(Published, ImageReader, Pipeline):
                 config.custom_pipelines = kept
 
     def _save(self, folder: Path, **settings: Any) -> None:
+        if any(type(module).__module__.startswith("peft.") for module in self.model.modules()):
+            # Saved as it is, its weights have other names, and loading would make random ones.
+            raise SpectralError(
+                "model",
+                expected="a backbone without adapters",
+                got=f"{type(self.model).__name__} with layers of PEFT",
+                fix="Merge them first: model = model.merge_and_unload()",
+            )
         self.model.save_pretrained(folder, **settings)
         self.image_processor.save_pretrained(folder)
 
