@@ -265,11 +265,11 @@ class Demo:
         }
         private: dict[str, Any] = {"api_visibility": "private"}
         form.go.click(None, js=_SCROLL, **private)
-        form.go.click(**analysis, api_name="analyze")
+        # One function of both, so that what one visitor's call has taken is what the next one's is expected to take.
+        gr.on([form.go.click, form.picture.upload], **analysis, api_name="analyze")
         chosen = form.gallery.select(self._pick, outputs=form.picture, show_progress="hidden", **private)
         chosen.then(None, js=_SCROLL, **private)
         chosen.then(**analysis, **private)
-        form.picture.upload(**analysis, **private)
         results.clicks.select(lambda: gr.Tabs(selected="affinity"), None, results.tabs, queue=False, **private)
         for clicked in (results.photo, results.clicks):
             clicked.select(
