@@ -152,6 +152,7 @@ class Builder:
             int: 1,
             float: 1.0,
             str: "text",
+            np.dtype[Any]: np.dtype(np.uint8),
             inspect.Parameter.empty: None,
         }
         if arrays(hint) == [hint]:
