@@ -38,7 +38,7 @@ _WRITING = ("output_dir", _FIX, "folder")
 # A file that is there, and locked, while rows are being written.
 _UNFINISHED = ".unfinished.lock"
 #: Columns of pictures that `transform` adds.
-ADDED_PICTURES = frozenset({"eigenvectors_rgb", "segmentation"})
+ADDED_PICTURES = frozenset({"eigenvectors_rgb", "segmentation", "confidence"})
 #: The basis with its clusters, beside the rows.
 BASIS_FOLDER = "basis"
 _OWN = (_UNFINISHED, BASIS_FOLDER, "data-*.arrow", "dataset_info.json", "state.json", ".*.partial")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from hf_spectral.basis import DEFAULT_WALK, SpectralBasis, as_basis
@@ -123,6 +124,8 @@ def transform(
       palette (mode "P"), beyond 256 clusters without one ("I;16"). Found by `segmentation.find_clusters` on a random
       sample of all tokens, and kept as `basis.clusters`: the pipeline, and the Space, give any other image the same
       numbers by `pipe(image, basis=basis)`
+    - `confidence`: beside it, a gray PNG picture of the same size, value = 255 times the confidence of the pixel, from
+      0 (another cluster is as near) to 1, see `segmentation.label_image`
 
     The basis, with its clusters, is written to the folder `basis` beside the rows, where `push_to_hub(rows)` finds it.
 
@@ -260,6 +263,7 @@ class _Run:
             "eigenvectors": maps.astype(number_type(self.writer.features)),
             "shape": list(maps.shape),
             "segmentation": None,
+            "confidence": None,
         }
         if "eigenvectors_rgb" in self.writer.features:
             factor = min(1, _RGB_SIDE / max(size))
@@ -295,12 +299,18 @@ class _Run:
         import pyarrow as pa
 
         def change(table: pa.Table, sizes: Sequence[tuple[int, int]]) -> pa.Table:
-            pairs = zip(_maps(table), sizes, strict=True)
-            labels = (label_image(maps, clusters, size)[0].numpy() for maps, size in pairs)
-            column = [stored(label_picture(one, clusters.num_segments)) for one in labels]
-            place = table.schema.get_field_index("segmentation")
-            field = table.schema.field(place)
-            return table.set_column(place, field, pa.array(column, field.type)).cast(table.schema)
+            made: dict[str, list[Any]] = {"segmentation": [], "confidence": []}
+            for maps, size in zip(_maps(table), sizes, strict=True):
+                labels, confidence, _ = label_image(maps, clusters, size)
+                gray = Image.fromarray(np.rint(255 * confidence.numpy()).astype(np.uint8))
+                pictures = label_picture(labels.numpy(), clusters.num_segments), gray
+                for column, picture in zip(made.values(), pictures, strict=True):
+                    column.append(stored(picture))
+            for name, column in made.items():
+                place = table.schema.get_field_index(name)
+                field = table.schema.field(place)
+                table = table.set_column(place, field, pa.array(column, field.type))
+            return table.cast(self.writer.features.arrow_schema)
 
         with self.reader.processes.agreed(), self.reader.bar("segment", len(self.writer.positions)) as bar:
             for count in self.writer.rewrite(change):
@@ -344,7 +354,7 @@ def _features(source: Source, dtype: str, num_segments: int | None, num_eigenvec
     if num_eigenvectors > 1:
         made["eigenvectors_rgb"] = datasets.Image()
     if num_segments is not None:
-        made["segmentation"] = datasets.Image()
+        made |= {"segmentation": datasets.Image(), "confidence": datasets.Image()}
     clashing = sorted(set(own) & set(made))
     if clashing:
         raise SpectralError(

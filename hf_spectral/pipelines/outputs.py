@@ -110,8 +110,8 @@ def image_output(
     clusters = None if basis is None else basis.clusters
     if num_segments is not None:
         if clusters is not None and num_segments in ("auto", clusters.num_segments):
-            labels, scores = label_image(result.eigenvectors, clusters, size)
-            output["segmentation"] = label_picture(labels.cpu().numpy(), clusters.num_segments)
+            labels, output["confidence"], scores = label_image(result.eigenvectors, clusters, size)
+            output["segmentation"] = label_picture(labels.numpy(), clusters.num_segments)
             kind = "cluster"
         else:
             segmentation = segment(result, image=picture, num_segments=num_segments, method=method, size=size)

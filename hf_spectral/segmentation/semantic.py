@@ -15,7 +15,7 @@ from hf_spectral.checks import require_positive_int, require_seed
 from hf_spectral.clusters import Clusters, discriminant_rows, unit_rows
 from hf_spectral.errors import SpectralError
 from hf_spectral.segmentation.merging import merged_clusters
-from hf_spectral.segmentation.upsampling import upsample
+from hf_spectral.segmentation.upsampling import upsample_clusters
 from hf_spectral.torch_state import plain_torch
 
 # Tokens that decide where the clusters are: more than enough for the mean of a cluster, seconds of k-means.
@@ -143,7 +143,7 @@ def _discriminants(
 @plain_torch()
 def label_image(
     eigenvectors: Float[Tensor, "eigenvectors _h _w"], clusters: Clusters, size: tuple[int, int]
-) -> tuple[Int[Tensor, "_rows _columns"], Float[Tensor, " _clusters"]]:
+) -> tuple[Int[Tensor, "_rows _columns"], Float[Tensor, "_rows _columns"], Float[Tensor, " _clusters"]]:
     """Label the pixels of one image with the clusters of a dataset, distances interpolated between tokens.
 
     Args:
@@ -152,22 +152,14 @@ def label_image(
         size: Height and width of the labels in pixels.
 
     Returns:
-        Cluster of each pixel, and the score of each cluster: the mean over its tokens of 1 - a / b, with a the
-        distance to the nearest center of the cluster and b that to the nearest one of another; 0 without tokens.
+        Cluster of each pixel. The confidence of each pixel, from 0 to 1: 1 - a / b, with a the distance to the nearest
+        center of its cluster and b that to the nearest one of another; 0 where both are equal, 1 on a center or where
+        there is one cluster. The score of each cluster: its mean confidence; 0 without pixels.
     """
-    distances = clusters.distances(eigenvectors)
-    labels = clusters.cluster[upsample(distances.contiguous(), size)]
-    count = clusters.num_found
-    if count == 1:
-        return labels, distances.new_ones(1)
-    nearest = distances.new_full((count, distances[0].numel()), torch.inf)
-    of_centers = distances.flatten(1)
-    nearest.scatter_reduce_(0, clusters.cluster[:, None].expand_as(of_centers), of_centers, "amin")
-    (own, rival), (cluster, _) = nearest.topk(2, dim=0, largest=False)
-    margin = 1 - own / rival.clamp_min(torch.finfo(rival.dtype).tiny)
-    sums = margin.new_zeros(count).index_add_(0, cluster, margin)
-    scores = sums / torch.bincount(cluster, minlength=count).clamp_min(1)
-    return labels, scores
+    labels, confidence = upsample_clusters(clusters.distances(eigenvectors).contiguous(), clusters.cluster, size)
+    pixels = torch.bincount(labels.flatten(), minlength=clusters.num_found)
+    sums = torch.bincount(labels.flatten(), confidence.flatten().double(), minlength=clusters.num_found)
+    return labels, confidence, (sums / pixels.clamp_min(1)).float()
 
 
 def _check(maps: list[Tensor], sizes: Sequence[tuple[int, int]] | None) -> None:

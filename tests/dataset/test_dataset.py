@@ -636,7 +636,7 @@ def test_a_stream_of_other_length_the_second_time_is_refused(pipe, images):
 
 def test_rows_hold_what_they_promise(pipe, table, images, basis, tmp_path):
     found = transform(pipe, table, basis, num_segments=3, batch_size=4, output_dir=tmp_path / "rows", progress=False)
-    added = ["eigenvectors", "shape", "eigenvectors_rgb", "segmentation"]
+    added = ["eigenvectors", "shape", "eigenvectors_rgb", "segmentation", "confidence"]
     assert found.column_names == ["image_id", "picture", "label", *added]
     assert found.features["eigenvectors"] == datasets.List(datasets.List(datasets.List(datasets.Value("float16"))))
     numpy = found.with_format("numpy")
@@ -645,6 +645,7 @@ def test_rows_hold_what_they_promise(pipe, table, images, basis, tmp_path):
         assert row["picture"].tobytes() == image.tobytes()
         assert row["segmentation"].size == image.size
         assert row["segmentation"].mode == "P"
+        assert (row["confidence"].size, row["confidence"].mode) == (image.size, "L")
         maps = np.asarray(row["eigenvectors"], dtype=np.float32).reshape(row["shape"])
         expected = pipe(image, basis=basis, num_segments=None)["eigenvectors"].numpy() * basis.num_nodes**0.5
         np.testing.assert_allclose(maps, expected, atol=2e-3)
@@ -676,7 +677,9 @@ def test_the_same_number_means_the_same_thing_in_every_image(pipe, table, basis)
         labels = np.asarray(row["segmentation"])
         assert np.mean(labels == np.asarray(other["segmentation"])) > 0.99
         maps = torch.tensor(row["eigenvectors"]).reshape(row["shape"])
-        assert np.array_equal(labels, label_image(maps, basis.clusters, labels.shape)[0])
+        expected, confidence, _ = label_image(maps, basis.clusters, labels.shape)
+        assert np.array_equal(labels, expected)
+        np.testing.assert_allclose(np.asarray(row["confidence"]) / 255, confidence, atol=0.51 / 255)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -690,6 +693,7 @@ def test_a_kept_basis_gives_any_image_the_cluster_of_the_rows(pipe, table, basis
         for num_segments in (3, "auto"):
             out = pipe(row["picture"], basis=of_basis, num_segments=num_segments)
             assert np.mean(np.asarray(out["segmentation"]) == labels) > 0.99
+            np.testing.assert_allclose(255 * out["confidence"], row["confidence"], atol=2 if dtype == "float32" else 20)
             assert {one["label"] for one in out["segments"]} == {f"cluster {index}" for index in np.unique(labels)}
     # Images that were not clustered, by the pipeline and by transform.
     others = table.select(range(4, NUM_IMAGES))

@@ -317,7 +317,7 @@ SCRIPT = """
     assert again.eigenvalues.equal(basis.eigenvalues)
     settings = {"num_segments": 3, "dtype": "float32", "progress": False}
     transform(pipe, folder, basis, output_dir=out / "rows", on_error="skip", **settings)
-    added = ["eigenvectors", "shape", "eigenvectors_rgb", "segmentation"]
+    added = ["eigenvectors", "shape", "eigenvectors_rgb", "segmentation", "confidence"]
     table = datasets.load_from_disk(out / "rows").remove_columns(added)
     stream = table.to_iterable_dataset()
     streamed = transform(pipe, stream, basis, output_dir=out / "stream", **settings)

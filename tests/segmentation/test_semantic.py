@@ -107,13 +107,37 @@ def test_a_label_of_an_image_is_the_nearest_center_by_the_written_formula():
         y = (u - clusters.mean) @ clusters.directions.double()
         y = y / y.norm(dim=1, keepdim=True)
         distances = (y[:, None] - clusters.centers).norm(dim=2)
-        labels, scores = label_image(one, clusters, one.shape[1:])
+        labels, confidence, scores = label_image(one, clusters, one.shape[1:])
         assert torch.equal(labels.flatten(), clusters.cluster[distances.argmin(1)])
-        assert scores.shape == (4,)
-        assert (scores >= 0).all()
-        assert (scores <= 1).all()
-        assert set((scores > 0).nonzero().flatten().tolist()) == set(labels.unique().tolist())
+        is_own = clusters.cluster == labels.flatten()[:, None]
+        a = distances.where(is_own, torch.inf).min(1).values
+        b = distances.where(~is_own, torch.inf).min(1).values
+        torch.testing.assert_close(confidence.flatten(), (1 - a / b).float(), atol=1e-4, rtol=0)
+        for index in range(4):
+            mean = confidence[labels == index].mean() if (labels == index).any() else 0
+            assert float(scores[index]) == pytest.approx(float(mean), abs=1e-4)
         torch.testing.assert_close(label_image(17 * one, clusters, one.shape[1:])[0], labels)  # Scale does not count.
+
+
+def test_one_cluster_is_certain():
+    maps, _ = planted()
+    clusters = find_clusters(unit_rows(maps[0]), 1)
+    labels, confidence, scores = label_image(maps[0], clusters, (16, 20))
+    assert (labels == 0).all()
+    assert (confidence == 1).all()
+    assert scores.tolist() == [1]
+
+
+def test_confidence_of_pixels_is_that_of_interpolated_distances():
+    maps, _ = planted(noise=0.5)
+    clusters = find_clusters(torch.cat([unit_rows(one) for one in maps]), 4)
+    wide = torch.nn.functional.interpolate(clusters.distances(maps[0])[None], (31, 52), mode="bilinear")[0]
+    of_cluster = torch.stack([wide[clusters.cluster == index].amin(0) for index in range(4)])
+    (a, b), order = of_cluster.topk(2, dim=0, largest=False)
+    labels, confidence, _ = label_image(maps[0], clusters, (31, 52))
+    assert torch.equal(labels, order[0])
+    torch.testing.assert_close(confidence, 1 - a / b, atol=1e-5, rtol=0)
+    assert 0 <= confidence.min() < 0.1 < confidence.max() <= 1
 
 
 @pytest.mark.parametrize("num_segments", [1, 2, 5, 400])

@@ -36,6 +36,8 @@ class SpectralDiffusionOutput(BaseOutput):
         segmentation: PIL image of the picture's size, mode "P" with a palette ("I;16" without one beyond 256
             segments), value = segment; None if none was asked for.
         segments: List of {"label", "score" (0 to 1), "mask" (PIL image, 0 or 255)}, or None.
+        confidence: With clusters of a basis, float32 tensor (height, width), one number per pixel of the picture, from
+            0 (another cluster is as near) to 1; or None.
         instances: Candidate objects in the form of `segments`, or None.
         status: "converged", "max_steps" or "not_checked", see `SolveStatus`.
         result: The `SpectralResult`, which can be saved; like `hierarchy`, None without `return_result=True`.
@@ -55,6 +57,7 @@ class SpectralDiffusionOutput(BaseOutput):
     instances: list[dict[str, Any]] | None = None
     result: SpectralResult | None = None
     hierarchy: Segmentation | None = None
+    confidence: Tensor | None = None
 
 
 def outputs_of(

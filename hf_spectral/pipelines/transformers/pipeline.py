@@ -181,6 +181,8 @@ class SpectralPathwaysPipeline(Published, ImageReader, Pipeline):
             - `segmentation`: PIL image of the picture's size, value = segment, mode "P" with a palette ("I;16" without
               one beyond 256 segments). With a basis whose `clusters` were found, and `num_segments` their number or
               "auto", it is the cluster, which means the same in every picture; any other number cuts this picture alone
+            - with clusters, `confidence`: float32 tensor (height, width), one number per pixel of the picture, from 0
+              (another cluster is as near) to 1, see `segmentation.label_image`
             - `segments`: list of {"label", "score", "mask"}; `instances`: the same, if asked for
             - `grid`: (height, width) of the token grid; `layers`: names; `residuals`: float32 tensor, with a basis
               those of its dataset; `status`: "converged", or "not_checked" where there is no tolerance (`SolveStatus`)
