@@ -231,7 +231,8 @@ class KernelOperator(AffinityOperator):
     Args:
         num_nodes: Number of nodes.
         device: Device of the operator.
-        num_parts: Number of kernels averaged into one, e.g. the number of heads; sets the memory of a block.
+        num_parts: Number of kernels that an accelerator forms at once, e.g. the number of heads; sets the memory of a
+            block.
     """
 
     def __init__(self, num_nodes: int, device: torch.device, num_parts: int = 1) -> None:
@@ -260,11 +261,11 @@ class KernelOperator(AffinityOperator):
 
     def blocks(self) -> Iterator[slice]:
         """Yield slices that cover all rows, each small enough for the device."""
-        row_bytes = 4 * self.num_nodes * self._num_parts
+        row_bytes = 4 * self.num_nodes
         if self.device.type == "cpu":
             size = min(_CPU_ROWS, max(32, _CPU_BLOCK_BYTES // row_bytes // 32 * 32))
         else:
-            size = max(1, _ACCELERATOR_BLOCK_BYTES // row_bytes)
+            size = max(1, _ACCELERATOR_BLOCK_BYTES // (row_bytes * self._num_parts))
         for start in range(0, self.num_nodes, size):
             yield slice(start, min(start + size, self.num_nodes))
 
@@ -327,12 +328,21 @@ class AttentionOperator(KernelOperator):
     ) -> None:
         super().__init__(query.shape[1], query.device, num_parts=query.shape[0])
         self.query = query * scale
-        self.key_transposed = key.transpose(1, 2)
+        self.key_transposed = key.transpose(1, 2).contiguous()
 
     def fill(self, block: slice, out: Float[Tensor, "block columns"]) -> None:
-        """Write the attention of some queries, all heads at once: threads meet three times per block, not per head."""
-        logits = torch.bmm(self.query[:, block], self.key_transposed)
-        torch.mean(torch.softmax(logits, dim=-1, out=logits), dim=0, out=out)
+        """Write the attention of some queries: all heads at once, or on a processor one by one, in its cache."""
+        if self.device.type != "cpu":
+            logits = torch.bmm(self.query[:, block], self.key_transposed)
+            torch.mean(torch.softmax(logits, dim=-1, out=logits), dim=0, out=out)
+            return
+        further = torch.empty_like(out)
+        for head, (query, key) in enumerate(zip(self.query[:, block], self.key_transposed, strict=True)):
+            rows = further if head else out
+            torch.softmax(torch.mm(query, key, out=rows), dim=-1, out=rows)
+            if head:
+                out += rows
+        out /= len(self.query)
 
 
 @final
@@ -413,9 +423,6 @@ def symmetrize_(matrix: Matrix, block: int = 256) -> Matrix:
 def cosine_spread(left: Float[Tensor, "nodes dim"], right: Float[Tensor, "nodes dim"] | None) -> Float[Tensor, ""]:
     """Return the standard deviation of the symmetric cosines of all pairs, of at most 256 tokens.
 
-    With c_ij = (a_i . b_j + b_i . a_j) / 2, the sum of all c_ij^2 is [tr(A^T A B^T B) + tr(B^T A B^T A)] / 2: no matrix
-    of pairs is needed.
-
     Args:
         left: Unit vectors a.
         right: Unit vectors b; None where they are the same as `left`.
@@ -424,13 +431,8 @@ def cosine_spread(left: Float[Tensor, "nodes dim"], right: Float[Tensor, "nodes 
         A number of at least 0.
     """
     step = -(-left.shape[0] // _SPREAD_TOKENS)
-    a = left[::step]
-    b = a if right is None else right[::step]
-    mixed = b.T @ a
-    squares = (mixed * mixed.T).sum() if right is None else ((a.T @ a) * (b.T @ b) + mixed * mixed.T).sum() / 2
-    pairs = a.shape[0] ** 2
-    mean = (a.sum(0) @ b.sum(0)) / pairs
-    return (squares / pairs - mean.square()).clamp_min(0).sqrt()
+    cosines = left[::step] @ (left if right is None else right)[::step].T
+    return torch.std((cosines + cosines.T) / 2, correction=0)
 
 
 @final

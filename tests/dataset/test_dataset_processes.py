@@ -300,21 +300,34 @@ def test_a_damaged_checkpoint_and_one_that_cannot_be_written_say_so(folder, tmp_
 # ----------------------------------------------------------------------------------------------- many processes
 
 SCRIPT = """
-    import json, sys
+    import json, os, signal, sys
     from pathlib import Path
     import datasets
     from hf_spectral.cli import main
     from hf_spectral import SpectralError, fit, transform
     from hf_spectral.dataset.processes import Processes
-    from tests.dataset.test_dataset_processes import SETTINGS, make_pipe
+    from tests.dataset.test_dataset_processes import SETTINGS, digest, make_pipe
 
     folder, out, backbone = map(Path, sys.argv[1:])
+    restarts, rank = int(os.environ["TORCHELASTIC_RESTART_COUNT"]), int(os.environ["RANK"])
+    dying, read = make_pipe(), []
+    records = dying.records
+
+    def records_until_killed(group, *rest):
+        read.extend(group)
+        if restarts == 0 and rank == 1 and len(read) > 20:  # Of 13 in each pass: in the middle of the second.
+            os.kill(os.getpid(), signal.SIGKILL)
+        return records(group, *rest)
+
+    dying.records = records_until_killed
+    disturbed = fit(dying, folder, **SETTINGS, checkpoint_dir=out / "disturbed", checkpoint_every=3)
+    assert restarts == 1 and len(read) < 13
     words = ["--model", str(backbone), "--device", "cpu", "--on-error", "skip"]
     assert main(["fit", str(folder), *words, "--num-eigenvectors", "5", "--output", str(out / "by-command")]) == 1
     pipe = make_pipe()
     basis, report = fit(pipe, folder, **SETTINGS, return_report=True, checkpoint_dir=out / "checkpoint")
     again = fit(pipe, folder, **SETTINGS, checkpoint_dir=out / "checkpoint")
-    assert again.eigenvalues.equal(basis.eigenvalues)
+    assert digest(again) == digest(basis) == digest(disturbed)
     settings = {"num_segments": 3, "dtype": "float32", "progress": False}
     transform(pipe, folder, basis, output_dir=out / "rows", on_error="skip", **settings)
     added = ["eigenvectors", "shape", "eigenvectors_rgb", "segmentation", "confidence"]
@@ -336,21 +349,34 @@ SCRIPT = """
     """
 
 
-def test_two_processes_find_what_one_finds(folder, undisturbed, tmp_path):
+@SIGKILL
+def test_two_processes_one_of_them_killed_and_restarted_find_what_one_finds(folder, undisturbed, tmp_path):
     backbone = saved_backbone(tmp_path / "backbone")
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(SCRIPT))
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    words = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "--max-restarts",
+        "1",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(Path(hf_spectral.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    # Torch hands the store of the first attempt on to the second, with addresses of processes that have gone
+    # (pytorch/pytorch, issue 135712).
+    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     ran = subprocess.run(
-        [*words, *map(str, (folder, tmp_path, backbone))],
+        [*words, *map(str, (script, folder, tmp_path, backbone))],
         env=environment,
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
-    assert ran.returncode == 0, ran.stderr[:3000]
+    assert ran.returncode == 0, ran.stderr[:30000]
     said = json.loads((tmp_path / "told.json").read_text())
     assert said["count"] == 2
     assert said["told"][0] == said["told"][1]

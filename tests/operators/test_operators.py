@@ -135,7 +135,7 @@ def test_kernels_do_not_depend_on_the_block_size(monkeypatch, case_name, rows):
     torch.testing.assert_close(operator.to_dense().double(), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("num_nodes", "num_parts", "rows"), [(4096, 8, 128), (8192, 6, 64), (65536, 6, 32)])
+@pytest.mark.parametrize(("num_nodes", "num_parts", "rows"), [(4096, 8, 128), (65536, 6, 64), (131072, 2, 32)])
 def test_blocks_stay_in_the_cache_and_cover_every_row_once(num_nodes, num_parts, rows):
     features = torch.zeros(num_parts, num_nodes, 1)
     blocks = list(operators.AttentionOperator(features, features, 1.0).blocks())
