@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from PIL import Image
@@ -176,8 +175,7 @@ def _write_pathway(image: Image.Image, found: dict[str, Any], folder: Path, pref
         files["segmentation"] = f"{prefix}.segmentation.png"
         files["labels"] = f"{prefix}.labels.png"
         save_picture(found["segmentation"], folder / files["labels"])
-        labels = torch.from_numpy(np.asarray(found["segmentation"]).astype(np.int64))
-        save_picture(segmentation_overlay(image, labels), folder / files["segmentation"])
+        save_picture(segmentation_overlay(image, found["segmentation"]), folder / files["segmentation"])
     return {
         "files": files,
         "grid": list(found["grid"]),

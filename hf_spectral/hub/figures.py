@@ -75,14 +75,9 @@ def rows_pictures(rows: datasets.Dataset, column: str, basis: SpectralBasis, nam
     pictures = {f"images/{name}-eigenvectors.png": _sheet(first[column].convert("RGB"), maps, basis)}
     if "segmentation" in rows.column_names:
         shown = rows.select(range(min(_SHOWN_ROWS, len(rows))))
-        tiles = [("", _overlay(row[column], row["segmentation"])) for row in shown]
+        tiles = [("", segmentation_overlay(row[column], row["segmentation"])) for row in shown]
         pictures[f"images/{name}-segments.png"] = _png(figure([tiles], _TILE_WIDTH))
     return pictures
-
-
-def _overlay(photo: Image.Image, segmentation: Image.Image) -> Image.Image:
-    labels = torch.from_numpy(np.asarray(segmentation).astype(np.int64))
-    return segmentation_overlay(photo.convert("RGB"), labels)
 
 
 def _sheet(photo: Image.Image, maps: torch.Tensor, solved: SpectralResult | SpectralBasis) -> bytes:

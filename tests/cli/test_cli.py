@@ -50,7 +50,9 @@ def test_analyze_writes_every_file_and_a_summary(backbone, tmp_path):
     result = SpectralResult.from_pretrained(out / "a.what.safetensors")
     assert result.eigenvectors.shape == (5, 5, 8)
     assert result.config.pathway == "what"
-    labels = np.asarray(Image.open(out / "a.what.labels.png"))
+    labels = Image.open(out / "a.what.labels.png")
+    assert labels.mode == "P"
+    labels = np.asarray(labels)
     assert labels.shape == (60, 90)
     summary = json.loads((out / "summary.json").read_text())
     assert summary["images"][0]["pathways"]["what"]["num_segments"] == len(np.unique(labels))
