@@ -22,6 +22,7 @@ from hf_spectral.result import SolveStatus, SpectralResult
 from hf_spectral.segmentation import Segmentation, instances, segment
 from hf_spectral.solvers import EigenSolver, GradientSolver, solve
 from hf_spectral.token_affinities import TokenAffinity, token_affinity
+from hf_spectral.verbosity import follow_transformers
 from hf_spectral.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ __all__ = [
 if find_spec("diffusers") is None:
     __all__.remove("SpectralDiffusionPipeline")  # Else `from hf_spectral import *` would need the extra.
 
+follow_transformers()
 register()
 
 

@@ -15,6 +15,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 
 import transformers
 
@@ -23,6 +24,13 @@ from hf_spectral.cli import analyze, dataset, demo, hub, layers, report
 from hf_spectral.cli.common import CLOSED_PIPE, INTERRUPTED, MISTAKE, Parser, complain
 from hf_spectral.errors import HFSpectralError
 
+_FIRST = """\
+begin here:
+  hf-spectral quickstart                            a sample picture; needs no Hub
+  hf-spectral analyze photo.jpg --output out/       your own
+  hf-spectral fit photos/ --output basis/           one basis for a folder, or --dataset user/photos --split train
+  hf-spectral analyze --help                        the options of a command
+"""
 _GROUPS = (analyze, dataset, layers, report, hub, demo)
 
 
@@ -31,7 +39,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="hf-spectral",
         description="The what and where pathways of a frozen vision backbone, from all its attention layers at once.",
+        epilog=_FIRST,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    if find_spec("shtab") is not None:
+        import shtab
+
+        shtab.add_argument_to(parser, "--print-completion", help="print a script that completes words in a shell")
     parser.add_argument("--version", action="version", version=f"hf-spectral {hf_spectral.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for group in _GROUPS:
@@ -74,6 +88,7 @@ def _run(arguments: Sequence[str] | None) -> int:
             parser.error(f"{name or 'COMMAND'}: expected a value, got an empty one")
     options = parser.parse_args(words)
     transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("hf_spectral").setLevel(transformers.utils.logging.get_verbosity())
     transformers.utils.logging.set_verbosity_error()
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     command: Callable[[argparse.Namespace], int] = options.command

@@ -8,7 +8,8 @@ import json
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,27 @@ from tqdm.auto import tqdm
 import hf_spectral
 from hf_spectral.affinities import AFFINITIES
 from hf_spectral.atomic import replacing, require_writable, save_picture
-from hf_spectral.cli.common import DONE, MISTAKE, SOME_FAILED, add_command, complain, count_or_auto, load
+from hf_spectral.checks import require_int
+from hf_spectral.cli.common import (
+    DATASET,
+    DONE,
+    MISTAKE,
+    MODEL,
+    SOME_FAILED,
+    add_command,
+    chosen,
+    complain,
+    count_or_auto,
+    load,
+)
+from hf_spectral.dataset.ahead import Ahead
 from hf_spectral.dataset.folder import list_pictures
-from hf_spectral.errors import HFSpectralError, shown
+from hf_spectral.dataset.opening import open_source
+from hf_spectral.dataset.source import Find, Item
+from hf_spectral.errors import HFSpectralError, SpectralError, shown
 from hf_spectral.fingerprint import WEIGHTS
 from hf_spectral.pipelines.images import read_image
+from hf_spectral.pipelines.inputs import image_column
 from hf_spectral.pipelines.settings import SOLVERS, configs_of
 from hf_spectral.records import PATHWAYS
 from hf_spectral.visualization import eigenvector_sheet, eigenvectors_to_rgb, pathways_figure, segmentation_overlay
@@ -46,10 +63,11 @@ def add_parsers(commands: Any) -> None:
     text = "analyze a sample picture; needs no Hub"
     add_command(commands, "quickstart", quickstart, text, "--output --device", output=folder)
 
-    shared = "--model --pathway --num-eigenvectors --resolution --layers --seed --timesteps --prompt --output --device"
+    read = f"--dataset {DATASET.removeprefix('dataset')} {MODEL}"
+    shared = f"{read} --pathway --num-eigenvectors --resolution --layers --seed --timesteps --prompt --output"
     text = "eigenvectors and segments of pictures"
     many = add_command(commands, "analyze", analyze, text, shared, num_eigenvectors=16, output=folder)
-    many.add_argument("images", nargs="+", metavar="IMAGE", help="file, URL, or folder with its subfolders")
+    many.add_argument("images", nargs="*", metavar="IMAGE", help="file, URL, or folder with its subfolders")
     many.add_argument("--num-segments", type=count_or_auto, default="auto", metavar="N", help="a number, auto or none")
     many.add_argument("--affinity", choices=AFFINITIES, help="default: attention for where, exponential for what")
     many.add_argument("--solver", choices=sorted(SOLVERS), default="eigen", help="default: eigen")
@@ -68,7 +86,7 @@ def quickstart(options: argparse.Namespace) -> int:
 
     require_writable(options.output, "--output")
     image = Image.fromarray(load_sample_image("china.jpg"))
-    pipe = load(None, options.device)
+    pipe = load(options)
     _write_image(pipe, image, "china", options.output, {"pathway": "both", "resolution": 896})
     print(f"Where and what side by side: {options.output / 'china.pathways.png'}")
     print(f"Eigenvectors, segmentations and tensors: {options.output}")
@@ -85,71 +103,95 @@ def analyze(options: argparse.Namespace) -> int:
         The exit code.
     """
     require_writable(options.output, "--output")
-    sources: list[str | Path] = []
-    for word in options.images:
-        sources += list_pictures(word, "IMAGE") if os.path.isdir(word) else [word]
     given = {name: getattr(options, name) for name in _SETTINGS}
     settings = {name: value for name, value in given.items() if value is not None or name == "num_segments"}
     configs = configs_of(settings)
-    pipe = load(options.model, options.device, options.timesteps, options.prompt, options.seed)
+    finds, total = _pictures(options)
+    pipe = load(options)
     pathways = [config.pathway for config in configs]
     pipe.check_reading(settings.get("resolution"), settings.get("layers"), pathways)
     done: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
-    names = _unique_names(sources)
+    taken: set[str] = set()
+    ahead = Ahead(require_int("num_workers", options.num_workers, 0))
     try:
-        for source, name in zip(tqdm(sources, unit="image", disable=len(sources) == 1), names, strict=True):
+        for item, image in tqdm(ahead.map(_read, finds), total=total, unit="image", disable=total == 1):
+            name = _unique_name(item.image if options.dataset is None else f"image-{item.position}", taken)
             try:
-                written = _write_image(pipe, source, name, options.output, settings)
-                done.append({"image": _described(source), **written})
+                if isinstance(image, HFSpectralError):
+                    raise image
+                done.append({"image": item.name, **_write_image(pipe, image, name, options.output, settings)})
             except HFSpectralError as error:
-                failed.append({"image": _described(source), "reason": str(error)})
-                complain(f"{_described(source)}: {error}")
+                failed.append({"image": item.name, "reason": str(error)})
+                complain(f"{item.name}: {error}")
     finally:
+        ahead.close()
         _write_summary(options, settings, pipe, done, failed)
     if done:
-        print(f"{len(done)} of {len(sources)} images written to {options.output}")
+        print(f"{len(done)} of {len(done) + len(failed)} images written to {options.output}")
     return DONE if not failed else SOME_FAILED if done else MISTAKE
 
 
-def _described(source: str | Path) -> str:
-    """Return a path whole, and a URL without what may be secret."""
-    return str(source) if os.path.exists(source) else shown(str(source))
+def _pictures(options: argparse.Namespace) -> tuple[Iterator[Find], int | None]:
+    """Return how each picture is found, and how many there are; None for a stream."""
+    if (options.dataset is None) == (not options.images):
+        raise SpectralError("IMAGE", expected="pictures, or --dataset", got="none or both", fix="Give one of the two")
+    if options.dataset is not None:
+        source = open_source(**chosen(options, open_source), find_column=image_column, whole_rows=False)
+        return source.images(slice(None)), source.length
+    if given := [name for name in ("split", "streaming", "revision", "image_column") if getattr(options, name)]:
+        raise SpectralError(given[0], expected="--dataset beside it", got="pictures", fix="Leave it out")
+    sources: list[str | Path] = []
+    for word in options.images:
+        sources += list_pictures(word, "IMAGE") if os.path.isdir(word) else [word]
+    # A path whole, and a URL without what may be secret.
+    names = [str(source) if os.path.exists(source) else shown(str(source)) for source in sources]
+    pairs = enumerate(zip(names, sources, strict=True))
+    return (partial(Item, position, name, source, {}) for position, (name, source) in pairs), len(sources)
 
 
-def _unique_names(sources: Sequence[str | Path]) -> list[str]:
-    """Name the outputs of each source by its file's stem, numbered where two stems are the same.
+def _read(find: Find) -> tuple[Item, Image.Image | HFSpectralError]:
+    """Return a picture, or the reason why it cannot be read."""
+    item = find()
+    try:
+        if item.error is not None:
+            return item, item.error
+        image = item.image if item.content is not None else read_image(item.image)
+        return item, read_image(item.decoded(image))
+    except HFSpectralError as error:
+        return item, error
+
+
+def _unique_name(source: str | Path, taken: set[str]) -> str:
+    """Name the outputs of a source by its file's stem, numbered where two stems are the same.
 
     A stem that is long, or that not every file system takes, is cut and cleaned; a checksum then tells it from others.
 
+    Args:
+        source: Path or URL.
+        taken: Names of other sources; the name is added.
+
     Returns:
-        One name per source.
+        The name.
     """
-    names: list[str] = []
-    taken: set[str] = set()
-    for source in sources:
-        stem = "" if str(source)[:5].lower() == "data:" else Path(str(source).partition("?")[0]).stem
-        name = _UNSAFE.sub("_", stem).encode()[:_MAX_STEM_BYTES].decode(errors="ignore") or "image"
-        if stem not in ("", name):
-            name += "-" + hashlib.sha256(stem.encode(errors="surrogateescape")).hexdigest()[:8]
-        base, number = name, 2
-        while name.casefold() in taken:
-            name, number = f"{base}-{number}", number + 1
-        taken.add(name.casefold())
-        names.append(name)
-    return names
+    stem = "" if str(source)[:5].lower() == "data:" else Path(str(source).partition("?")[0]).stem
+    name = _UNSAFE.sub("_", stem).encode()[:_MAX_STEM_BYTES].decode(errors="ignore") or "image"
+    if stem not in ("", name):
+        name += "-" + hashlib.sha256(stem.encode(errors="surrogateescape")).hexdigest()[:8]
+    base, number = name, 2
+    while name.casefold() in taken:
+        name, number = f"{base}-{number}", number + 1
+    taken.add(name.casefold())
+    return name
 
 
-def _write_image(
-    pipe: Any, source: str | Path | Image.Image, name: str, folder: Path, settings: dict[str, Any]
-) -> dict[str, Any]:
+def _write_image(pipe: Any, image: Image.Image, name: str, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Analyze one picture and write its files.
 
     Returns:
         What the summary says about it.
     """
     start = time.perf_counter()
-    image = read_image(source)
     output = pipe(image, return_result=True, **settings)
     pathways = output if settings["pathway"] == "both" else {settings["pathway"]: output}
     described: dict[str, Any] = {"size": [image.height, image.width], "pathways": {}}

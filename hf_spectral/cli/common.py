@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -51,10 +51,31 @@ def _number(text: str) -> float | int:
     return int(text) if text.isdigit() else float(text)
 
 
+#: What a command needs to read a dataset, and to load a model.
+DATASET = "dataset --split --streaming --dataset-revision --image-column --num-workers"
+MODEL = "--model --revision --dtype --device"
 # Each option that several commands take, and how argparse reads it.
 _SHARED: dict[str, dict[str, Any]] = {
-    "folder": {"metavar": "FOLDER", "help": "pictures, subfolders included"},
+    "dataset": {
+        "nargs": "?",
+        "default": argparse.SUPPRESS,  # Else it would overwrite what `--dataset` has set.
+        "metavar": "FOLDER",
+        "help": "pictures, subfolders included",
+    },
+    "--dataset": {"metavar": "ID", "help": "in place of a folder: a dataset on the Hub, user/name"},
+    "--split": {"metavar": "NAME", "help": "of the dataset on the Hub; default: the only one"},
+    "--streaming": {"action": "store_true", "help": "read the dataset on the Hub without storing it"},
+    "--dataset-revision": {"dest": "revision", "metavar": "BRANCH", "help": "of the dataset; default: main"},
+    "--image-column": {"metavar": "NAME", "help": "of the dataset; default: the only column of images"},
+    "--num-workers": {
+        "type": int,
+        "default": 0,
+        "metavar": "N",
+        "help": "threads that read ahead; default: 0",
+    },
     "--model": {"help": "repository id or folder (default: facebook/dinov2-small)"},
+    "--dtype": {"dest": "model_dtype", "choices": ("float32", "float16", "bfloat16"), "help": "of the model"},
+    "--revision": {"dest": "model_revision", "metavar": "BRANCH", "help": "of the model on the Hub; default: main"},
     "--pathway": {"choices": [*PATHWAYS, "both"], "default": "both", "help": "default: %(default)s"},
     "--num-eigenvectors": {"type": int, "metavar": "N", "help": "default: %(default)s"},
     "--resolution": {"type": int, "metavar": "PIXELS", "help": "longer side; default: the backbone's image size"},
@@ -92,8 +113,13 @@ def add_command(
         Its parser, for the options that no other command has.
     """
     parser = commands.add_parser(name, help=text)
+    if "dataset" in shared.split():
+        either = parser.add_mutually_exclusive_group(required=True)
+        for option in ("dataset", "--dataset"):
+            either.add_argument(option, **_SHARED[option])
     for option in shared.split():
-        parser.add_argument(option, **_SHARED[option])
+        if option != "dataset":
+            parser.add_argument(option, **_SHARED[option])
     parser.set_defaults(command=run, **defaults)
     return parser
 
@@ -112,21 +138,13 @@ def chosen(options: argparse.Namespace, function: Callable[..., Any]) -> dict[st
     return {name: value for name, value in vars(options).items() if name in names}
 
 
-def load(
-    model: str | None,
-    device: str | None,
-    timesteps: Sequence[float] | None = None,
-    prompt: str | None = None,
-    noise_seed: int = 0,
-) -> SpectralPathwaysPipeline | SpectralDiffusionPipeline:
+def load(options: argparse.Namespace, **at: Any) -> SpectralPathwaysPipeline | SpectralDiffusionPipeline:
     """Load the backbone.
 
     Args:
-        model: Repository id or folder, or None for the default.
-        device: The user's choice, or None.
-        timesteps: Of a diffusion model; None takes its defaults.
-        prompt: Of a diffusion model, or None.
-        noise_seed: Of a diffusion model.
+        options: The parsed options of a command, `model`, `device`, `model_dtype`, `model_revision`, `timesteps`,
+            `prompt` and `seed` as far as it has them.
+        **at: `timesteps`, `prompt` and `noise_seed` of a diffusion model, in place of these options.
 
     Returns:
         The pipeline.
@@ -134,14 +152,20 @@ def load(
     Raises:
         SpectralError: If the backbone or the device cannot be used, or is no diffusion model where one is needed.
     """
-    pipe = pipeline(model, device=device)
+    given = {"timesteps": None, "prompt": None, "seed": 0, "model": None, "device": None, **vars(options)}
+    loading = {name: given.get(f"model_{name}") for name in ("dtype", "revision")}
+    if loading["revision"] is not None and given["model"] is None:
+        raise SpectralError("--revision", expected="--model beside it", got="none", fix="Name the model")
+    told = {name: value for name, value in loading.items() if value is not None}
+    pipe = pipeline(given["model"], device=given["device"], **told)
+    at = at or {"timesteps": given["timesteps"], "prompt": given["prompt"], "noise_seed": given["seed"]}
     if not isinstance(pipe, SpectralPathwaysPipeline):
         pipe.set_progress_bar_config(leave=False)
-        return pipe.at(timesteps, prompt, noise_seed)
-    for option, value in (("--timesteps", timesteps), ("--prompt", prompt)):
-        if value is not None:
+        return pipe.at(**at)
+    for name in ("timesteps", "prompt"):
+        if at[name] is not None:
             raise SpectralError(
-                option, expected="a diffusion model beside it", got=type(pipe.model).__name__, fix="Leave it out"
+                f"--{name}", expected="a diffusion model beside it", got=type(pipe.model).__name__, fix="Leave it out"
             )
     return pipe
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from hf_spectral.atomic import require_writable
 from hf_spectral.basis import SpectralBasis
-from hf_spectral.cli.common import DONE, SOME_FAILED, add_command, chosen, count_or_auto, load
+from hf_spectral.cli.common import DATASET, DONE, MODEL, SOME_FAILED, add_command, chosen, count_or_auto, load
 from hf_spectral.dataset import fit, transform
 from hf_spectral.dataset.processes import Processes, announced_device
 from hf_spectral.records import PATHWAYS
@@ -20,7 +20,7 @@ def add_parsers(commands: Any) -> None:
     Args:
         commands: Subparsers of the program.
     """
-    read = "folder --model --batch-size --on-error --output --device"
+    read = f"{DATASET} {MODEL} --batch-size --on-error --output"
     solved = "--resolution --layers --max-width --seed --timesteps --prompt"
     text = "one basis for all pictures of a folder"
     fitting = add_command(commands, "fit", run_fit, text, f"{read} {solved}", output=Path("basis"))
@@ -44,7 +44,8 @@ def add_parsers(commands: Any) -> None:
     clusters = "clusters over all pictures, or auto for those that the basis has; default: none"
     rows.add_argument("--num-segments", type=count_or_auto, metavar="N", help=clusters)
     rows.add_argument("--walk", type=float, metavar="A", help="0 (off) to 0.999; default: 0.9, where: 0")
-    rows.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="default: float16")
+    numbers = "of the eigenvectors in the rows; default: float16"
+    rows.add_argument("--row-dtype", dest="dtype", choices=("float16", "float32"), default="float16", help=numbers)
 
 
 def run_fit(options: argparse.Namespace) -> int:
@@ -57,13 +58,15 @@ def run_fit(options: argparse.Namespace) -> int:
         The exit code.
     """
     require_writable(options.output, "--output")
-    device = announced_device(options.device)
-    pipe = load(options.model, device, options.timesteps, options.prompt, options.seed)
+    options.device = announced_device(options.device)
+    pipe = load(options)
     settings = {**chosen(options, fit), "layer_weights": _layer_weights(options.layer_weights)}
-    basis, report = fit(pipe, options.folder, **settings, return_report=True)
+    basis, report = fit(pipe, **settings, return_report=True)
     if Processes(pipe.device).is_main:
         basis.save_pretrained(options.output)
         report.to_json(options.output / "fit.json")
+        rate = report.num_images / max(report.seconds, 1e-9)
+        print(f"{basis}\n  time: {report.seconds:.1f} s, {rate:.2f} images per second")
         print(f"{len(basis.eigenvalues)} eigenvectors of {basis.num_images} images written to {options.output}")
     return SOME_FAILED if report.skipped else DONE
 
@@ -80,10 +83,11 @@ def run_transform(options: argparse.Namespace) -> int:
     require_writable(options.output, "--output")
     basis = SpectralBasis.from_pretrained(options.basis)
     fitted = basis.backbone  # A diffusion model reads pictures at the timesteps and with the prompt of the fit.
-    told = fitted.get("timesteps"), fitted.get("prompt"), fitted.get("noise_seed", 0)
-    pipe = load(options.model or options.basis, announced_device(options.device), *told)
+    told = {"timesteps": fitted.get("timesteps"), "prompt": fitted.get("prompt")}
+    options.model, options.device = options.model or options.basis, announced_device(options.device)
+    pipe = load(options, **told, noise_seed=fitted.get("noise_seed", 0))
     settings = {**chosen(options, transform), "basis": basis, "output_dir": options.output}
-    rows, report = transform(pipe, options.folder, **settings, return_report=True)
+    rows, report = transform(pipe, **settings, return_report=True)
     if Processes(pipe.device).is_main:
         print(f"{len(rows)} rows written to {options.output}; read them by datasets.load_from_disk")
     return SOME_FAILED if report.skipped else DONE

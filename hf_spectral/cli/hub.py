@@ -98,7 +98,8 @@ def run_push(options: argparse.Namespace) -> int:
 
 
 def _example(options: argparse.Namespace, basis: SpectralBasis) -> tuple[Image.Image, SpectralResult]:
-    photo, pipe = read_image(options.example), load(options.model or str(options.path), None)
+    options.model = options.model or str(options.path)
+    photo, pipe = read_image(options.example), load(options)
     if not isinstance(pipe, SpectralPathwaysPipeline):
         raise SpectralError(
             "--example", expected="a basis of a transformers backbone", got="a diffusion model", fix="Leave it out"

@@ -21,7 +21,7 @@ def add_parsers(commands: Any) -> None:
         commands: Subparsers of the program.
     """
     text = "every self-attention layer: grid, heads, width, tokens, pathways"
-    parser = add_command(commands, "layers", run_layers, text, "--resolution --prompt --device")
+    parser = add_command(commands, "layers", run_layers, text, "--resolution --prompt --revision --dtype --device")
     parser.add_argument("model", nargs="?", metavar="MODEL", help="repository id or folder; default: dinov2-small")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the table as CSV too")
 
@@ -44,7 +44,7 @@ def run_layers(options: argparse.Namespace) -> int:
                 "--output", expected="a file to write", got=f"the folder {options.output}", fix="Name a file in it"
             )
         require_writable(options.output.parent, "--output")
-    pipe = load(options.model, options.device, prompt=options.prompt)
+    pipe = load(options)
     if not isinstance(pipe, SpectralPathwaysPipeline):  # One timestep shows all layers.
         pipe = pipe.at(pipe.describe_backbone()["timesteps"][0])
     listing = list_layers(pipe, options.resolution)

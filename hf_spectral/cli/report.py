@@ -8,7 +8,7 @@ from typing import Any
 
 from hf_spectral.atomic import require_writable, save_picture
 from hf_spectral.checks import require_extra
-from hf_spectral.cli.common import DONE, SOME_FAILED, add_command, chosen, load
+from hf_spectral.cli.common import DATASET, DONE, MODEL, SOME_FAILED, add_command, chosen, load
 from hf_spectral.records import PATHWAYS
 from hf_spectral.report import LayerReport, layer_report
 
@@ -20,7 +20,7 @@ def add_parsers(commands: Any) -> None:
         commands: Subparsers of the program.
     """
     text = "where-score and what-score of every layer, as a table and a chart"
-    read = "folder --model --batch-size --on-error --timesteps --prompt --output --device"
+    read = f"{DATASET} {MODEL} --batch-size --on-error --timesteps --prompt --output"
     solved = "--pathway --num-eigenvectors --resolution --max-width --seed"
     defaults = {"num_eigenvectors": 13, "output": Path("report")}
     parser = add_command(commands, "report", run_report, text, f"{read} {solved}", **defaults)
@@ -39,9 +39,9 @@ def run_report(options: argparse.Namespace) -> int:
     """
     require_writable(options.output, "--output")
     require_extra("charts", "matplotlib")  # Before the passes over the images, not after them.
-    pipe = load(options.model, options.device, options.timesteps, options.prompt, options.seed)
+    pipe = load(options)
     pathways = PATHWAYS if options.pathway == "both" else (options.pathway,)
-    report = layer_report(pipe, options.folder, pathways=pathways, **chosen(options, layer_report))
+    report = layer_report(pipe, pathways=pathways, **chosen(options, layer_report))
     report.save_pretrained(options.output)
     save_picture(report.chart(), options.output / "layers.png")
     print(_as_text(report))

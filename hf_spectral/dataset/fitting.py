@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from hf_spectral.layer_weights import as_weighting
 from hf_spectral.records import Pathway
 from hf_spectral.torch_state import plain_torch, with_float64
 
+_logger = logging.getLogger(__name__)
 _SUMS, _GRAM = "sums", "gram"
 # Measured by `tests/benchmarks/dataset.py --parts quality`.
 _NUM_EIGENVECTORS = 128
@@ -253,6 +255,7 @@ class _Run:
         self.accumulator.load_state_dict(saved.state)
         self.reader.skipped.update({one.position: one for one in saved.skipped})
         self.reader.digests, self.reader.is_restored = bytearray(saved.digests), True
+        _logger.info("%s: goes on after %d images", name, saved.done)
         return saved.done, saved.finished
 
     def _bind_second_pass(self) -> None:

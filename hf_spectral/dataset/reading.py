@@ -225,7 +225,10 @@ class Reader:
         self._is_first, self._count = is_first, 0
         numbered = enumerate(self.source.share(self.processes))
         reads = self._ahead.map(lambda one: self._found(one[1], is_compared_only=one[0] < done), numbered)
-        with self.bar(title, self.source.share_length(self.processes), done) as bar:
+        total = self.source.share_length(self.processes)
+        if total is None and not is_first:  # A stream that has been read once.
+            total = len(self.digests) // DIGEST_BYTES
+        with self.bar(title, total, done) as bar:
             for read in itertools.islice(reads, done):
                 self._compare(read)
             while batch := list(itertools.islice(reads, min(self.batch_size, sys.maxsize))):
@@ -273,7 +276,10 @@ class Reader:
         skipped = self.all_skipped()
         for one in skipped if self.processes.is_main else ():
             _logger.warning("Skipped %s: %s", one.name, one.reason)
-        return FitReport(num_images, skipped, self.processes.count, time.perf_counter() - self._begun)
+        seconds = time.perf_counter() - self._begun
+        if self.processes.is_main:
+            _logger.info("%d images took %.1f s", num_images, seconds)
+        return FitReport(num_images, skipped, self.processes.count, seconds)
 
     def _found(self, find: Find, is_compared_only: bool) -> Read:
         """Find one image and prepare it, as far as that may be done ahead by other threads."""

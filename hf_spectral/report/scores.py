@@ -47,6 +47,7 @@ def score_layers(
     num_reference: int = 40,
     seed: int = 0,
     progress: bool = False,
+    num_images: int | None = None,
 ) -> LayerReport:
     """Score the dataset-level eigenvectors of each layer and of all layers together.
 
@@ -78,6 +79,7 @@ def score_layers(
             reduced if there are not as many.
         seed: Random seed of start vectors, of the reduction to `max_width`, and of the clusters.
         progress: Whether to show a progress bar.
+        num_images: Number of images, if it is known, so that the first bar shows the time left.
 
     Returns:
         The scores as a table.
@@ -104,7 +106,7 @@ def score_layers(
         require_positive_int("max_images", max_images)
     require_positive_int("num_segments", num_segments)
     require_positive_int("num_reference", num_reference)
-    passes = _Passes(images, by_head, max_images, progress)
+    passes = _Passes(images, by_head, max_images, progress, num_images)
     configs = [SpectralConfig(name, "cosine", seed=seed, layer_weights="auto") for name in PATHWAYS if name in pathways]
     accumulations = [_Accumulation(config, max_width) for config in configs]
     for records in passes.run("1/4 sums"):
@@ -135,7 +137,10 @@ class _Part(NamedTuple):
 class _Passes:
     """Runs over the images several times, and checks that their number stays the same."""
 
-    def __init__(self, images: ImageSource, by_head: bool, max_images: int | None, progress: bool) -> None:
+    def __init__(
+        self, images: ImageSource, by_head: bool, max_images: int | None, progress: bool, num_images: int | None
+    ) -> None:
+        self._expected = min((count for count in (max_images, num_images) if count is not None), default=None)
         self._images = images
         self._by_head = by_head
         self._max_images = max_images
@@ -146,7 +151,7 @@ class _Passes:
     def run(self, name: str) -> Iterator[list[AttentionRecord]]:
         """Yield the records of each forward pass."""
         count = 0
-        with tqdm(total=self._total, desc=name, unit="image", disable=not self._progress) as bar:
+        with tqdm(total=self._total or self._expected, desc=name, unit="image", disable=not self._progress) as bar:
             for batch in self._images():
                 records = [part for record in batch for part in self._parts_of(record)]
                 if not records:
@@ -381,6 +386,7 @@ def layer_report(
             max_width=max_width,
             seed=seed,
             progress=progress,
+            num_images=reader.source.length,
         )
         return dataclasses.replace(report, skipped=reader.finish(report.rows[0].num_images).skipped)
 

@@ -3,6 +3,7 @@
 import base64
 import csv
 import json
+import logging
 import os
 import re
 import runpy
@@ -13,12 +14,12 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-import torch
+import transformers
 from PIL import Image
 
 from hf_spectral import SpectralBasis, SpectralResult
-from hf_spectral.cli import main
-from hf_spectral.cli.analyze import _unique_names
+from hf_spectral.cli import build_parser, main
+from hf_spectral.cli.analyze import _unique_name
 from tests.synthetic import photo
 
 
@@ -102,12 +103,13 @@ def test_names_that_are_long_or_no_text_are_cut_and_stay_apart():
         "http://x/b.png?y/z.jpg",
         "data:,a/b",
     ]
-    found = _unique_names([*names, Path("in/it's 100%.png")])
+    taken = set()
+    found = [_unique_name(name, taken) for name in (*names, Path("in/it's 100%.png"))]
     assert found[3:] == ["B", "b-2", "b-3", "image", "it's 100%"]
     assert all(re.fullmatch(r"a{160}-[0-9a-f]{8}", name) for name in found[:2])
     assert re.fullmatch("_-[0-9a-f]{8}", found[2])
     assert len({name.casefold() for name in found}) == len(found)
-    assert _unique_names(names[1:2]) == found[1:2]  # Two runs into one folder do not overwrite each other.
+    assert _unique_name(names[1], set()) == found[1]  # Two runs into one folder do not overwrite each other.
 
 
 def test_addresses_that_do_not_answer_are_named_without_secrets(backbone, tmp_path, capsys):
@@ -206,6 +208,26 @@ def test_fit_writes_a_basis_and_a_report(fitted):
     assert report["num_images"] == 3
     assert report["skipped"] == []
     assert (fitted / "checkpoint" / "gram-00000.safetensors").exists()
+
+
+def test_a_folder_as_dataset_and_threads_change_nothing(backbone, fitted, tmp_path, capsys):
+    shared = ["--model", backbone, "--dataset", fitted / "in", "--num-workers", 2]
+    assert run("fit", *shared, "--num-eigenvectors", 3, "--output", tmp_path / "basis") == 0
+    said = dict(line.strip().partition(": ")[::2] for line in capsys.readouterr().out.splitlines())
+    assert said["fitted on"].startswith("3 images, ")
+    assert re.fullmatch(r"\d+\.\d s, \d+\.\d\d images per second", said["time"])
+    assert run("transform", *shared, "--basis", tmp_path / "basis", "--output", tmp_path / "rows") == 0
+    settings = ["--pathway", "what", "--num-eigenvectors", 2, "--num-segments", "none"]
+    assert run("analyze", *shared, *settings, "--output", tmp_path / "out") == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [image["image"] for image in summary["images"]] == ["a.png", "below/b.png", "c.png"]
+    assert (tmp_path / "out" / "image-2.what.safetensors").is_file()
+
+
+def test_a_backbone_is_loaded_in_half_precision(backbone, fitted, tmp_path):
+    assert run("fit", fitted / "in", "--model", backbone, "--dtype", "bfloat16", "--output", tmp_path / "basis") == 0
+    basis = SpectralBasis.from_pretrained(tmp_path / "basis")
+    assert basis.backbone["attention_weights"]["dtype"] == "bfloat16"
 
 
 def test_transform_writes_rows(backbone, fitted, tmp_path, capsys):
@@ -345,8 +367,18 @@ TABLE = {
         "--model": ["", "file", "folder", "nowhere", "n" * 300, "no/such/thing", "\udcff"],
         "--device": ["", "x", "-5", "meta", "cuda:99", "vulkan"],
         "--output": [""],
+        "--num-workers": [word for word in NUMBER if word != "0"],
+        "--dtype": ["", "x", "float64"],
+        "--dataset": ["", "nowhere"],
+        "--split": ["", "x"],
     },
     "fit": {
+        "--num-workers": [word for word in NUMBER if word != "0"],
+        "--dtype": ["", "x"],
+        "--revision": [""],
+        "--dataset": ["", "folder"],
+        "--split": ["", "x"],
+        "--dataset-revision": ["x"],
         "--batch-size": NUMBER,
         "--on-error": ["", "x"],
         "--num-eigenvectors": [*NUMBER, "1" * 30],
@@ -358,7 +390,8 @@ TABLE = {
     "transform": {
         "--num-segments": NUMBER,
         "--walk": ["-1", "1", "nan", "inf", "", "x"],
-        "--dtype": ["", "x"],
+        "--row-dtype": ["", "x", "bfloat16"],
+        "--split": ["x"],
         "--basis": [*PATHS, "folder"],
     },
     "report": {"--max-images": NUMBER, "--num-eigenvectors": NUMBER, "--max-width": NUMBER},
@@ -447,6 +480,34 @@ def test_a_closed_pipe_ends_the_command_without_a_traceback(backbone, words):
     os.close(writing)
     assert ran.returncode in (0, 141)  # 0 where argparse itself passes over it.
     assert ran.stderr == ""
+
+
+def test_help_begins_with_a_first_command(capsys):
+    with pytest.raises(SystemExit) as ended:
+        run("--help")
+    said = capsys.readouterr().out
+    assert ended.value.code == 0
+    first = re.search(r"begin here:\n +hf-spectral (\w+)", said)
+    assert first[1] == "quickstart"
+    for words in re.findall(r"^  hf-spectral (.+?)   ", said, flags=re.MULTILINE):
+        if "--help" not in words:
+            build_parser().parse_args(words.split())
+
+
+@pytest.mark.parametrize("own", [logging.NOTSET, logging.INFO])
+def test_the_logger_is_as_loud_as_transformers_or_as_it_is_told(monkeypatch, own):
+    top, logger = logging.getLogger("hf_spectral"), logging.getLogger("hf_spectral.dataset.reading")
+    before, of_host = top._own, transformers.logging.get_verbosity()
+    try:
+        top.setLevel(own)
+        for level in (logging.ERROR, logging.WARNING, logging.INFO):
+            transformers.logging.set_verbosity(level)
+            assert logger.getEffectiveLevel() == (own or level)
+            assert logger.isEnabledFor(logging.WARNING) == ((own or level) <= logging.WARNING)
+            assert logger.isEnabledFor(logging.INFO) == ((own or level) <= logging.INFO)
+    finally:
+        top.setLevel(before)
+        transformers.logging.set_verbosity(of_host)
 
 
 def test_the_package_runs_as_accelerate_launch_runs_it(monkeypatch, capsys):
