@@ -5,15 +5,19 @@ import base64
 import doctest
 import io
 import json
+import os
 import re
 import shlex
+import subprocess
 
 import pytest
 import yaml
 from PIL import Image
 
+import hf_spectral
 from hf_spectral import metrics, report, visualization
 from hf_spectral.cli import build_parser
+from hf_spectral.hub.cards import LIBRARY
 from tests import pages
 from tests.pipelines.tiny_diffusion import host_pipeline
 
@@ -96,6 +100,29 @@ def test_contributing_names_what_is_there():
 def test_the_workflow_runs_what_a_newcomer_runs():
     workflow = yaml.safe_load((pages.ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
     assert workflow["jobs"]["test"]["steps"][-1] == {"run": ".ci/run"}
+
+
+def test_a_release_is_tested_checked_and_published_without_a_token():
+    path = pages.ROOT / ".github" / "workflows" / "release.yml"
+    text = path.read_text(encoding="utf-8")
+    workflow = yaml.safe_load(text)
+    jobs = workflow["jobs"]
+    assert workflow[True] == {"push": {"tags": ["v*"]}}  # YAML 1.1 reads the key `on` as True.
+    assert jobs["test"] == {"uses": "./.github/workflows/ci.yml"}
+    assert [jobs[name]["needs"] for name in ("build", "publish")] == ["test", "build"]
+    assert jobs["publish"]["permissions"] == {"id-token": "write"}
+    assert not re.search("secrets|password|token:(?! write)", text)
+    commands = [step["run"] for step in jobs["build"]["steps"] if "run" in step]
+    assert commands[-1] == ".ci/check_package dist"
+    for tag, code in ((f"v{hf_spectral.__version__}", 0), ("v9.9.9", 1)):
+        environment = {**os.environ, "GITHUB_REF_NAME": tag}
+        assert subprocess.run(["sh", "-c", commands[1]], cwd=pages.ROOT, env=environment).returncode == code
+
+
+def test_the_entry_for_huggingface_js_has_the_name_that_cards_state():
+    text = (pages.ROOT / "docs" / "huggingface-js.md").read_text(encoding="utf-8")
+    assert f'\t"{LIBRARY}": {{' in text
+    assert '`path:"basis.safetensors" OR path:"result.safetensors"`' in text
 
 
 @pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.stem)

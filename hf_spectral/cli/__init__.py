@@ -88,7 +88,8 @@ def _run(arguments: Sequence[str] | None) -> int:
             parser.error(f"{name or 'COMMAND'}: expected a value, got an empty one")
     options = parser.parse_args(words)
     transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("hf_spectral").setLevel(transformers.utils.logging.get_verbosity())
+    verbosity = transformers.utils.logging.get_verbosity()
+    logging.getLogger("hf_spectral").setLevel(verbosity)
     transformers.utils.logging.set_verbosity_error()
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     command: Callable[[argparse.Namespace], int] = options.command
@@ -100,3 +101,5 @@ def _run(arguments: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         complain("interrupted")
         return INTERRUPTED
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)

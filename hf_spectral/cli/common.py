@@ -144,7 +144,7 @@ def load(options: argparse.Namespace, **at: Any) -> SpectralPathwaysPipeline | S
     Args:
         options: The parsed options of a command, `model`, `device`, `model_dtype`, `model_revision`, `timesteps`,
             `prompt` and `seed` as far as it has them.
-        **at: `timesteps`, `prompt` and `noise_seed` of a diffusion model, in place of these options.
+        **at: `timesteps`, `prompt` and `seed` of a diffusion model, in place of these options.
 
     Returns:
         The pipeline.
@@ -158,7 +158,7 @@ def load(options: argparse.Namespace, **at: Any) -> SpectralPathwaysPipeline | S
         raise SpectralError("--revision", expected="--model beside it", got="none", fix="Name the model")
     told = {name: value for name, value in loading.items() if value is not None}
     pipe = pipeline(given["model"], device=given["device"], **told)
-    at = at or {"timesteps": given["timesteps"], "prompt": given["prompt"], "noise_seed": given["seed"]}
+    at = at or {name: given[name] for name in ("timesteps", "prompt", "seed")}
     if not isinstance(pipe, SpectralPathwaysPipeline):
         pipe.set_progress_bar_config(leave=False)
         return pipe.at(**at)

@@ -85,7 +85,7 @@ def run_transform(options: argparse.Namespace) -> int:
     fitted = basis.backbone  # A diffusion model reads pictures at the timesteps and with the prompt of the fit.
     told = {"timesteps": fitted.get("timesteps"), "prompt": fitted.get("prompt")}
     options.model, options.device = options.model or options.basis, announced_device(options.device)
-    pipe = load(options, **told, noise_seed=fitted.get("noise_seed", 0))
+    pipe = load(options, **told, seed=fitted.get("noise_seed", 0))
     settings = {**chosen(options, transform), "basis": basis, "output_dir": options.output}
     rows, report = transform(pipe, **settings, return_report=True)
     if Processes(pipe.device).is_main:
