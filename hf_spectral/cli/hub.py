@@ -141,7 +141,7 @@ def _read(path: Path) -> Any:
     if (path / "basis.safetensors").is_file():
         return SpectralBasis.from_pretrained(path)
     if (path / SHIM_NAME).is_file():
-        return load(str(path), "cpu")
+        return load(argparse.Namespace(model=str(path), device="cpu"))
     if (path / "state.json").is_file():
         import datasets
 
