@@ -8,9 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hf_spectral.errors import SpectralError
 from hf_spectral.hub_download import located
-from hf_spectral.tensor_files import DAMAGE, one_line
+from hf_spectral.tensor_files import undamaged
 from hf_spectral.torch_state import plain_torch
 
 if TYPE_CHECKING:
@@ -100,11 +99,8 @@ class Kept(Published):
         """
         hub = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
         path = located(source, cls._files, cls._argument, **hub)
-        try:
+        with undamaged(cls._argument, source, cls._expected, cls._fix):
             return cls._read(path)
-        except DAMAGE as error:
-            got = f"{source}: {one_line(error)}"
-            raise SpectralError(cls._argument, expected=cls._expected, got=got, fix=cls._fix) from error
 
 
 def shown_eigenvalues(eigenvalues: Any) -> str:

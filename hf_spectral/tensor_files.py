@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from hf_spectral.errors import SpectralError
+
 Form = tuple[torch.dtype, tuple[int, ...]]
 
 #: No description and no header of this package comes near; a description of a few hundred layers takes some 10 kB.
@@ -20,7 +24,30 @@ MAX_TEXT_BYTES = 4 << 20
 _DTYPES = {torch.float32: ("F32", 4), torch.float64: ("F64", 8), torch.int64: ("I64", 8), torch.int32: ("I32", 4)}
 
 #: What reading a hostile file can raise, before it is said in a sentence.
-DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError, SafetensorError)
+_DAMAGE_OF_TEXT = (OSError, ValueError, RecursionError, OverflowError, csv.Error)
+DAMAGE = (*_DAMAGE_OF_TEXT, KeyError, TypeError, AttributeError, SafetensorError)
+
+
+@contextlib.contextmanager
+def undamaged(argument: str, source: object, expected: str, fix: str) -> Iterator[None]:
+    """Turn what reading a damaged or hostile file raises into a SpectralError.
+
+    Args:
+        argument: Name of the argument as the user wrote it.
+        source: The file or folder, as the user gave it.
+        expected: What it should be.
+        fix: What to do about it.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        SpectralError: Instead of any of `DAMAGE`.
+    """
+    try:
+        yield
+    except DAMAGE as error:
+        raise SpectralError(argument, expected=expected, got=f"{source}: {one_line(error)}", fix=fix) from error
 
 
 def read_text(path: Path) -> str:

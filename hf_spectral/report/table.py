@@ -14,8 +14,8 @@ from PIL import Image
 from hf_spectral.atomic import replacing
 from hf_spectral.checks import require_extra
 from hf_spectral.dataset.source import Skipped
-from hf_spectral.errors import SpectralError
 from hf_spectral.records import PATHWAYS, Pathway
+from hf_spectral.tensor_files import undamaged
 from hf_spectral.visualization import heat_maps, layer_chart
 
 if TYPE_CHECKING:
@@ -117,19 +117,8 @@ class LayerReport:
             SpectralError: If the file cannot be read, or was not written by `save_pretrained`.
         """
         path = Path(path)
-        try:
-            fields = dataclasses.fields(ReportRow)
-            with (path / REPORT_NAME if path.is_dir() else path).open(newline="", encoding="utf-8") as file:
-                table = list(csv.DictReader(file, restval=""))
-            rows = tuple(ReportRow(**{one.name: _value(one, cells[one.name]) for one in fields}) for cells in table)
-            found = f"{len(rows)} rows of {', '.join(sorted({row.pathway for row in rows})) or 'nothing'}"
-        except (OSError, KeyError, ValueError, csv.Error) as error:
-            rows, found = (), f"{os.fspath(path)!r} ({error})"
-        if not rows or any(row.pathway not in PATHWAYS for row in rows):
-            raise SpectralError(
-                "path", expected="a table that LayerReport.save_pretrained has written", got=found, fix="Write it again"
-            )
-        return cls(rows)
+        with undamaged("path", path, "a table that LayerReport.save_pretrained has written", "Write it again"):
+            return cls(_read_rows(path / REPORT_NAME if path.is_dir() else path))
 
     def to_dataset(self) -> datasets.Dataset:
         """Return the table as a dataset.
@@ -191,6 +180,18 @@ class LayerReport:
                         if row.pathway == pathway and row.layer is not None and timestep in (None, row.timestep)
                     }
         return heat_maps(maps, ("layer", axis), len(_SCORES), width, [f"{one:g}" for one in across if one is not None])
+
+
+def _read_rows(path: Path) -> tuple[ReportRow, ...]:
+    with path.open(newline="", encoding="utf-8") as file:
+        table = list(csv.DictReader(file, restval=""))
+    rows = tuple(
+        ReportRow(**{one.name: _value(one, cells[one.name]) for one in dataclasses.fields(ReportRow)})
+        for cells in table
+    )
+    if not rows or any(row.pathway not in PATHWAYS for row in rows):
+        raise ValueError(f"{len(rows)} rows of {', '.join(sorted({row.pathway for row in rows})) or 'nothing'}")
+    return rows
 
 
 def _value(field: dataclasses.Field[Any], cell: str) -> Any:

@@ -23,7 +23,7 @@ from hf_spectral.checks import is_int, require_int, require_number
 from hf_spectral.errors import SpectralError
 from hf_spectral.segmentation.embedding import centroids
 from hf_spectral.segmentation.region_tree import RegionTree, enlarged
-from hf_spectral.tensor_files import DAMAGE, one_line, parse_json, read_header, read_tensors
+from hf_spectral.tensor_files import parse_json, read_header, read_tensors, undamaged
 from hf_spectral.torch_state import plain_torch
 from hf_spectral.visualization.palette import label_picture, label_type
 
@@ -203,15 +203,8 @@ class Segmentation:
             SpectralError: If the file is not one that `save_pretrained` wrote, or its parts do not fit each other.
         """
         path = Path(source)
-        try:
+        with undamaged("source", source, "a file that Segmentation.save_pretrained wrote", "Save it again"):
             return cls(**_parsed(path if path.is_file() else path / SEGMENTATION_NAME))
-        except DAMAGE as error:
-            raise SpectralError(
-                "source",
-                expected="a file that Segmentation.save_pretrained wrote",
-                got=f"{source}: {one_line(error)}",
-                fix="Save it again",
-            ) from error
 
     @property
     def _given(self) -> tuple[Tensor, Tensor]:
