@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
-from hf_spectral.families.diffusers.base import Condition, DenoiserFamily, Noised
+from hf_spectral.families.diffusers.base import DenoiserFamily, Noised
 
 
 class AuraFlow(DenoiserFamily):
@@ -15,6 +13,8 @@ class AuraFlow(DenoiserFamily):
 
     class_name = "AuraFlowTransformer2DModel"
     example = "fal/AuraFlow-v0.3"
+    prompt_pipeline = "AuraFlowPipeline"
+    empty_tokens = 256
     is_flow = True
     text = "first"
     max_prompt_tokens = 256
@@ -22,18 +22,6 @@ class AuraFlow(DenoiserFamily):
     def max_latents(self, config: Any) -> int | None:
         """Return the side of the square of positions."""
         return int(config.pos_embed_max_size**0.5) * int(config.patch_size)
-
-    def prompt_host(self, denoiser: Any) -> tuple[str | None, dict[str, Any]]:
-        """Encode as AuraFlow does."""
-        return "AuraFlowPipeline", {"transformer": denoiser}
-
-    def encode(self, host: Any, prompt: str | None, device: torch.device, **given: Any) -> Condition:
-        """Encode the prompt; its padding is zero and attends along."""
-        return Condition(host.encode_prompt(prompt, device=device, do_classifier_free_guidance=False, **given)[0])
-
-    def empty_prompt(self, config: Any) -> tuple[int, int, int | None]:
-        """Return the 256 tokens of T5."""
-        return 256, config.joint_attention_dim, None
 
     def arguments(self, denoiser: Any, noised: Noised) -> dict[str, Any]:
         """Tell the time as a share."""

@@ -89,6 +89,11 @@ class DenoiserFamily:
         where_refused: Why the layers cannot serve the `where` pathway, or None if they can.
         is_square: True if the denoiser reads squares only.
         default_side: Longer side in latents, where the configuration has no `sample_size`.
+        prompt_pipeline: Name of the diffusers pipeline that encodes its prompts; None if it reads none.
+        has_mask: True if that pipeline's mask of a prompt, which it gives second, is read as well.
+        num_encoders: Pairs of text encoder and tokenizer that read a prompt.
+        empty_tokens: Tokens of the zeros that stand in for an empty prompt.
+        text_width: Where the configuration has the channels of the prompt.
         max_prompt_tokens: Longest prompt, as the last tokenizer counts.
         num_needed_encoders: So many of the text encoders have to be there for a prompt.
         prompt_comes_first: True if the host puts the prompt before the empty one where guidance runs both at once.
@@ -106,6 +111,11 @@ class DenoiserFamily:
     where_refused: ClassVar[str | None] = None
     is_square: ClassVar[bool] = False
     default_side: ClassVar[int] = 64
+    prompt_pipeline: ClassVar[str | None] = None
+    has_mask: ClassVar[bool] = False
+    num_encoders: ClassVar[int] = 1
+    empty_tokens: ClassVar[int] = 1
+    text_width: ClassVar[str] = "joint_attention_dim"
     max_prompt_tokens: ClassVar[int] = 77
     num_needed_encoders: ClassVar[int] = 2
     prompt_comes_first: ClassVar[bool] = False
@@ -164,11 +174,11 @@ class DenoiserFamily:
         Returns:
             None as the name if the denoiser reads no prompt.
         """
-        return None, {}
+        return self.prompt_pipeline, {"transformer": denoiser}
 
     def num_text_encoders(self, denoiser: Any) -> int:
         """Return how many pairs of text encoder and tokenizer read a prompt."""
-        return 1
+        return self.num_encoders
 
     def encode(self, host: Any, prompt: str | None, device: torch.device, **given: Any) -> Condition:
         """Encode a prompt with the host pipeline.
@@ -182,11 +192,12 @@ class DenoiserFamily:
         Returns:
             Its embeddings.
         """
-        raise NotImplementedError
+        found = host.encode_prompt(prompt, device=device, do_classifier_free_guidance=False, **given)
+        return Condition(found[0], found[1].bool() if self.has_mask else None)
 
     def empty_prompt(self, config: Any) -> tuple[int, int, int | None]:
         """Return tokens, channels and pooled channels of the zeros that stand in for an empty prompt."""
-        raise NotImplementedError
+        return self.empty_tokens, config[self.text_width], config.get("pooled_projection_dim")
 
     def zeros(self, config: Any) -> Condition:
         """Return the zeros that stand in for an empty prompt.

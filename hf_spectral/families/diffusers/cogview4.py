@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from hf_spectral.families.diffusers.base import Condition, DenoiserFamily, Noised
+from hf_spectral.families.diffusers.base import DenoiserFamily, Noised
 
 
 class CogView4(DenoiserFamily):
@@ -14,21 +14,12 @@ class CogView4(DenoiserFamily):
 
     class_name = "CogView4Transformer2DModel"
     example = "zai-org/CogView4-6B"
+    prompt_pipeline = "CogView4Pipeline"
+    empty_tokens = 16
+    text_width = "text_embed_dim"
     is_flow = True
     text = "first"
     max_prompt_tokens = 1024
-
-    def prompt_host(self, denoiser: Any) -> tuple[str | None, dict[str, Any]]:
-        """Encode as CogView 4 does."""
-        return "CogView4Pipeline", {"transformer": denoiser}
-
-    def encode(self, host: Any, prompt: str | None, device: torch.device, **given: Any) -> Condition:
-        """Encode the prompt, padded to a multiple of 16 tokens."""
-        return Condition(host.encode_prompt(prompt, do_classifier_free_guidance=False, device=device, **given)[0])
-
-    def empty_prompt(self, config: Any) -> tuple[int, int, int | None]:
-        """Return the 16 tokens of the shortest prompt."""
-        return 16, config.text_embed_dim, None
 
     def arguments(self, denoiser: Any, noised: Noised) -> dict[str, Any]:
         """Add the original size, the target size and the crop's corner."""

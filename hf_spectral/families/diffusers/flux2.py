@@ -19,6 +19,8 @@ class Flux2(Packed):
 
     class_name = "Flux2Transformer2DModel"
     example = "black-forest-labs/FLUX.2-dev"
+    prompt_pipeline = "Flux2Pipeline"
+    empty_tokens = 512
 
     def scale_latents(self, vae: Any, latents: Tensor) -> Tensor:
         """Normalize packs as the host does."""
@@ -28,10 +30,6 @@ class Flux2(Packed):
         host: Any = SimpleNamespace(vae=encoder, _patchify_latents=Flux2Pipeline._patchify_latents)
         return Flux2Pipeline._unpatchify_latents(Flux2Pipeline._encode_vae_image(host, latents, None))
 
-    def prompt_host(self, denoiser: Any) -> tuple[str | None, dict[str, Any]]:
-        """Encode as Flux 2 does."""
-        return "Flux2Pipeline", {"transformer": denoiser}
-
     def encode(self, host: Any, prompt: str | None, device: torch.device, **given: Any) -> Condition:
         """Encode the prompt by the text encoder's kind."""
         from diffusers import Flux2KleinPipeline
@@ -40,10 +38,6 @@ class Flux2(Packed):
             by_qwen = Flux2KleinPipeline._get_qwen3_prompt_embeds
             return Condition(by_qwen(host.text_encoder, host.tokenizer, prompt, device=device))
         return Condition(host.encode_prompt(prompt, device=device, **given)[0])
-
-    def empty_prompt(self, config: Any) -> tuple[int, int, int | None]:
-        """Return the 512 tokens of a prompt."""
-        return 512, config.joint_attention_dim, None
 
     def arguments(self, denoiser: Any, noised: Noised) -> dict[str, Any]:
         """Pack the latents, and number the positions of image and prompt."""

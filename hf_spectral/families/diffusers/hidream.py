@@ -16,6 +16,8 @@ class HiDream(DenoiserFamily):
 
     class_name = "HiDreamImageTransformer2DModel"
     example = "HiDream-ai/HiDream-I1-Full"
+    prompt_pipeline = "HiDreamImagePipeline"
+    num_encoders = 4
     is_flow = True
     text = "last"
     rotates = True
@@ -27,14 +29,6 @@ class HiDream(DenoiserFamily):
     def max_latents(self, config: Any) -> int | None:
         """Return the side of the largest square."""
         return int(min(config.max_resolution))
-
-    def prompt_host(self, denoiser: Any) -> tuple[str | None, dict[str, Any]]:
-        """Encode as HiDream does."""
-        return "HiDreamImagePipeline", {"transformer": denoiser}
-
-    def num_text_encoders(self, denoiser: Any) -> int:
-        """Return four: two of CLIP, T5 and Llama."""
-        return 4
 
     def encode(self, host: Any, prompt: str | None, device: torch.device, **given: Any) -> Condition:
         """Encode the prompt once for all text encoders."""

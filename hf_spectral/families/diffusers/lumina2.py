@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_spectral.families.diffusers.base import Condition, DenoiserFamily, Noised
+from hf_spectral.families.diffusers.base import DenoiserFamily, Noised
 
 
 class Lumina2(DenoiserFamily):
@@ -16,6 +16,9 @@ class Lumina2(DenoiserFamily):
 
     class_name = "Lumina2Transformer2DModel"
     example = "Alpha-VLLM/Lumina-Image-2.0"
+    prompt_pipeline = "Lumina2Pipeline"
+    has_mask = True
+    text_width = "cap_feat_dim"
     is_flow = True
     text = "first"
     text_only = "context_refiner."
@@ -25,19 +28,6 @@ class Lumina2(DenoiserFamily):
     def max_latents(self, config: Any) -> int | None:
         """Return the bound of the rotary positions: of captions, rows and columns."""
         return int(min(config.axes_lens[1:]) * config.patch_size)
-
-    def prompt_host(self, denoiser: Any) -> tuple[str | None, dict[str, Any]]:
-        """Encode as Lumina 2 does, its system prompt included."""
-        return "Lumina2Pipeline", {"transformer": denoiser}
-
-    def encode(self, host: Any, prompt: str | None, device: torch.device, **given: Any) -> Condition:
-        """Encode the prompt with its mask."""
-        states, mask, *_ = host.encode_prompt(prompt, do_classifier_free_guidance=False, device=device, **given)
-        return Condition(states, mask.bool())
-
-    def empty_prompt(self, config: Any) -> tuple[int, int, int | None]:
-        """Return one token."""
-        return 1, config.cap_feat_dim, None
 
     def arguments(self, denoiser: Any, noised: Noised) -> dict[str, Any]:
         """Add the mask of the prompt, and turn the time around."""

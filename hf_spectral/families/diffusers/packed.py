@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_spectral.families.attention_call import LayerSkipped
-from hf_spectral.families.diffusers.base import DenoiserFamily
+from hf_spectral.families.diffusers.base import DenoiserFamily, Noised
 
 
 class Packed(DenoiserFamily):
@@ -28,6 +28,22 @@ class Packed(DenoiserFamily):
     def latent_channels(self, config: Any) -> int:
         """Return the channels before packing."""
         return int(config.in_channels) // 4
+
+    def arguments(self, denoiser: Any, noised: Noised) -> dict[str, Any]:
+        """Pack the latents, and number their positions."""
+        from diffusers import FluxPipeline
+
+        states, latents = noised.condition.states, noised.latents
+        assert states is not None  # Encoded, or zeros.
+        count, channels, height, width = latents.shape
+        placed: dict[str, Any] = {"device": latents.device, "dtype": latents.dtype}
+        return {
+            "hidden_states": FluxPipeline._pack_latents(latents, count, channels, height, width),
+            "encoder_hidden_states": states,
+            "timestep": noised.share,
+            "img_ids": FluxPipeline._prepare_latent_image_ids(count, height // 2, width // 2, **placed),
+            "txt_ids": torch.zeros(states.shape[1], 3, **placed),
+        }
 
     def token_map(self, denoiser: Any, inputs: Mapping[str, Any]) -> tuple[int, int]:
         """Read rows and columns from the positions: a frame, a row and a column each."""

@@ -14,26 +14,14 @@ class PixArt(DenoiserFamily):
 
     class_name = "PixArtTransformer2DModel"
     example = "PixArt-alpha/PixArt-XL-2-512x512"
+    prompt_pipeline = "PixArtAlphaPipeline"
+    has_mask = True
+    text_width = "caption_channels"
     max_prompt_tokens = 300
-
-    def prompt_host(self, denoiser: Any) -> tuple[str | None, dict[str, Any]]:
-        """Encode as PixArt-alpha does."""
-        return "PixArtAlphaPipeline", {"transformer": denoiser}
 
     def encode(self, host: Any, prompt: str | None, device: torch.device, **given: Any) -> Condition:
         """Encode the prompt at the length that PixArt-sigma was trained with."""
-        states, mask, *_ = host.encode_prompt(
-            prompt,
-            do_classifier_free_guidance=False,
-            device=device,
-            max_sequence_length=self.max_prompt_tokens,
-            **given,
-        )
-        return Condition(states, mask.bool())
-
-    def empty_prompt(self, config: Any) -> tuple[int, int, int | None]:
-        """Return one token."""
-        return 1, config.caption_channels, None
+        return super().encode(host, prompt, device, max_sequence_length=self.max_prompt_tokens, **given)
 
     def arguments(self, denoiser: Any, noised: Noised) -> dict[str, Any]:
         """Add the mask of the prompt, and size and aspect ratio where the denoiser embeds them."""

@@ -17,6 +17,8 @@ class QwenImage(Packed):
 
     class_name = "QwenImageTransformer2DModel"
     example = "Qwen/Qwen-Image"
+    prompt_pipeline = "QwenImagePipeline"
+    empty_tokens = 5
     rotates = False
     max_prompt_tokens = 1024
     other_pipelines = "Edit|Layered"
@@ -26,18 +28,10 @@ class QwenImage(Packed):
         further = [name for name in ("zero_cond_t", "use_additional_t_cond", "use_layer3d_rope") if config.get(name)]
         return f"it is shown further pictures: {', '.join(further)}" if further else None
 
-    def prompt_host(self, denoiser: Any) -> tuple[str | None, dict[str, Any]]:
-        """Encode as Qwen-Image does, its template included."""
-        return "QwenImagePipeline", {"transformer": denoiser}
-
     def encode(self, host: Any, prompt: str | None, device: torch.device, **given: Any) -> Condition:
         """Encode the prompt, and leave out padding, which the host masks."""
         states, mask = host.encode_prompt(prompt, device=device, **given)
         return Condition(states if mask is None else states[mask.bool()][None])
-
-    def empty_prompt(self, config: Any) -> tuple[int, int, int | None]:
-        """Return the five tokens that end the template."""
-        return 5, config.joint_attention_dim, None
 
     def arguments(self, denoiser: Any, noised: Noised) -> dict[str, Any]:
         """Pack the latents, and tell the map of the packs."""

@@ -14,17 +14,12 @@ class StableDiffusion3(DenoiserFamily):
 
     class_name = "SD3Transformer2DModel"
     example = "stabilityai/stable-diffusion-3.5-medium"
+    prompt_pipeline = "StableDiffusion3Pipeline"
+    num_encoders = 3
+    empty_tokens = 333  # 77 of CLIP and 256 of T5.
     is_flow = True
     text = "last"
     max_prompt_tokens = 256
-
-    def prompt_host(self, denoiser: Any) -> tuple[str | None, dict[str, Any]]:
-        """Encode as Stable Diffusion 3 does."""
-        return "StableDiffusion3Pipeline", {"transformer": denoiser}
-
-    def num_text_encoders(self, denoiser: Any) -> int:
-        """Return three: two of CLIP and one of T5."""
-        return 3
 
     def encode(self, host: Any, prompt: str | None, device: torch.device, **given: Any) -> Condition:
         """Encode the prompt once for all text encoders."""
@@ -32,10 +27,6 @@ class StableDiffusion3(DenoiserFamily):
             prompt, None, None, device=device, do_classifier_free_guidance=False, **given
         )
         return Condition(states, pooled=pooled)
-
-    def empty_prompt(self, config: Any) -> tuple[int, int, int | None]:
-        """Return the 77 tokens of CLIP and the 256 of T5."""
-        return 333, config.joint_attention_dim, config.pooled_projection_dim
 
     def arguments(self, denoiser: Any, noised: Noised) -> dict[str, Any]:
         """Add the pooled prompt."""

@@ -19,6 +19,8 @@ class ZImage(DenoiserFamily):
 
     class_name = "ZImageTransformer2DModel"
     example = "Tongyi-MAI/Z-Image-Turbo"
+    prompt_pipeline = "ZImagePipeline"
+    text_width = "cap_feat_dim"
     is_flow = True
     text = "last"
     text_only = "context_refiner."
@@ -36,19 +38,11 @@ class ZImage(DenoiserFamily):
         """Return the bound of the rotary positions: of captions, rows and columns."""
         return 2 * int(min(config.axes_lens[1:]))
 
-    def prompt_host(self, denoiser: Any) -> tuple[str | None, dict[str, Any]]:
-        """Encode as Z-Image does, its template included."""
-        return "ZImagePipeline", {"transformer": denoiser}
-
     def encode(self, host: Any, prompt: str | None, device: torch.device, **given: Any) -> Condition:
         """Encode the prompt without padding."""
         return Condition(
             host.encode_prompt(prompt, device=device, do_classifier_free_guidance=False, **given)[0][0][None]
         )
-
-    def empty_prompt(self, config: Any) -> tuple[int, int, int | None]:
-        """Return one token."""
-        return 1, config.cap_feat_dim, None
 
     def arguments(self, denoiser: Any, noised: Noised) -> dict[str, Any]:
         """Give a list of videos of one frame and a list of prompts, and turn the time around."""
