@@ -74,7 +74,7 @@ class TowerCall:
             Rows and columns.
         """
         height, width = self.pixels.shape[-2:]
-        patch_height, patch_width = as_pair(self.config.patch_size)
+        patch_height, patch_width = as_pair(getattr(self.config, "patch_stride", None) or self.config.patch_size)
         if round_up:
             return math.ceil(height / patch_height), math.ceil(width / patch_width)
         return height // patch_height, width // patch_width

@@ -29,11 +29,8 @@ class Hiera(VisionFamily):
         layer: Any = tower.get_submodule(call.path)
         if layer.query_stride > 1:
             raise LayerSkipped("it pools its queries, so query and key lie on different grids")
-        height, width = (
-            pixels // stride for pixels, stride in zip(call.pixels.shape[-2:], call.config.patch_stride, strict=True)
-        )
         window = layer.use_mask_unit_attn and layer.window_size
-        return to_raster(call.attention, (height, width), tower.unroll_schedule, window)
+        return to_raster(call.attention, call.patch_map(), tower.unroll_schedule, window)
 
 
 def to_raster(attention: AttentionCall, grid: tuple[int, int], strides: Sequence[Any], window: int) -> Arranged:

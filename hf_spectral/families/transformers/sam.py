@@ -6,8 +6,7 @@ import dataclasses
 from typing import Any
 
 from hf_spectral.families.transformers.base import Arranged, TowerCall, VisionFamily
-from hf_spectral.families.transformers.windows import unwindow
-from hf_spectral.grid import TokenGrid
+from hf_spectral.families.transformers.windows import from_windows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,15 +18,8 @@ class Sam(VisionFamily):
 
     def arrange(self, call: TowerCall) -> Arranged:
         """Put the windows of a windowed layer back on the map."""
-        height, width = call.patch_map()
-        grid = TokenGrid(height, width)
         block: Any = call.tower.get_submodule(call.path.rpartition(".")[0])
-        window = block.window_size
-        if not window:
-            return Arranged(call.attention.on_grid(grid), grid)
-        images = call.pixels.shape[0]
-        attention = call.attention.apply(lambda tokens: unwindow(tokens, images, (height, width), window))
-        return Arranged(attention, grid, windowed=window < max(height, width))
+        return from_windows(call, call.patch_map(), block.window_size)
 
 
 SAM = Sam(("sam_vision_model", "sam_hq_vision_model"), example="facebook/sam-vit-base")

@@ -6,8 +6,8 @@ import dataclasses
 from typing import Any
 
 from hf_spectral.families.transformers.base import Arranged, TowerCall, VisionFamily
-from hf_spectral.families.transformers.windows import unwindow
-from hf_spectral.grid import TokenGrid, as_pair
+from hf_spectral.families.transformers.windows import from_windows
+from hf_spectral.grid import as_pair
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,19 +23,12 @@ class Sam2Hiera(VisionFamily):
         """Count the poolings before the block, and put its windows back on the map."""
         tower: Any = call.tower
         index = int(call.path.split(".")[1])
-        height, width = (
-            pixels // stride
-            for pixels, stride in zip(call.pixels.shape[-2:], as_pair(call.config.patch_stride), strict=True)
-        )
+        height, width = call.patch_map()
         for block in tower.blocks[:index]:
             if block.query_stride:
                 (down, across) = as_pair(block.query_stride)
                 height, width = height // down, width // across
-        grid, window, images = TokenGrid(height, width), tower.blocks[index].window_size, call.pixels.shape[0]
-        if not window:
-            return Arranged(call.attention.on_grid(grid), grid)
-        attention = call.attention.apply(lambda tokens: unwindow(tokens, images, (height, width), window))
-        return Arranged(attention, grid, windowed=window < max(height, width))
+        return from_windows(call, (height, width), tower.blocks[index].window_size)
 
 
 SAM2 = Sam2Hiera(

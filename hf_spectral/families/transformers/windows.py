@@ -7,7 +7,36 @@ import math
 from torch import Tensor
 
 from hf_spectral.families.attention_call import LayerSkipped
-from hf_spectral.grid import as_pair
+from hf_spectral.families.transformers.base import Arranged, TowerCall
+from hf_spectral.grid import TokenGrid, as_pair
+
+
+def from_windows(
+    call: TowerCall,
+    shape: tuple[int, int],
+    window_size: int | tuple[int, int],
+    shift_size: int | tuple[int, int] = 0,
+    *,
+    rolls_padding: bool = True,
+) -> Arranged:
+    """Bring a layer that attends within windows into the form of a record.
+
+    Args:
+        call: The call.
+        shape: Rows and columns of the map, padding not counted.
+        window_size: As for `unwindow`; 0 for a layer that compares all tokens.
+        shift_size: As for `unwindow`.
+        rolls_padding: As for `unwindow`.
+
+    Returns:
+        The arranged call; it is `windowed` unless one window holds the whole map.
+    """
+    grid, images = TokenGrid(*shape), call.pixels.shape[0]
+    if not window_size:
+        return Arranged(call.attention.on_grid(grid), grid)
+    (rows, columns), padded = as_pair(window_size), {"rolls_padding": rolls_padding}
+    attention = call.attention.apply(lambda one: unwindow(one, images, shape, window_size, shift_size, **padded))
+    return Arranged(attention, grid, windowed=rows < grid.height or columns < grid.width)
 
 
 def unwindow(
