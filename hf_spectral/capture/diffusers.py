@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -26,7 +25,7 @@ from hf_spectral.capture.diffusers_projections import (
     projected_values,
 )
 from hf_spectral.capture.diffusers_tokens import DenoiserCall, arrange, only_timestep
-from hf_spectral.capture.hooks import AttentionHooks, Call, is_compiled
+from hf_spectral.capture.hooks import AttentionHooks, AttentionLayer, Call, is_compiled
 from hf_spectral.capture.sdpa import AttentionTap
 from hf_spectral.errors import UnsupportedBackboneError
 from hf_spectral.families.attention_call import AttentionCall
@@ -35,13 +34,6 @@ from hf_spectral.restoring import entered
 
 # The backends of diffusers' dispatcher that end in scaled_dot_product_attention.
 _VISIBLE_BACKENDS = frozenset({"native", "_native_cudnn", "_native_efficient", "_native_flash", "_native_math"})
-
-
-@dataclasses.dataclass(frozen=True)
-class _Layer:
-    name: str
-    module: Any
-    projections: tuple[str, ...] = PROJECTIONS
 
 
 def check_supported(model: nn.Module) -> None:
@@ -70,7 +62,7 @@ def check_supported(model: nn.Module) -> None:
             raise refusal
 
 
-def attention(model: nn.Module) -> tuple[nn.Module, list[_Layer]]:
+def attention(model: nn.Module) -> tuple[nn.Module, list[AttentionLayer]]:
     """Return what is run and its attention layers.
 
     Args:
@@ -102,10 +94,10 @@ def recording(model: nn.Module, recorder: Recorder) -> Iterator[None]:
         yield
 
 
-def _image_layers(model: nn.Module, family: DenoiserFamily) -> list[_Layer]:
+def _image_layers(model: nn.Module, family: DenoiserFamily) -> list[AttentionLayer]:
     """Return the self-attention modules that see image tokens; cross-attention and text-only layers are none."""
     return [
-        _Layer(name, module)
+        AttentionLayer(name, name, module, PROJECTIONS)
         for name, module in model.named_modules()
         if is_attention(module)
         and not getattr(module, "is_cross_attention", False)
@@ -113,7 +105,7 @@ def _image_layers(model: nn.Module, family: DenoiserFamily) -> list[_Layer]:
     ]
 
 
-def _hidden_attention(model: nn.Module, layer: _Layer, got: str) -> UnsupportedBackboneError:
+def _hidden_attention(model: nn.Module, layer: AttentionLayer, got: str) -> UnsupportedBackboneError:
     return UnsupportedBackboneError(
         "model",
         expected="attention through torch's scaled_dot_product_attention",
@@ -122,10 +114,12 @@ def _hidden_attention(model: nn.Module, layer: _Layer, got: str) -> UnsupportedB
     )
 
 
-class _DenoiserHooks(AttentionHooks[_Layer]):
+class _DenoiserHooks(AttentionHooks):
     """Reads the layers of a denoiser."""
 
-    def __init__(self, model: nn.Module, family: DenoiserFamily, layers: list[_Layer], recorder: Recorder) -> None:
+    def __init__(
+        self, model: nn.Module, family: DenoiserFamily, layers: list[AttentionLayer], recorder: Recorder
+    ) -> None:
         super().__init__(model, layers, recorder)
         self._family = family
         self._map_size: tuple[int, int] | None = None
@@ -146,7 +140,7 @@ class _DenoiserHooks(AttentionHooks[_Layer]):
         self._rows = slice(None) if self.recorder.steps is None else self._rows_with_prompt()
         return self._timestep
 
-    def children(self, layer: _Layer) -> Iterable[str]:
+    def children(self, layer: AttentionLayer) -> Iterable[str]:
         """Return the projections and norms that the module has."""
         return (name for name in OBSERVED if isinstance(getattr(layer.module, name, None), nn.Module))
 
@@ -158,7 +152,7 @@ class _DenoiserHooks(AttentionHooks[_Layer]):
         if (rotating := self._family.rotation_module(self.model)) is not None:
             yield functools.partial(rotating.register_forward_hook, self.mine(self._see_rotations))
 
-    def read(self, call: Call[_Layer]) -> dict[str, Any]:
+    def read(self, call: Call) -> dict[str, Any]:
         """Take the image's tokens out of a layer."""
         name, module = call.layer.name, call.layer.module
         seen = DenoiserCall(
@@ -199,7 +193,7 @@ class _DenoiserHooks(AttentionHooks[_Layer]):
     def _see_rotations(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._image_rotation = self._family.image_rotation(self.model, self.inputs, output)
 
-    def _from_projections(self, call: Call[_Layer]) -> AttentionCall:
+    def _from_projections(self, call: Call) -> AttentionCall:
         attention = attention_from_projections(self._family, call.layer.module, call.projected)
         if attention is None:
             raise _hidden_attention(self.model, call.layer, type(call.layer.module.processor).__name__)

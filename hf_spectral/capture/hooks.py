@@ -9,7 +9,7 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -21,24 +21,27 @@ from hf_spectral.restoring import entered, evaluation_mode, lock, undoing
 _captured = threading.local()
 
 
-@runtime_checkable
-class Layer(Protocol):
-    """An attention module, by the name that its records bear."""
+@dataclasses.dataclass(frozen=True)
+class AttentionLayer:
+    """An attention module of what is run.
 
-    @property
-    def name(self) -> str:
-        """Qualified module name."""
+    Args:
+        name: Its name in the model that the user gave, for records.
+        path: Its name in what is run.
+        module: The module.
+        projections: Names of its projections: a triple, one fused, or none.
+        through_interface: True if it calls the attention interface of transformers.
+    """
 
-    @property
-    def module(self) -> Any:
-        """The module."""
-
-
-AnyLayer = TypeVar("AnyLayer", bound=Layer)
+    name: str
+    path: str
+    module: Any
+    projections: tuple[str, ...]
+    through_interface: bool = False
 
 
 @dataclasses.dataclass
-class Call(Generic[AnyLayer]):
+class Call:
     """One run of an attention layer, and what was seen of it so far.
 
     Args:
@@ -51,7 +54,7 @@ class Call(Generic[AnyLayer]):
         given: First inputs of its children, by name.
     """
 
-    layer: AnyLayer
+    layer: AttentionLayer
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     attended: AttentionCall | None = None
@@ -60,7 +63,7 @@ class Call(Generic[AnyLayer]):
     given: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-class AttentionHooks(abc.ABC, Generic[AnyLayer]):
+class AttentionHooks(abc.ABC):
     """Follows the forward passes of one thread through a model; each host's leaf reads the layers of its models.
 
     Args:
@@ -69,13 +72,13 @@ class AttentionHooks(abc.ABC, Generic[AnyLayer]):
         recorder: Receives what the leaf reads.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[AnyLayer], recorder: Recorder) -> None:
+    def __init__(self, model: nn.Module, layers: Sequence[AttentionLayer], recorder: Recorder) -> None:
         self.model: Any = model
         self.layers = layers
         self.recorder = recorder
         self.inputs: dict[str, Any] = {}
         self._thread = threading.get_ident()
-        self._calls: list[Call[AnyLayer]] = []
+        self._calls: list[Call] = []
 
     @abc.abstractmethod
     def begin(self) -> float | None:
@@ -86,7 +89,7 @@ class AttentionHooks(abc.ABC, Generic[AnyLayer]):
         """
 
     @abc.abstractmethod
-    def children(self, layer: AnyLayer) -> Iterable[str]:
+    def children(self, layer: AttentionLayer) -> Iterable[str]:
         """Return the names of a layer's submodules whose outputs are to be noted."""
 
     @abc.abstractmethod
@@ -94,7 +97,7 @@ class AttentionHooks(abc.ABC, Generic[AnyLayer]):
         """Return what installs further hooks that the host needs, inside `mine`; each call returns a handle."""
 
     @abc.abstractmethod
-    def read(self, call: Call[AnyLayer]) -> dict[str, Any]:
+    def read(self, call: Call) -> dict[str, Any]:
         """Bring one wanted layer into the form of a record.
 
         Args:
@@ -195,10 +198,12 @@ class AttentionHooks(abc.ABC, Generic[AnyLayer]):
         self.inputs = {}
         self.recorder.end_forward()
 
-    def _start_layer(self, layer: AnyLayer, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _start_layer(
+        self, layer: AttentionLayer, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         self._calls.append(Call(layer, args, kwargs))
 
-    def _end_layer(self, layer: AnyLayer, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _end_layer(self, layer: AttentionLayer, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not self._calls or self._calls[-1].layer is not layer:
             return
         call = self._calls.pop()
@@ -218,7 +223,9 @@ class AttentionHooks(abc.ABC, Generic[AnyLayer]):
             raise refusal from error
         self.recorder.add(layer.name, index, **found)
 
-    def _see_child(self, layer: AnyLayer, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _see_child(
+        self, layer: AttentionLayer, name: str, module: nn.Module, args: tuple[Any, ...], output: Any
+    ) -> None:
         if self._calls and self._calls[-1].layer is layer:
             self._calls[-1].projected[name] = output
             self._calls[-1].given[name] = args[0] if args else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from typing import Any
 
@@ -10,30 +9,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_spectral.capture import interface
+from hf_spectral.capture.hooks import AttentionLayer
 from hf_spectral.errors import UnsupportedBackboneError
 from hf_spectral.families.transformers import family_of, is_known
 
 _TRIPLES = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q", "k", "v"), ("to_q", "to_k", "to_v"))
 _FUSED = "qkv"
-
-
-@dataclasses.dataclass(frozen=True)
-class AttentionLayer:
-    """An attention module of the tower.
-
-    Args:
-        name: Its name in the model that the user gave, for records.
-        path: Its name in the tower.
-        module: The module.
-        through_interface: True if it calls the attention interface.
-        projections: Names of its projections: a triple, one fused, or none.
-    """
-
-    name: str
-    path: str
-    module: nn.Module
-    through_interface: bool
-    projections: tuple[str, ...]
 
 
 def vision_tower(model: nn.Module) -> nn.Module:
@@ -101,7 +82,7 @@ def attention_layers(model: nn.Module, tower: nn.Module) -> list[AttentionLayer]
             projections = (_FUSED,)
         calls_sdpa = "scaled_dot_product_attention" in interface.names_in_forward(type(module).forward)
         if (through_interface or projections or calls_sdpa) and path.startswith(part):
-            layers.append(AttentionLayer(names[module], path, module, through_interface, projections))
+            layers.append(AttentionLayer(names[module], path, module, projections, through_interface))
     return layers
 
 

@@ -18,9 +18,9 @@ from torch import nn
 
 from hf_spectral.capture import interface
 from hf_spectral.capture.base import Recorder
-from hf_spectral.capture.hooks import AttentionHooks, Call, is_compiled
+from hf_spectral.capture.hooks import AttentionHooks, AttentionLayer, Call, is_compiled
 from hf_spectral.capture.sdpa import AttentionTap
-from hf_spectral.capture.towers import AttentionLayer, attention_layers, interface_configs, vision_tower
+from hf_spectral.capture.towers import attention_layers, interface_configs, vision_tower
 from hf_spectral.errors import UnsupportedBackboneError
 from hf_spectral.families.attention_call import AttentionCall, LayerSkipped
 from hf_spectral.families.transformers import Arranged, TowerCall, family_of
@@ -120,7 +120,7 @@ def arrange(call: TowerCall) -> Arranged:
     return family_of(call.tower).arrange(dataclasses.replace(call, attention=attention))
 
 
-class _TowerHooks(AttentionHooks[AttentionLayer]):
+class _TowerHooks(AttentionHooks):
     """Reads the layers of a vision tower."""
 
     def begin(self) -> None:
@@ -135,7 +135,7 @@ class _TowerHooks(AttentionHooks[AttentionLayer]):
         """Need none."""
         return ()
 
-    def read(self, call: Call[AttentionLayer]) -> dict[str, Any]:
+    def read(self, call: Call) -> dict[str, Any]:
         """Bring a layer to one row per image, in raster order."""
         layer = call.layer
         attention = call.attended or self._from_projections(call)
@@ -153,7 +153,7 @@ class _TowerHooks(AttentionHooks[AttentionLayer]):
         """
         self.see_attention(attention, module)
 
-    def _from_projections(self, call: Call[AttentionLayer]) -> AttentionCall:
+    def _from_projections(self, call: Call) -> AttentionCall:
         """Return what the projections gave, split into heads.
 
         Raises:
