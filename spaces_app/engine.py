@@ -33,8 +33,8 @@ from spaces_app.settings import DEFAULT_RESOLUTION, Settings
 MAX_TOKENS = 80
 #: Weights of a backbone that a visitor names.
 MAX_WEIGHT_BYTES = 2 << 30
-#: Answers for examples that are kept, about a megabyte each.
-MAX_KEPT = 48
+#: Answers for examples that are kept, about three megabytes each.
+MAX_KEPT = 24
 # Of the package that carries the Hub's requests: the base of the Hub's own errors, and of those of its connection.
 _HTTP_ERROR: type[Exception] = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -184,17 +184,18 @@ class Engine:
             self._basis = (name, SpectralBasis.from_pretrained(name))
         return self._basis[1]
 
-    def warm_up(self, basis: str | None) -> None:
-        """Load the default backbone, and a basis.
+    def warm_up(self, model: str, basis: str | None) -> None:
+        """Load a backbone, and a basis.
 
         Args:
+            model: Its name, or "" for the default.
             basis: Its name, or None.
 
         Raises:
             SpectralError: If one of them cannot be loaded.
         """
         with self._lock:
-            self._load("")
+            self._load(model)
             if basis:
                 self.basis(basis)
 

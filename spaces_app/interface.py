@@ -89,7 +89,8 @@ class Demo:
         Raises:
             SpectralError: If the default backbone or the basis cannot be loaded: better told now than to a visitor.
         """
-        self._engine.warm_up(self._basis)
+        first = "" if self._model else next(iter(self._backbones.values()))
+        self._engine.warm_up(first, self._basis)
         return self.blocks.launch(
             theme=style.theme(),
             css_paths=style.CSS,
