@@ -9,6 +9,7 @@ from PIL import Image
 
 import hf_spectral
 from hf_spectral.capture import capture_attention, vision_tower
+from hf_spectral.capture import transformers as host
 from hf_spectral.families.transformers import family_of
 
 
@@ -77,6 +78,39 @@ def assert_unchanged_by_capture(model, processor):
     assert len(output) == len(expected) > 0
     assert all(torch.equal(one, other) for one, other in zip(output, expected, strict=True))
     return capture
+
+
+def assert_layers_attend_as_recorded(model, processor, monkeypatch):
+    """Softmax of query times key, times value, is what a layer projects next, in every layer that serves `where`."""
+    tower = vision_tower(model)
+    family = family_of(tower)
+    geometry = family.geometry(tower)
+    layers = {layer.path: layer for layer in host.attention_layers(model, tower)}
+    attended, projected = {}, {path: [] for path in layers}
+    arrange = host.arrange
+    monkeypatch.setattr(host, "arrange", lambda call: attended.update({call.path: call.attention}) or arrange(call))
+    with torch.no_grad():
+        for name, parameter in tower.named_parameters():
+            if "rel_pos" in name or "relative_position" in name:
+                parameter.zero_()
+        for path in layers:
+            for module in tower.get_submodule(path.rpartition(".")[0]).modules():
+                if isinstance(module, torch.nn.Linear):
+                    module.weight.mul_(2)
+                    module.register_forward_pre_hook(lambda _, args, path=path: projected[path].append(args[0]))
+        with capture_attention(model) as capture:
+            inputs = family.to_inputs(tower, processor, quarter_picture(), geometry.size_for(96, 144))
+            tower(**inputs, **geometry.forward_arguments)
+    paths = {layer.name: path for path, layer in layers.items()}
+    for record in (one for one in capture if one.refusal("where") is None):
+        call = attended[paths[record.name]].with_all_heads()
+        weights = (call.query @ call.key.transpose(-1, -2) * call.scale).softmax(-1)
+        expected = (weights @ call.value).transpose(1, 2).flatten(2)
+        found = [
+            one.reshape(expected.shape) for one in projected[paths[record.name]] if one.numel() == expected.numel()
+        ]
+        # Those that see a mask, as the queries of EoMT do, are fewer than the patches.
+        assert min(float(((one - expected).abs().amax(-1) > 1e-4).float().mean()) for one in found) < 0.4, record.name
 
 
 def assert_a_changed_patch_moves_its_node(model, pixels, arguments, place=(6, 2), side=8):

@@ -10,6 +10,7 @@ from hf_spectral.families.transformers import family_of, is_known
 from tests.families.proofs import (
     assert_a_changed_patch_moves_its_node,
     assert_follows_the_quarter,
+    assert_layers_attend_as_recorded,
     assert_unchanged_by_capture,
     quarter_picture,
     randomized,
@@ -24,7 +25,7 @@ def built(name):
 
 
 @pytest.mark.parametrize("name", TOWERS)
-def test_a_tower_is_read_in_raster_order_and_unchanged(name):
+def test_a_tower_is_read_in_raster_order_and_unchanged(name, monkeypatch):
     model, processor, pathways = built(name)
     assert is_known(vision_tower(model))
     capture = assert_unchanged_by_capture(model, processor)
@@ -32,6 +33,7 @@ def test_a_tower_is_read_in_raster_order_and_unchanged(name):
     assert served == set(pathways)
     output = assert_follows_the_quarter(model, processor)
     assert len(output["layers"]) == len(capture)
+    assert_layers_attend_as_recorded(model, processor, monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["pixtral", "qwen2_5_vl", "qwen3_vl", "gemma4", "videomae", "rf_detr", "sam2", "eomt"])
