@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Integer
+from PIL import Image
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import entropy
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from hf_spectral.errors import SpectralError
 
-Labels = Integer[Tensor, "..."] | Integer[np.ndarray, "..."]
+#: Labels of pixels; a PIL image as the pipelines give it.
+Labels = Integer[Tensor, "..."] | Integer[np.ndarray, "..."] | Image.Image
 
 
 def covering(prediction: Labels, truths: Labels | Sequence[Labels]) -> float:
@@ -259,7 +261,7 @@ def _mean_over_truths(
     truths: Labels | Sequence[Labels],
     void: int | None = None,
 ) -> float:
-    several = [truths] if isinstance(truths, Tensor | np.ndarray) else list(truths)
+    several = [truths] if isinstance(truths, Tensor | np.ndarray | Image.Image) else list(truths)
     if not several:
         raise SpectralError("truths", expected="at least one label map", got="none", fix="Pass one map per annotator")
     return float(np.mean([score(*_labels(prediction, truth, void)) for truth in several]))
@@ -267,23 +269,22 @@ def _mean_over_truths(
 
 def _labels(prediction: Labels, truth: Labels, void: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Return the labels of the pixels that count, as two flat arrays."""
-    if tuple(prediction.shape) != tuple(truth.shape):
+    found, wanted = _integers("prediction", prediction), _integers("truths", truth)
+    if found.shape != wanted.shape:
         raise SpectralError(
             "truths",
-            expected=f"the shape of the prediction, {tuple(prediction.shape)}",
-            got=tuple(truth.shape),
+            expected=f"the shape of the prediction, {found.shape}",
+            got=wanted.shape,
             fix="Segment with size=(height, width) of the label map",
         )
-    found, wanted = _flat("prediction", prediction), _flat("truths", truth)
-    if void is not None:
-        found, wanted = found[wanted != void], wanted[wanted != void]
-    if not found.size:
+    counts = np.ones(wanted.shape, dtype=bool) if void is None else wanted != void
+    if not counts.any():
         raise SpectralError("truths", expected="at least one labelled pixel", got="none", fix="Leave this image out")
-    return found, wanted
+    return found[counts], wanted[counts]
 
 
-def _flat(argument: str, labels: Labels) -> np.ndarray:
-    values = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else labels
+def _integers(argument: str, labels: Labels) -> np.ndarray:
+    values = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     if values.dtype.kind not in "iu" or (values.size and values.min() < 0):
         raise SpectralError(
             argument,
@@ -291,7 +292,7 @@ def _flat(argument: str, labels: Labels) -> np.ndarray:
             got=f"{values.dtype} labels",
             fix="Map void to a number and pass `void`",
         )
-    return values.ravel()
+    return values
 
 
 def _intersection_over_union(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

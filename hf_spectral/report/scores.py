@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
 from hf_spectral.basis import BasisAccumulator, SpectralBasis
-from hf_spectral.checks import require_positive_int
+from hf_spectral.checks import is_int, require_positive_int
 from hf_spectral.config import SpectralConfig, defaults_hold
 from hf_spectral.dataset.reading import Add, Backbone, OnError, Read, Reader
 from hf_spectral.dataset.source import none_left
@@ -55,7 +55,8 @@ def score_layers(
 
     `images` is called four times: to compute sums, Gram matrices, a reference partition of the tokens, and the scores.
     The what-scores of all layers, heads and pathways use the same reference partition, so that they can be compared.
-    It consists of clusters of the `what` eigenvectors of all layers, after the random walk inside each image. A token
+    It consists of clusters of the `what` eigenvectors of all layers (of the `where` eigenvectors, if only these are
+    asked for: such what-scores compare with each other alone), after the random walk inside each image. A token
     is clustered by its neighbors, without its own value, so that clusters do not explain noise (see
     `metrics.what_score`). For DINOv2-small and 40 labeled photographs, what-scores with this partition correlate with
     those with the human labels at 0.96, with clusters of each basis itself only at 0.82; they are four fifths as large.
@@ -115,14 +116,14 @@ def score_layers(
     for records in passes.run("2/4 Gram matrices"):
         for one in accumulations:
             one.add_gram(records)
-    scored = [part for one in accumulations for part in one.solve(num_eigenvectors, seed, passes.parts)]
+    scored = [part for one in accumulations for part in one.solve(num_eigenvectors, num_segments, seed, passes.parts)]
     reference = accumulations[-1].together(num_reference, seed, exactly=False)
     maps = [_around(one) for records in passes.run("3/4 identity") for one in _projected(reference, records)]
     clusters = iter(semantic_segmentation(maps, num_segments, seed=seed))
     for records in passes.run("4/4 scores"):
         here = list(itertools.islice(clusters, records[0].num_images))
         for part in scored:
-            part.add(records, here, num_segments)
+            part.add(records, here)
     return LayerReport(tuple(one.row() for one in scored))
 
 
@@ -212,7 +213,7 @@ class _Accumulation:
         for index, alone in self._alone.items():
             alone.add_gram(_of_layer(records, index))
 
-    def solve(self, num_eigenvectors: int, seed: int, parts: Sequence[_Part]) -> Iterator[_Scored]:
+    def solve(self, num_eigenvectors: int, num_segments: int, seed: int, parts: Sequence[_Part]) -> Iterator[_Scored]:
         whole = self.together(num_eigenvectors, seed)
         weighed = whole if self._alone else self._whole.solve(1, seed)
         weights = {layer.index: weight for layer, weight in zip(weighed.layers, weighed.weights, strict=True)}
@@ -221,8 +222,8 @@ class _Accumulation:
                 basis = self._alone[index].solve(num_eigenvectors, seed)
             else:
                 basis = self._whole.solve(num_eigenvectors, seed, layer_weights={index: 1})
-            yield _Scored(parts[index], basis, weights.get(index, 0.0))
-        yield _Scored(_Part(), whole)
+            yield _Scored(parts[index], basis, num_segments, weights.get(index, 0.0))
+        yield _Scored(_Part(), whole, num_segments)
 
     def together(self, num_eigenvectors: int, seed: int, exactly: bool = True) -> SpectralBasis:
         """Solve with equal weights, or with the weights of `"auto"` if layers differ in resolution."""
@@ -233,19 +234,18 @@ class _Accumulation:
 class _Scored:
     """The basis of one part or of all parts together, and the sums of its scores."""
 
-    def __init__(self, part: _Part, basis: SpectralBasis, weight: float | None = None) -> None:
+    def __init__(self, part: _Part, basis: SpectralBasis, num_segments: int, weight: float | None = None) -> None:
         self._part, self._basis, self._weight = part, basis, weight
-        self._shares: VarianceShares | None = None
+        self._shares = VarianceShares(_BINS, num_segments)
 
-    def add(self, records: list[AttentionRecord], clusters: list[Tensor], num_segments: int) -> None:
+    def add(self, records: list[AttentionRecord], clusters: list[Tensor]) -> None:
         """Add the eigenvectors of the images of one forward pass, except the trivial one."""
-        self._shares = self._shares or VarianceShares(_BINS, num_segments)
         for maps, partition in zip(_projected(self._basis, records, walk=0), clusters, strict=True):
             self._shares.add(maps[1:], _at(partition, maps.shape[1], maps.shape[2]))
 
     def row(self) -> ReportRow:
         """Return the scores."""
-        shares = self._shares or VarianceShares(_BINS)
+        shares = self._shares
         return ReportRow(
             pathway=self._basis.config.pathway,
             layer=self._part.layer,
@@ -296,8 +296,7 @@ def _check(pathways: Sequence[str], num_eigenvectors: int) -> None:
         raise SpectralError(
             "pathways", expected="'where', 'what' or both, in a list", got=repr(pathways), fix="Leave it out for both"
         )
-    require_positive_int("num_eigenvectors", num_eigenvectors)
-    if num_eigenvectors < 2:
+    if not is_int(num_eigenvectors) or num_eigenvectors < 2:
         raise SpectralError(
             "num_eigenvectors",
             expected="at least 2, because the trivial one at index 0 is not scored",

@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from hf_spectral.errors import SpectralError
 from hf_spectral.metrics import (
@@ -333,6 +334,20 @@ def test_what_score_of_different_grids():
 def test_deterministic():
     maps = VALUES[:, scenes(count=8)].transpose(0, 1) + normal(8, 2, 20, 20)
     assert torch.equal(what_score(maps, seed=3), what_score(maps, seed=3))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "I;16"])
+def test_pictures_of_labels_are_read(mode):
+    prediction, truth = np.indices((6, 8), dtype=np.uint8) // 3
+    picture = Image.fromarray(prediction.astype(np.uint16) if mode == "I;16" else prediction)
+    if mode == "P":
+        picture.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    assert picture.mode == mode
+    expected = matched_miou(prediction, truth, void=2)
+    assert matched_miou(picture, truth, void=2) == matched_miou(picture, [Image.fromarray(truth)], void=2) == expected
+    assert matched_miou(picture, Image.fromarray(truth), void=2) == expected
+    with pytest.raises(SpectralError, match="`truths`: expected at least one labelled pixel, got none"):
+        matched_miou(picture, np.full_like(truth, 2), void=2)
 
 
 def test_scores_need_what_they_are_made_of():
