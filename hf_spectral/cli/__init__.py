@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
 import transformers
+from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 
 import hf_spectral
 from hf_spectral.cli import analyze, dataset, demo, hub, layers, report
@@ -87,7 +88,10 @@ def _run(arguments: Sequence[str] | None) -> int:
             name = word.rstrip("= ") or before
             parser.error(f"{name or 'COMMAND'}: expected a value, got an empty one")
     options = parser.parse_args(words)
-    transformers.utils.logging.disable_progress_bar()
+    shows_transfers = not are_progress_bars_disabled()
+    transformers.utils.logging.disable_progress_bar()  # It turns those of downloads and pushes off too.
+    if shows_transfers:
+        enable_progress_bars()
     verbosity = transformers.utils.logging.get_verbosity()
     logging.getLogger("hf_spectral").setLevel(verbosity)
     transformers.utils.logging.set_verbosity_error()

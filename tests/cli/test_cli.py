@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import datasets
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -493,6 +494,16 @@ def test_help_begins_with_a_first_command(capsys):
     for words in re.findall(r"^  hf-spectral (.+?)   ", said, flags=re.MULTILINE):
         if "--help" not in words:
             build_parser().parse_args(words.split())
+
+
+def test_downloads_and_pushes_keep_their_bars(tmp_path):
+    are_disabled = huggingface_hub.utils.are_progress_bars_disabled()
+    for switch, expected in (("disable", True), ("enable", False)):
+        getattr(huggingface_hub.utils, f"{switch}_progress_bars")()
+        assert run("push", tmp_path / "nothing", "user/name") == 2
+        assert huggingface_hub.utils.are_progress_bars_disabled() is expected
+    if are_disabled:
+        huggingface_hub.utils.disable_progress_bars()
 
 
 @pytest.mark.parametrize("own", [logging.NOTSET, logging.INFO])
