@@ -5,7 +5,7 @@ Example:
     >>> pipe = pipeline(model=repository, trust_remote_code=True)
     >>> pipe("photo.jpg")["segmentation"]
 
-It imports the installed package. With `import hf_spectral` before, nothing in this file runs, and no trust is needed.
+It imports the installed package. `hf_spectral.pipeline(repository)` does not run it, and needs no trust.
 """
 
 try:

@@ -100,7 +100,8 @@ def pipeline(
                 got=f"a {type(model).__name__}",
                 fix="Give one of these",
             )
-        return host_pipeline(TASK, model=model, **kwargs)
+        # By its class, the host runs no code of the repository of a saved pipeline.
+        return host_pipeline(TASK, model=model, pipeline_class=SpectralPathwaysPipeline, **kwargs)
     except SpectralError:
         raise
     except _NOT_LOADED as error:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedConfig
 
 from hf_spectral.affinities import AFFINITIES
 from hf_spectral.atomic import writing
@@ -164,39 +163,6 @@ def saved_defaults(config: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     if "basis" in defaults and "basis" not in given:
         defaults["basis"] = basis_beside(config.name_or_path, cached_commit(config))
     return defaults
-
-
-def prefer_installed() -> None:
-    """Let `transformers.pipeline` take the installed class for a saved pipeline, rather than a module from its folder.
-
-    A registered model class comes before the code of a repository (`AutoConfig`), a registered pipeline does not: the
-    host looks into `config.custom_pipelines` first, and asks for `trust_remote_code=True`. For this task it finds
-    nothing there; what is stored and saved stays the same.
-    """
-    name = "custom_pipelines"
-
-    def get(config: Any) -> Any:
-        if name not in vars(config):
-            raise AttributeError(name)
-        value = vars(config)[name]
-        if type(value) is dict and TASK in value:
-            value = vars(config)[name] = _Registered(value)
-        return value
-
-    def store(config: Any, value: Any) -> None:
-        vars(config)[name] = value
-
-    def delete(config: Any) -> None:
-        del vars(config)[name]
-
-    setattr(PreTrainedConfig, name, property(get, store, delete))
-
-
-class _Registered(dict[str, Any]):
-    """Custom pipelines, of which this package's own needs no code from elsewhere."""
-
-    def __contains__(self, task: object) -> bool:
-        return task != TASK and super().__contains__(task)
 
 
 def _as_json(name: str, value: Any) -> Any:

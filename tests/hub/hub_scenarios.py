@@ -305,10 +305,10 @@ def test_pipelines_are_pushed_and_saved_with_their_defaults(pipe, basis, tmp_pat
     for place, expected in own.items():
         assert found[place][0] == repr(sorted({**expected.defaults, "basis": None}.items()))
         assert torch.equal(found[place][1], expected(photo())["eigenvectors"])
-    # Here the package is imported, so that no code of the repository need be trusted.
+    # The package's own function runs no code of the repository, which need not be trusted.
     for again, place in (
-        (transformers.pipeline(model="alice/pipe"), "alice/pipe"),
-        (transformers.pipeline("spectral-pathways", model=tmp_path / "solving"), "alice/pipe"),
+        (hf_spectral.pipeline("alice/pipe"), "alice/pipe"),
+        (hf_spectral.pipeline("spectral-pathways", model=tmp_path / "solving"), "alice/pipe"),
         (hf_spectral.pipeline("alice/fitted"), "alice/fitted"),
     ):
         assert torch.equal(again(photo())["eigenvectors"], found[place][1])

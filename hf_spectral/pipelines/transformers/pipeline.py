@@ -29,7 +29,7 @@ from hf_spectral.pipelines.hosts import checked_device
 from hf_spectral.pipelines.images import Picture
 from hf_spectral.pipelines.inputs import ImageReader, iterable_of_images
 from hf_spectral.pipelines.outputs import Analysis, image_output
-from hf_spectral.pipelines.saved import SHIM_NAME, described, prefer_installed, save_pipeline, saved_defaults
+from hf_spectral.pipelines.saved import SHIM_NAME, described, save_pipeline, saved_defaults
 from hf_spectral.pipelines.settings import (
     CUT_NAMES,
     HOST_NAMES,
@@ -206,7 +206,7 @@ class SpectralPathwaysPipeline(Published, ImageReader, Pipeline):
         """Save the backbone, its image processor, the defaults of this pipeline, and a card.
 
         `pipeline(model=save_directory, trust_remote_code=True)` of transformers gives the same pipeline again. It runs
-        a small module of that folder, which imports this package; after `import hf_spectral` it needs no trust.
+        a small module of that folder, which imports this package; `hf_spectral.pipeline` runs none of it.
 
         Args:
             save_directory: Folder to write to; made if need be.
@@ -440,7 +440,6 @@ def register() -> None:
     """Make `pipeline("spectral-pathways")` known to transformers."""
     if TASK not in PIPELINE_REGISTRY.supported_tasks:
         AutoConfig.register(MODEL_TYPE, _BasisConfig)
-        prefer_installed()
         PIPELINE_REGISTRY.register_pipeline(
             TASK,
             pipeline_class=SpectralPathwaysPipeline,
