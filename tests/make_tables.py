@@ -30,7 +30,8 @@ model left as it came. `hf-spectral layers MODEL` prints the layers of any model
 
 What the network adds outside of query and key (relative position biases of BEiT, Swin and SAM) is not part of the
 affinity. A model that holds a vision tower (`CLIPModel`, `...ForImageClassification`) is read at its tower. A vision
-tower of any other `model_type` is read too where its tokens are up to 16 prefix tokens and the patches in raster order.
+tower of any other `model_type` is read too, with a warning, where its tokens can be up to 16 prefix tokens and the
+patches in raster order: their number does not prove it.
 """
 # What no family stands for.
 REFUSALS = (
