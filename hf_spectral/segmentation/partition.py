@@ -32,7 +32,7 @@ SegmentationMethod = Literal["tree", "ward", "kmeans"]
 
 # Costs of a merge that is not made where the number of segments is automatic.
 # Chosen on one half of the validation images of BSDS500 at a time, these hold on the other half.
-_TREE_THRESHOLD = 0.057
+_TREE_THRESHOLD = 0.065
 _WARD_THRESHOLD = 0.25
 _REACH = 2  # tokens around a segment that soft upsampling may give it; measured: 1 to 4 are equal, unbounded is worse
 _SILHOUETTE_NODES = 2_000  # the silhouette is quadratic in the nodes: a fixed sample decides for larger grids
@@ -73,7 +73,7 @@ def segment(
             else `"ward"`.
         size: Height and width of the labels in pixels; None takes those of the image, or of the token grid without one.
         seed: Seed of k-means, 0 to 2**32 - 1; None takes that of the result, or 0.
-        threshold: Cost of a merge that is not made, at least 0. For `tree` see `Segmentation.at`, 0.057 by default; for
+        threshold: Cost of a merge that is not made, at least 0. For `tree` see `Segmentation.at`, 0.065 by default; for
             `ward` a Ward distance in units of the embedding's Frobenius norm, 0.25 by default.
         max_auto_segments: Upper bound of the automatic number for `tree` and `ward`.
 

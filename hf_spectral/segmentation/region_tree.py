@@ -20,7 +20,7 @@ from skimage.segmentation import slic
 from hf_spectral.errors import SpectralError
 from hf_spectral.segmentation.embedding import centroids
 
-NUM_ATOMS = 400
+NUM_ATOMS = 800
 # Longer side in pixels at which superpixels are found: their cost grows with the pixels, their outlines hardly improve.
 _WORKING_SIDE = 640
 _PIXELS_PER_TOKEN = 4  # A picture that is smaller than its token grid is enlarged.
@@ -257,7 +257,7 @@ def _border_contrasts(
     reach = np.maximum(1, np.rint(_REACH * shape / grid).astype(int))
     steps = np.sqrt(sum((np.gradient(lab, axis=axis) ** 2).sum(-1) for axis in (0, 1) if shape[axis] > 1))
     sides = _sides(atoms)
-    contrasts = np.zeros(sides.shape[2], dtype=np.float32)
+    contrasts, edges = np.zeros((2, sides.shape[2]), dtype=np.float32)
     for side in sides:
         squares = np.zeros_like(contrasts)
         for along in (0, 1):
@@ -265,9 +265,12 @@ def _border_contrasts(
             ahead[along] = np.minimum(side[along] + reach[along], shape[along] - 1)
             behind[along] = np.maximum(side[along] - reach[along], 0)
             squares += ((wide[:, ahead[0], ahead[1]] - wide[:, behind[0], behind[1]]) ** 2).sum(0)
-        contrasts += np.sqrt(squares) * (0.5 + 2 * steps[side[0], side[1]] / _EDGE) / 2
+        contrasts += np.sqrt(squares) / 2
+        edges += steps[side[0], side[1]]
     pairs, border = _pairs(atoms, sides)
-    return pairs, np.bincount(border), np.bincount(border, contrasts)
+    lengths = np.bincount(border)
+    # The color weighs a border as a whole: its edge may lie a pixel beside that of the embedding.
+    return pairs, lengths, np.bincount(border, contrasts) * (0.5 + np.bincount(border, edges) / lengths / _EDGE)
 
 
 def _pairs(
