@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from hf_spectral.affinities import AFFINITIES
 from hf_spectral.atomic import writing
@@ -32,7 +33,12 @@ _KINDS: dict[str, dict[str, Any]] = {"affinity": dict(AFFINITIES), "solver": dic
 
 
 def save_pipeline(
-    pipe: Any, save_directory: str | os.PathLike[str], settings: dict[str, Any], save: Callable[..., object]
+    pipe: Any,
+    save_directory: str | os.PathLike[str],
+    settings: dict[str, Any],
+    save: Callable[..., object],
+    models: Mapping[str, Any],
+    merge: str,
 ) -> None:
     """Save a pipeline: the backbone, the module that names the class, the default basis, and a card; or push it too.
 
@@ -41,10 +47,16 @@ def save_pipeline(
         save_directory: Folder to write to; made if need be.
         settings: For `save`; `push_to_hub=True` pushes the pipeline too, with arguments of its `push_to_hub`.
         save: Saves the backbone with all that the host reads beside it; takes the folder and settings by name.
+        models: What is saved, by name; what is no model is passed over.
+        merge: How a caller merges adapters into the weights.
 
     Raises:
-        SpectralError: If the folder cannot be written, or the Hub rejects the push.
+        SpectralError: If the folder cannot be written, a model has adapters, or the Hub rejects the push.
     """
+    # Saved as they are, their weights have other names, and loading would make random ones.
+    if adapted := [name for name, model in models.items() if isinstance(model, nn.Module) and _has_adapters(model)]:
+        expected, got = "a backbone without adapters", f"layers of PEFT in {', '.join(adapted)}"
+        raise SpectralError("model", expected=expected, got=got, fix=f"Merge them first: {merge}")
     folder, defaults = Path(save_directory), pipe.defaults
     is_pushed = settings.pop("push_to_hub", False)
     push = {name: settings.pop(name) for name in _PUSH_NAMES & settings.keys()}
@@ -112,6 +124,9 @@ def from_json(stored: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         SpectralError: If one stands for an object that is not known.
     """
+    if not isinstance(stored, Mapping):
+        expected = "settings by name, as `save_pretrained` keeps them"
+        raise SpectralError("defaults", expected=expected, got=repr(stored)[:60], fix="Save the pipeline again")
     defaults = dict(stored)
     for name, kinds in _KINDS.items():
         if isinstance(defaults.get(name), dict):
@@ -163,6 +178,10 @@ def saved_defaults(config: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     if "basis" in defaults and "basis" not in given:
         defaults["basis"] = basis_beside(config.name_or_path, cached_commit(config))
     return defaults
+
+
+def _has_adapters(model: nn.Module) -> bool:
+    return any(type(module).__module__.startswith("peft.") for module in model.modules())
 
 
 def _as_json(name: str, value: Any) -> Any:

@@ -57,6 +57,8 @@ def test_from_pipe_takes_other_components_and_names_an_unknown_one():
     assert SpectralDiffusionPipeline.from_pipe(pipe).vae is other
     with pytest.raises(SpectralError, match="`autoencoder`: expected one of the arguments .*vae"):
         SpectralDiffusionPipeline.from_pipe(host, autoencoder=other)
+    with pytest.raises(SpectralError, match="`pipeline`: expected a pipeline of diffusers, got a UNet2DConditionModel"):
+        SpectralDiffusionPipeline.from_pipe(host.unet)
     said = r"`pipeline`: expected models, schedulers and tokenizers, got names.*SpectralDiffusionPipeline\.from_pipe"
     with pytest.raises(SpectralError, match=said):
         SpectralDiffusionPipeline(host.scheduler, unet=("diffusers", "UNet2DConditionModel"))
@@ -195,6 +197,8 @@ def test_a_callback_sees_each_timestep_and_may_change_what_is_read(sd):
         sd(photo(), callback_on_step_end=watch, callback_on_step_end_tensor_inputs=["noise_pred"])
     with pytest.raises(SpectralError, match="`callback_on_step_end`: expected a function of pipeline, step"):
         sd(photo(), callback_on_step_end_tensor_inputs=["latents"])
+    with pytest.raises(SpectralError, match="expected 'latents' of shape .1, 4, 12, 16. from it, got shape .1,."):
+        sd(photo(), resolution=RESOLUTION, callback_on_step_end=lambda *seen: {"latents": torch.zeros(1)})
 
 
 def embeddings(family, host, prompt="a cat"):
@@ -248,9 +252,11 @@ def test_embeddings_that_do_not_fit_are_named():
         pipe(photo(), negative_prompt_embeds=given["prompt_embeds"], **given)
     for wrong in (given["prompt_embeds"][..., :7], given["prompt_embeds"].repeat(2, 1, 1)):
         with pytest.raises(
-            SpectralError, match="`prompt_embeds`: expected those of one prompt, 48 channels wide, got sh"
+            SpectralError, match="`prompt_embeds`: expected those of one prompt, 48 channels wide, got p"
         ):
             pipe(photo(), **given | {"prompt_embeds": wrong})
+    with pytest.raises(SpectralError, match=r"`prompt_embeds`: expected those of one prompt.*of shape \(77,\)"):
+        spectral(host_pipeline("sd"))(photo(), prompt_embeds=torch.zeros(77))
     with pytest.raises(SpectralError, match="`prompt_embeds`: expected tensors, got prompt_embeds of type str"):
         pipe(photo(), **given | {"prompt_embeds": "a cat"})
     with pytest.raises(SpectralError, match="`prompt_embeds`: expected for DiT.* no embeddings"):
@@ -302,6 +308,11 @@ def test_a_callback_may_end_the_generation(sd):
         ({"return_dict": False}, "`return_dict`: expected one picture, .*got False"),
         ({"guidance": 3}, "`guidance`: expected one of the arguments .*guidance_scale"),
         ({"height": 33}, "`settings`: expected arguments that StableDiffusionPipeline takes together, got .*33"),
+        ({"generator": 3}, "`generator`: expected one generator, .*got 3"),
+        (
+            {"prompt": None, "prompt_embeds": torch.zeros(1, 77, 24), "negative_prompt_embeds": torch.zeros(1, 5, 24)},
+            r"`negative_prompt_embeds`: expected the shape of `prompt_embeds`, \(1, 77, 24\), got \(1, 5, 24\)",
+        ),
         ({"output_type": "jpg"}, "`output_type`: expected one of 'pil', 'np', 'pt', 'latent', got 'jpg'"),
         (
             {"output_type": "latent", "method": "tree"},

@@ -44,7 +44,10 @@ def test_layers_are_read_with_lora_weights_loaded_before_or_after(family, tmp_pa
     assert (adapted - plain).abs().max() > 0.1
     assert pipe.get_list_adapters() == {part: ["style"] for part in parts}
 
+    sharing = spectral(host).at(prompt="a cat")
+    torch.testing.assert_close(maps(sharing), plain)
     host.load_lora_weights(tmp_path, adapter_name="style")
+    torch.testing.assert_close(maps(sharing), adapted)
     torch.testing.assert_close(maps(spectral(host).at(prompt="a cat")), adapted)
 
     pipe.set_adapters(["style"], [0.0])
@@ -53,6 +56,8 @@ def test_layers_are_read_with_lora_weights_loaded_before_or_after(family, tmp_pa
     pipe.fuse_lora(components=parts)
     assert pipe.num_fused_loras == 1
     torch.testing.assert_close(maps(pipe), adapted, atol=1e-3, rtol=0)
+    with pytest.raises(SpectralError, match=r"`model`: expected .* without adapters, .*Merge them first: fuse_"):
+        pipe.save_pretrained(tmp_path / "saved")
     pipe.unfuse_lora(components=parts)
     pipe.unload_lora_weights()
     torch.testing.assert_close(maps(pipe), plain, atol=1e-3, rtol=0)
@@ -64,3 +69,4 @@ def test_a_family_without_lora_weights_and_a_missing_package_are_named(monkeypat
         spectral(host_pipeline("sd")).load_lora_weights("style.safetensors")
     with pytest.raises(SpectralError, match="`fuse_lora`: expected a denoiser whose own pipeline loads LoRA.*got DiT"):
         spectral(host_pipeline("dit")).fuse_lora()
+    assert not hasattr(spectral(host_pipeline("dit")), "load_lora_weights")

@@ -11,10 +11,12 @@ import diffusers
 import numpy as np
 from diffusers.utils import BaseOutput
 from PIL import Image
+from torch import Tensor
 
 from hf_spectral.capture import capture_attention
 from hf_spectral.checks import require_known, require_one_of
 from hf_spectral.errors import SpectralError
+from hf_spectral.pipelines.diffusers.noise import given_generators
 from hf_spectral.pipelines.diffusers.outputs import OutputType, outputs_of
 from hf_spectral.pipelines.diffusers.prompt import PromptEmbeddings, missing_encoders
 from hf_spectral.pipelines.images import read_image
@@ -105,6 +107,16 @@ def generated(
         argument = "return_dict" if call.get("num_images_per_prompt", 1) == 1 else "num_images_per_prompt"
         expected = "one picture, which `image` of the output holds"
         raise SpectralError(argument, expected=expected, got=call[argument], fix="Leave it out")
+    if call.get("generator") is not None:
+        given_generators(call["generator"], 1)
+    of_prompt, negative = (call.get(f"{sign}prompt_embeds") for sign in ("", "negative_"))
+    if isinstance(of_prompt, Tensor) and isinstance(negative, Tensor) and of_prompt.shape != negative.shape:
+        raise SpectralError(
+            "negative_prompt_embeds",
+            expected=f"the shape of `prompt_embeds`, {tuple(of_prompt.shape)}",
+            got=tuple(negative.shape),
+            fix="Encode both alike",
+        )
     output_type = call.get("output_type", "pil")
     require_one_of("output_type", output_type, (*get_args(OutputType), "latent"))
     is_latent = output_type == "latent"

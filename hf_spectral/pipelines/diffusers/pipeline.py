@@ -94,6 +94,7 @@ def checked_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     require_known(settings, SETTINGS | {"timesteps", "prompt", "seed"})
     configs_of(settings)
+    require_one_of("output_type", settings.get("output_type", "pil"), get_args(OutputType))
     return checked_batching(settings)
 
 
@@ -127,7 +128,7 @@ class SpectralDiffusionPipeline(Published, ImageReader, FromSingleFileMixin, Dif
 
     _told: Mapping[str, Any] = MappingProxyType({})  # What `at` has set.
     _reading: Reading | None = None  # The part of it that says how pictures are read, the prompt encoded.
-    _num_uses = 0  # Of LoRA weights, when it was encoded.
+    _encoded_with: object = None  # State of LoRA weights then.
     prepares_with_model = True  # The VAE encodes the picture.
     shim_name = SHIM_NAME
     model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->text_encoder_4->vae->unet->transformer"
@@ -236,9 +237,13 @@ class SpectralDiffusionPipeline(Published, ImageReader, FromSingleFileMixin, Dif
             A pipeline that shares the components, with LoRA weights that they have.
 
         Raises:
-            SpectralError: If a part is unknown, or missing that the denoiser needs.
+            SpectralError: If it is no pipeline, or a part is unknown, or missing that the denoiser needs.
             UnsupportedBackboneError: If the denoiser cannot be read.
         """
+        if not isinstance(pipeline, DiffusionPipeline):
+            got, fix = f"a {type(pipeline).__name__}", "Give the pipeline that holds it"
+            raise SpectralError("pipeline", expected="a pipeline of diffusers", got=got, fix=fix)
+        dtype = components.pop("torch_dtype", dtype)  # The host's former name for it.
         require_known(components, _COMPONENTS)
         found = cls(**{name: pipeline.components.get(name) for name in _COMPONENTS} | components)
         check_pipeline(found.family, type(pipeline).__name__)
@@ -260,7 +265,8 @@ class SpectralDiffusionPipeline(Published, ImageReader, FromSingleFileMixin, Dif
                 arguments of `push_to_hub`.
 
         Raises:
-            SpectralError: If the folder cannot be written, or a default is an object that no file can name.
+            SpectralError: If the folder cannot be written, a default is an object that no file can name, or models have
+                adapters.
         """
         identity = self.identity()
         kept = {"defaults": as_json(self._told), "backbone": {name: identity[name] for name in ("id", "revision")}}
@@ -270,7 +276,8 @@ class SpectralDiffusionPipeline(Published, ImageReader, FromSingleFileMixin, Dif
             super(SpectralDiffusionPipeline, self).save_pretrained(folder, *args, **host)
             name_the_class(folder / self.config_name)
 
-        save_pipeline(self, save_directory, settings, save)
+        merge = "fuse_lora(components=[...]), then unload_lora_weights()"
+        save_pipeline(self, save_directory, settings, save, self.components, merge)
 
     def register_to_config(self, **kwargs: Any) -> None:
         """Keep values as the host does; once it is known where a saved pipeline lies, read its basis."""
@@ -459,7 +466,7 @@ class SpectralDiffusionPipeline(Published, ImageReader, FromSingleFileMixin, Dif
         # A prompt takes the place of embeddings, and the other way round.
         replaced = prompts.PROMPT_NAMES if prompts.PROMPT_NAMES & said.keys() else frozenset()
         found._told = merged({name: one for name, one in self._told.items() if name not in replaced}, said)
-        found._reading, found._num_uses = reading, self._lora.num_uses
+        found._reading, found._encoded_with = reading, self._lora_state
         return found
 
     @property
@@ -555,10 +562,14 @@ class SpectralDiffusionPipeline(Published, ImageReader, FromSingleFileMixin, Dif
 
     @property
     def _defaults(self) -> Reading:
-        # Encoded once, not once per batch; and again after LoRA weights of the text encoders may have changed.
-        if self._reading is None or self._num_uses != self._lora.num_uses:
-            self._reading, self._num_uses = self._reading_of(self._told), self._lora.num_uses
+        # Encoded once, not once per batch; and again after LoRA weights of the text encoders have changed.
+        if self._reading is None or self._encoded_with != self._lora_state:
+            self._reading, self._encoded_with = self._reading_of(self._told), self._lora_state
         return self._reading
+
+    @property
+    def _lora_state(self) -> object:
+        return self._lora.state(getattr(self, name) for name in _ENCODERS)
 
     @property
     def _seed(self) -> int:

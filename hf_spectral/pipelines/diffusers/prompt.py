@@ -17,7 +17,7 @@ import diffusers
 import torch
 from torch import Tensor
 
-from hf_spectral.errors import SpectralError
+from hf_spectral.errors import STRUCTURE_ERRORS, SpectralError
 from hf_spectral.families.diffusers import Condition, DenoiserFamily, Noised
 from hf_spectral.restoring import evaluation_mode
 
@@ -116,7 +116,12 @@ def condition_of(
     if not all(isinstance(one, Tensor) for one in tensors.values()):
         got = ", ".join(f"{name} of type {type(one).__name__}" for name, one in given.items())
         raise SpectralError("prompt_embeds", expected="tensors", got=got, fix="Give what encode_prompt returned")
-    condition = family.encode(host, None, device, **given).apply(lambda part: part.to(device))
+    shapes = ", ".join(f"{name} of shape {tuple(one.shape)}" for name, one in tensors.items())
+    fix = "Encode one prompt, for all pictures, by the text encoders that belong to the denoiser"
+    try:
+        condition = family.encode(host, None, device, **given).apply(lambda part: part.to(device))
+    except STRUCTURE_ERRORS as error:
+        raise SpectralError("prompt_embeds", expected="those of one prompt", got=shapes, fix=fix) from error
     own = family.zeros(denoiser.config)
     for name, mine, zeros in (
         ("prompt_embeds", condition.states, own.states),
@@ -129,8 +134,8 @@ def condition_of(
             raise SpectralError(
                 name,
                 expected=f"those of one prompt, {zeros.shape[-1]} channels wide",
-                got="none" if mine is None else f"shape {tuple(mine.shape)}",
-                fix="Encode one prompt, for all pictures, by the text encoders that belong to the denoiser",
+                got=shapes,
+                fix=fix,
             )
     content = hashlib.sha256()
     for name in sorted(tensors):

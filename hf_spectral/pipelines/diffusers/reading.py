@@ -209,11 +209,33 @@ class StepEnd:
     def __call__(
         self, pipe: Any, index: int, timestep: float, latents: Tensor, condition: Condition
     ) -> tuple[Tensor, Condition]:
-        """Call back, and return what the next timestep reads."""
-        seen = {"latents": latents, "prompt_embeds": condition.states}
+        """Call back, and return what the next timestep reads.
+
+        Args:
+            pipe: The pipeline.
+            index: Of the step.
+            timestep: The timestep.
+            latents: Of the pictures, without noise.
+            condition: Embeddings of the prompt.
+
+        Returns:
+            Latents and embeddings.
+
+        Raises:
+            SpectralError: If the callback returns tensors of other shapes.
+        """
+        seen: dict[str, Any] = {"latents": latents, "prompt_embeds": condition.states}
         given = self.callback(pipe, index, timestep, {name: seen[name] for name in self.names}) or {}
-        states = given.get("prompt_embeds", condition.states)
-        return given.get("latents", latents), dataclasses.replace(condition, states=states)
+        read = {name: given.get(name, own) for name, own in seen.items()}
+        for name, own in seen.items():
+            if own is not None and getattr(read[name], "shape", None) != own.shape:
+                raise SpectralError(
+                    "callback_on_step_end",
+                    expected=f"{name!r} of shape {tuple(own.shape)} from it",
+                    got=f"shape {tuple(read[name].shape)}" if isinstance(read[name], Tensor) else repr(read[name]),
+                    fix="Return tensors of the shapes that it was given",
+                )
+        return read["latents"], dataclasses.replace(condition, states=read["prompt_embeds"])
 
 
 def digest(pixels: Tensor) -> int:

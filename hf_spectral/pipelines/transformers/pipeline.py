@@ -221,21 +221,14 @@ class SpectralPathwaysPipeline(Published, ImageReader, Pipeline):
         kept = vars(config).get("custom_pipelines")
         config.custom_pipelines = described(self.defaults, self.describe_backbone())
         try:
-            save_pipeline(self, save_directory, settings, self._save)
+            merge = "model = model.merge_and_unload()"
+            save_pipeline(self, save_directory, settings, self._save, {"model": self.model}, merge)
         finally:
             del config.custom_pipelines
             if kept is not None:
                 config.custom_pipelines = kept
 
     def _save(self, folder: Path, **settings: Any) -> None:
-        if any(type(module).__module__.startswith("peft.") for module in self.model.modules()):
-            # Saved as it is, its weights have other names, and loading would make random ones.
-            raise SpectralError(
-                "model",
-                expected="a backbone without adapters",
-                got=f"{type(self.model).__name__} with layers of PEFT",
-                fix="Merge them first: model = model.merge_and_unload()",
-            )
         self.model.save_pretrained(folder, **settings)
         self.image_processor.save_pretrained(folder)
 
