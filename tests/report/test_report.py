@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 import sys
 
 import matplotlib
@@ -225,6 +226,9 @@ def test_messages():
     once = iter(images)
     with pytest.raises(SpectralError, match="`images`: expected the same 4 images at every call, got 0 at a later one"):
         score_layers(lambda: once, **SETTINGS)
+    orders = itertools.cycle([images, images[::-1]])
+    with pytest.raises(SpectralError, match="`images`: expected the same 4 images .* got others at a later one, or an"):
+        score_layers(lambda: iter(next(orders)), **SETTINGS)
     with pytest.raises(SpectralError, match="`images`: expected at least 4, got 3"):
         score_layers(lambda: iter(images[:3]), **SETTINGS)
     with pytest.raises(SpectralError, match="`images`: expected at least 4, got 0"):
