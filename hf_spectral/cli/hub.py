@@ -18,7 +18,7 @@ from hf_spectral.pipelines.images import read_image
 from hf_spectral.pipelines.saved import SHIM_NAME
 from hf_spectral.report import LayerReport
 from hf_spectral.result import RESULT_NAME, SpectralResult
-from hf_spectral.tensor_files import DAMAGE, one_line
+from hf_spectral.tensor_files import undamaged
 
 _ACCEPTED = (
     "what fit, transform or analyze has written (the folder of a basis or of rows, or a result's file), "
@@ -145,11 +145,8 @@ def _read(path: Path) -> Any:
     if (path / "state.json").is_file():
         import datasets
 
-        try:
+        with undamaged("PATH", path, _ACCEPTED, "Make it again by `transform`"):
             return datasets.load_from_disk(path)
-        except DAMAGE as error:
-            got = f"{str(path)!r} ({one_line(error)})"
-            raise SpectralError("PATH", expected=_ACCEPTED, got=got, fix="Make it again by `transform`") from error
     if path.is_file() or (path / RESULT_NAME).is_file():
         return SpectralResult.from_pretrained(path)
     raise SpectralError("PATH", expected=_ACCEPTED, got=repr(str(path)), fix="Check the path")
