@@ -22,7 +22,7 @@ from hf_spectral.segmentation.embedding import centroids
 
 NUM_ATOMS = 800
 # Longer side in pixels at which superpixels are found: their cost grows with the pixels, their outlines hardly improve.
-_WORKING_SIDE = 640
+_WORKING_SIDE = 512
 _PIXELS_PER_TOKEN = 4  # A picture that is smaller than its token grid is enlarged.
 _SPACING = 0.2  # Weight of the distance between pixels in superpixels, in units of lightness (0 to 1) per superpixel.
 _ITERATIONS = 5

@@ -191,7 +191,7 @@ def test_large_pictures_are_labeled_to_the_pixel():
     found = segment(*eigenvectors_of(fields(312, 420), (26, 35)), image=picture, num_segments=12)
     assert found.labels.shape == (1248, 1680)
     assert adjusted_rand_score(found.labels[::4, ::4].numpy().ravel(), fields(312, 420).ravel()) > 0.96
-    assert max(found.tree.atoms.shape) <= 640
+    assert max(found.tree.atoms.shape) <= 512
 
 
 def test_the_contour_map_holds_every_number_of_segments():
