@@ -58,6 +58,8 @@ class BasisAccumulator:
         max_width: Bound on the sum of the factors' columns, hence on the Gram matrix (max_width^2 / 2 numbers of 8
             bytes); None keeps everything, which is exact. For the error it makes, see `factors.reduced`.
         device: Where sums and products are made.
+        estimates_degrees: True lets the second pass see more images than the first: the degrees of all tokens then
+            follow from the sums of the first pass alone, up to a factor that makes the largest eigenvalue of S 1.
 
     Raises:
         SpectralError: If a setting cannot serve a stream.
@@ -68,6 +70,7 @@ class BasisAccumulator:
         config: SpectralConfig,
         max_width: int | None = None,
         device: torch.device | str = "cpu",
+        estimates_degrees: bool = False,
     ) -> None:
         if config.affinity != Cosine() or config.heads != "merged":
             raise SpectralError(
@@ -79,6 +82,7 @@ class BasisAccumulator:
         self.config = config
         self.max_width = None if max_width is None else require_positive_int("max_width", max_width)
         self.device = torch.device(device)
+        self.estimates_degrees = estimates_degrees
         self._totals: Totals | None = None
         self._columns: tuple[torch.Tensor | None, ...] = ()
         self._weighting: Weighting = "equal"
@@ -274,8 +278,7 @@ class BasisAccumulator:
         parts = [[factor(one.tokens, image).sum(0, dtype=torch.float64) for image in images] for one in arrived]
         sums = [torch.stack(part).sum(0) for part in parts]
         num_tokens = [len(images) * one.shape[0] * one.shape[1] for one in arrived]
-        common = finest([TokenGrid(*one.shape) for one in arrived])
-        self._require_totals().add_sums(sums, num_tokens, len(images), len(images) * common.num_nodes)
+        self._require_totals().add_sums(sums, num_tokens, len(images))
 
     @plain_torch()
     def _commit_gram(self, arrived: list[_Arrived]) -> None:
@@ -285,6 +288,7 @@ class BasisAccumulator:
         weights = weight_list([layer.index for layer in totals.layers], self._weighting)
         joint = coupling(shapes, weights, self.device)
         signed = [signs * total for signs, total in zip(totals.signs, totals.sums, strict=True)]
+        num_nodes = finest([TokenGrid(*shape) for shape in shapes]).num_nodes
         for image in range(arrived[0].tokens[0].shape[0]):
             factors = [
                 normalized_factor(factor(one.tokens, image), total, int(num_tokens))
@@ -292,7 +296,7 @@ class BasisAccumulator:
             ]
             if joint is None:  # Of layers on several grids, the weights are in the mass already.
                 totals.add_evidence([one.tokens for one in arrived], factors, image)
-            totals.add_gram(factors, shapes, joint)
+            totals.add_gram(factors, shapes, joint, num_nodes)
 
     def _first_image(self, arrived: list[_Arrived]) -> list[_Arrived]:
         """Return the layers at the width kept, having started the totals with them."""
@@ -308,7 +312,8 @@ class BasisAccumulator:
         self._columns = tuple(None if part is None else part.to(self.device) for part in columns)
 
     def _fresh(self, known: Sequence[BasisLayer]) -> Totals:
-        return Totals(known, self.config.pathway, self.device, self.config.layer_weights == "auto")
+        has_evidence = self.config.layer_weights == "auto"
+        return Totals(known, self.config.pathway, self.device, has_evidence, self.estimates_degrees)
 
     def _require_totals(self) -> Totals:
         if self._totals is None:
@@ -319,7 +324,7 @@ class BasisAccumulator:
 
     def _settings(self) -> dict[str, Any]:
         """Return what shards and checkpoints have to share, as JSON gives it back."""
-        settings = {**self.config.to_dict(), "max_width": self.max_width}
+        settings = {**self.config.to_dict(), "max_width": self.max_width, "estimates_degrees": self.estimates_degrees}
         settings.pop("num_eigenvectors")  # Chosen when solving.
         return dict(json.loads(json.dumps(settings)))
 

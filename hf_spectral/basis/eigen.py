@@ -137,7 +137,9 @@ def solve_totals(
     ranks = [totals.ranks[position] for position in used]
     signs = [totals.signs[position] for position in used]
     sums = [totals.sums[position] for position in used]
-    roots = torch.cat([torch.full_like(part, weights[i] ** 0.5) for i, part in zip(used, signs, strict=True)])
+    # Sums of a share of the images give degrees that are too small by that share, and G too large by its root.
+    share = totals.num_summed / totals.num_in_gram
+    roots = torch.cat([torch.full_like(part, (share * weights[i]) ** 0.5) for i, part in zip(used, signs, strict=True)])
     gram = totals.start_gram().symmetrize_().restricted(used)
     pairs = leading_eigenpairs(Pencil(gram, roots, torch.cat(signs)), config.num_eigenvectors, seed)
     if len(pairs.values) < config.num_eigenvectors and exactly:
@@ -147,13 +149,15 @@ def solve_totals(
             got=config.num_eigenvectors,
             fix="Ask for fewer, or fit on more images that differ",
         )
+    # Estimated degrees are known up to a factor: the one that gives the trivial eigenvector the eigenvalue 0.
+    scale = 1.0 if share == 1 else 1 / pairs.values[:1].clamp_min(_ZERO)
     projection = roots[:, None] * pairs.vectors
     # The trivial eigenvector has entries of one sign (Perron and Frobenius): positive ones.
     if torch.cat(sums) @ projection[:, 0] < 0:
         projection[:, 0] *= -1
     return SpectralBasis(
-        eigenvalues=laplacian_eigenvalues(pairs.values),
-        residuals=pairs.residuals.float().cpu(),
+        eigenvalues=laplacian_eigenvalues(scale * pairs.values),
+        residuals=(scale * pairs.residuals).float().cpu(),
         projections=tuple(part.float().cpu().contiguous() for part in projection.split(ranks)),
         sums=tuple((sign * total).cpu() for sign, total in zip(signs, sums, strict=True)),
         num_tokens=totals.num_tokens[used].cpu(),

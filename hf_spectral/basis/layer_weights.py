@@ -38,7 +38,7 @@ def final_weights(totals: Totals, initial: Weighting, chosen: Weighting) -> list
     Raises:
         SpectralError: If the second pass is not complete, cannot be weighed anew, or holds no evidence for `"auto"`.
     """
-    if totals.gram is None or totals.num_summed != totals.num_in_gram:
+    if not totals.is_complete:
         raise SpectralError(
             "dataset",
             expected=f"the second pass over the {totals.num_summed} images of the first",

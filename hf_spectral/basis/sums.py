@@ -30,10 +30,16 @@ class Totals:
         pathway: Sets the width of each layer's factor.
         device: Where the sums live.
         has_evidence: Collect what automatic layer weights need in the second pass.
+        estimates_degrees: The first pass may see fewer images than the second.
     """
 
     def __init__(
-        self, layers: Sequence[BasisLayer], pathway: Pathway, device: torch.device, has_evidence: bool = False
+        self,
+        layers: Sequence[BasisLayer],
+        pathway: Pathway,
+        device: torch.device,
+        has_evidence: bool = False,
+        estimates_degrees: bool = False,
     ) -> None:
         self.layers = tuple(layers)
         self.ranks = [layer.rank(pathway) for layer in layers]
@@ -41,11 +47,12 @@ class Totals:
         self.sums = [torch.zeros(rank, dtype=torch.float64, device=device) for rank in self.ranks]
         # Counts stay on the CPU: the host adds them up and reads them without waiting for the device.
         self.num_tokens = torch.zeros(len(layers), dtype=torch.int64)
-        self._counts = torch.zeros(2, dtype=torch.int64)
-        self._gram_counts = torch.zeros(2, dtype=torch.int64)
+        self._counts = torch.zeros(1, dtype=torch.int64)
+        self._gram_counts = torch.zeros(3, dtype=torch.int64)
         self._device = device
         self.gram: BlockGram | None = None
         self.has_evidence = has_evidence
+        self.estimates_degrees = estimates_degrees
         self.evidence: list[Tensor] = []
 
     @property
@@ -65,8 +72,14 @@ class Totals:
 
     @property
     def num_nodes(self) -> int:
-        """Nodes of the common grids of the first pass."""
-        return int(self._counts[1])
+        """Nodes of the common grids of the second pass."""
+        return int(self._gram_counts[2])
+
+    @property
+    def is_complete(self) -> bool:
+        """True once the second pass has seen as many images as the first, or more where degrees are estimated."""
+        left = self.num_in_gram - self.num_summed
+        return self.gram is not None and (left == 0 or (left > 0 and self.estimates_degrees))
 
     def start_gram(self) -> BlockGram:
         """Return the Gram matrix, zero at the first call; the sums are final from then on."""
@@ -77,30 +90,32 @@ class Totals:
                 self.evidence = [torch.zeros(shape, dtype=torch.float64, device=self._device) for shape in shapes]
         return self.gram
 
-    def add_sums(self, sums: Sequence[Tensor], num_tokens: Sequence[int], num_images: int, num_nodes: int) -> None:
+    def add_sums(self, sums: Sequence[Tensor], num_tokens: Sequence[int], num_images: int) -> None:
         """Add a batch to the first pass.
 
         Args:
             sums: Sum of F of each layer, float64.
             num_tokens: Tokens of each layer.
             num_images: Images.
-            num_nodes: Nodes of their common grids.
         """
         for total, part in zip(self.sums, sums, strict=True):
             total += part
         self.num_tokens += torch.tensor(num_tokens)
-        self._counts += torch.tensor([num_images, num_nodes])
+        self._counts += num_images
 
-    def add_gram(self, factors: Sequence[Tensor], shapes: Sequence[Shape], joint: Coupling | None) -> None:
+    def add_gram(
+        self, factors: Sequence[Tensor], shapes: Sequence[Shape], joint: Coupling | None, num_nodes: int
+    ) -> None:
         """Add one image to the second pass.
 
         Args:
             factors: G of each layer.
             shapes: Grid of each layer.
             joint: Coupling of the grids.
+            num_nodes: Nodes of the common grid.
         """
         self.start_gram().add(factors, shapes, joint)
-        self._gram_counts += torch.tensor([1, joint is not None])
+        self._gram_counts += torch.tensor([1, joint is not None, num_nodes])
 
     def add_evidence(self, tokens: Sequence[UnitTokens], factors: Sequence[Tensor], image: int) -> None:
         """Add what automatic layer weights need of one image to the second pass, if it is to be collected.

@@ -34,6 +34,8 @@ def add_parsers(commands: Any) -> None:
         metavar="W",
         help="auto, equal, or one number per layer; default: auto",
     )
+    degrees = "images that give the degrees of all, in half the time; default: all, exact"
+    fitting.add_argument("--degree-images", type=int, metavar="N", help=degrees)
     fitting.add_argument("--checkpoint-dir", type=Path, metavar="DIR", help="save here, and resume from here")
     fitting.add_argument("--checkpoint-every", type=int, default=500, metavar="N", help="images; default: 500")
 

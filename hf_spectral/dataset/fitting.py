@@ -45,6 +45,7 @@ def fit(
     layers: Sequence[int] | None = ...,
     resolution: int | None = ...,
     max_width: int | None = ...,
+    degree_images: int | None = ...,
     layer_weights: str | Mapping[int, float] | Sequence[float] = ...,
     checkpoint_dir: str | os.PathLike[str] | None = ...,
     checkpoint_every: int = ...,
@@ -82,6 +83,7 @@ def fit(
     layers: Sequence[int] | None = None,
     resolution: int | None = None,
     max_width: int | None = None,
+    degree_images: int | None = None,
     layer_weights: str | Mapping[int, float] | Sequence[float] = "auto",
     checkpoint_dir: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 500,
@@ -93,7 +95,8 @@ def fit(
     """Find the leading eigenvectors of one spectral problem over all tokens of all images.
 
     The backbone runs over the data twice, once for the sums that give every token's degree and once for the Gram
-    matrix; only one layer of one batch and these sums are held in memory. The solution is exact but for `max_width`.
+    matrix; only one layer of one batch and these sums are held in memory. The solution is exact but for `max_width` and
+    `degree_images`.
 
     Under `accelerate launch` or `torchrun` each process reads its share, and all return the same basis: a dataset is
     cut into contiguous blocks; of a stream each process uses every n-th image, reading past the others.
@@ -131,6 +134,10 @@ def fit(
         layers: Indices of the layers to use, negative ones from the end; None means all.
         resolution: Longer side in pixels at which pictures are read; None takes the backbone's image size.
         max_width: Bound on the width of the Gram matrix, for wide backbones; see `BasisAccumulator`.
+        degree_images: Images of the first pass: their sums then stand for those of all, and the backbone runs over the
+            data once instead of twice. None runs over all, which is exact. Of 48 photographs (DINOv2-small), the first
+            12 change no eigenvalue by more than 0.001, and keep 99.98 % of the span of the first 16 eigenvectors; the
+            first one alone 0.012 and 99.9 %. With several processes, each takes its share of them.
         layer_weights: "auto" weighs layers without labels: of those whose own eigenvectors are at least as smooth
             inside images as the mean, each by how far it agrees with the others (`basis.layer_weights`); layers of
             different resolution it weighs alike, since their weights enter the second pass before there is evidence.
@@ -155,6 +162,7 @@ def fit(
         NotConvergedError: If the solver does not reach its tolerance.
     """
     checkpoint_every = require_positive_int("checkpoint_every", checkpoint_every)
+    degree_images = None if degree_images is None else require_positive_int("degree_images", degree_images)
     resolution = None if resolution is None else require_positive_int("resolution", resolution)
     config = SpectralConfig(
         pathway,
@@ -165,19 +173,20 @@ def fit(
         layer_weights=as_weighting(layer_weights),
     )
     # A denoiser that is offloaded layer by layer lies on the device "meta".
-    accumulator = BasisAccumulator(config, max_width, device=with_float64(pipe.device))
+    device, estimates_degrees = with_float64(pipe.device), degree_images is not None
+    accumulator = BasisAccumulator(config, max_width, device, estimates_degrees)
     pipe.check_reading(resolution, config.layers, [pathway])
     hub: dict[str, Any] = {"split": split, "streaming": streaming, "revision": revision}
     with Reader(
         pipe, dataset, image_column, batch_size, resolution, on_error, progress, num_workers=num_workers, **hub
     ) as reader:
         backbone = pipe.describe_backbone(resolution)
-        run = _Run(reader, accumulator, checkpoint_every)
+        run = _Run(reader, accumulator, checkpoint_every, degree_images)
         if checkpoint_dir is not None:
             # The number of eigenvectors is chosen when solving, and an image that failed may be skipped the next time.
             settings = {**config.to_dict(), "max_width": accumulator.max_width, "batch_size": reader.batch_size}
             settings |= {"num_images": reader.source.length, "num_processes": reader.processes.count}
-            settings["backbone"] = backbone
+            settings |= {"backbone": backbone, "degree_images": degree_images}
             settings.pop("num_eigenvectors")
             run.checkpoint = Checkpoint(Path(checkpoint_dir), settings, reader.processes.rank)
         basis = run.basis(backbone, exactly=num_eigenvectors is not None)
@@ -198,6 +207,7 @@ class _Run:
     reader: Reader
     accumulator: BasisAccumulator
     checkpoint_every: int
+    degree_images: int | None = None
     checkpoint: Checkpoint | None = None
 
     def basis(self, backbone: dict[str, Any], exactly: bool) -> SpectralBasis:
@@ -230,7 +240,11 @@ class _Run:
         adding = self.accumulator.adding_sums if is_first else self.accumulator.adding_gram
         title = f"fit, pass {1 if is_first else 2} of 2"
         unsaved = 0
-        for batch in reader.run(lambda _: adding(), self._layers, title, done, is_first):
+        limit = None
+        if is_first and self.degree_images is not None:
+            limit = -(-self.degree_images // reader.processes.count)
+        takes_new = is_first or self.degree_images is not None
+        for batch in reader.run(lambda _: adding(), self._layers, title, done, takes_new, limit):
             done, unsaved = done + len(batch), unsaved + len(batch)
             if unsaved + reader.batch_size > self.checkpoint_every:
                 self._save(name, done, finished=False)
@@ -279,6 +293,7 @@ class _Run:
             return
         self.accumulator.load_state_dict(states[0])
         for state in states[1:]:
-            shard = BasisAccumulator(self.accumulator.config, self.accumulator.max_width, device="cpu")
+            ours = self.accumulator
+            shard = BasisAccumulator(ours.config, ours.max_width, "cpu", ours.estimates_degrees)
             shard.load_state_dict(state)
             self.accumulator.merge(shard)

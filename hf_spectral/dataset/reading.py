@@ -191,7 +191,8 @@ class Reader:
         self.skipped: dict[int, Skipped] = {}
         self.digests = bytearray()
         self.is_restored = False
-        self._is_first = True
+        self._takes_new = True
+        self._again: set[int] = set()
         self._count = 0  # Images of this pass so far.
 
     def run(
@@ -200,7 +201,8 @@ class Reader:
         layers: Callable[[], list[int] | None] = lambda: None,
         title: str = "",
         done: int = 0,
-        is_first: bool = True,
+        takes_new: bool = True,
+        limit: int | None = None,
     ) -> Iterator[list[Item]]:
         """Run the share through the backbone in batches that begin at the same images every time.
 
@@ -212,22 +214,26 @@ class Reader:
             layers: Function that returns the indices of the layers to record, called before each batch; None means all.
             title: Title of the bar.
             done: Number of images that an earlier run has read; they are compared only.
-            is_first: False for a later pass over the same images, where no further image may fail: it is in the sums.
+            takes_new: False for a later pass over the same images. An image that was read before may not fail: it is in
+                the sums.
+            limit: Images of the share to read at most; None reads all.
 
         Yields:
             Each batch once it has passed; the last may be shorter.
 
         Raises:
-            SpectralError: If an image fails and `on_error` is "raise" or this is a later pass, or an image differs from
+            SpectralError: If an image fails and `on_error` is "raise" or it was read before, or an image differs from
                 what an earlier pass or run has read, or there are fewer.
             UnsupportedBackboneError: If the backbone can read no image at all.
         """
-        self._is_first, self._count = is_first, 0
-        numbered = enumerate(self.source.share(self.processes))
+        self._takes_new, self._count = takes_new, 0
+        numbered = enumerate(itertools.islice(self.source.share(self.processes), limit))
         reads = self._ahead.map(lambda one: self._found(one[1], is_compared_only=one[0] < done), numbered)
         total = self.source.share_length(self.processes)
-        if total is None and not is_first:  # A stream that has been read once.
+        if total is None and not takes_new:  # A stream that has been read once.
             total = len(self.digests) // DIGEST_BYTES
+        if limit is not None:
+            total = limit if total is None else min(total, limit)
         with self.bar(title, total, done) as bar:
             for read in itertools.islice(reads, done):
                 self._compare(read)
@@ -304,6 +310,7 @@ class Reader:
 
     def _read(self, batch: Sequence[Read], opened: Opened, layers: list[int] | None) -> None:
         good: list[Read] = []
+        self._again.clear()
         for read in batch:
             self._compare(read)
             if read.item.position in self.skipped:
@@ -328,7 +335,9 @@ class Reader:
         """
         known = bytes(self.digests[self._count * DIGEST_BYTES :][:DIGEST_BYTES])
         self._count += 1
-        if not known and self._is_first:
+        if known:
+            self._again.add(read.item.position)
+        if not known and self._takes_new:
             self.digests += read.digest
         elif known != read.digest:
             name, error = read.item.name, read.error
@@ -360,8 +369,8 @@ class Reader:
                 self._run([one], opened, layers)
 
     def _fail(self, item: Item, error: SpectralError) -> None:
-        reason = _without_path(str(error), item)
-        if self.on_error == "skip" and self._is_first:
+        reason, is_new = _without_path(str(error), item), item.position not in self._again
+        if self.on_error == "skip" and is_new:
             self.skipped[item.position] = Skipped(item.position, item.name, reason)
             return
         again = "The first pass could read it: look after the disk or the network, and start again"
@@ -369,7 +378,7 @@ class Reader:
             "dataset",
             expected="images that can be analyzed",
             got=f"{item.name}: {reason.removesuffix('.')}",
-            fix="Mend or remove it, or pass on_error='skip'" if self._is_first else again,
+            fix="Mend or remove it, or pass on_error='skip'" if is_new else again,
         ) from error
 
 

@@ -408,7 +408,7 @@ def _records(reader: Reader) -> Iterator[Sequence[AttentionRecord]]:
         arrived.append(records)  # Only once all layers have come.
 
     is_empty = True
-    for _ in reader.run(collected, is_first=not reader.digests):
+    for _ in reader.run(collected, takes_new=not reader.digests):
         is_empty = is_empty and not arrived
         yield from arrived
         arrived.clear()

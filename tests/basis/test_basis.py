@@ -478,7 +478,8 @@ def test_images_that_do_not_fit_are_refused_and_leave_no_trace(records, message)
 def test_numbers_that_are_not_finite_are_refused_even_in_the_first_image():
     records = dataset(EQUAL[:1])[0]
     accumulator = BasisAccumulator(SpectralConfig("what", "cosine"))
-    broken = dataclasses.replace(records[0], value=torch.full_like(records[0].value, torch.nan))
+    # Of a record made by hand, the constructor asks; of a capture, the accumulator.
+    broken = dataclasses.replace(records[0], value=torch.full_like(records[0].value, torch.nan), num_layers=3)
     with pytest.raises(SpectralError, match="expected finite numbers, got NaN or infinity"):
         accumulator.add_sums([broken, *records[1:]])
     assert accumulator.num_images == (0, 0)

@@ -387,6 +387,7 @@ TABLE = {
         "--max-width": NUMBER,
         "--layer-weights": ["-1", "0", "nan", "inf", "", "x"],
         "--checkpoint-every": NUMBER,
+        "--degree-images": NUMBER,
         "--checkpoint-dir": ["", "file", "file/x"],
     },
     "transform": {

@@ -127,6 +127,40 @@ def test_stopped_anywhere_at_most_checkpoint_every_images_are_read_again(folder,
     assert len(again) + 2 * stop_after <= 2 * 26 - 1 + 6
 
 
+def test_degrees_from_some_of_the_images_cost_one_forward_pass(folder, undisturbed, tmp_path):
+    pipe = make_pipe()
+    original, run, failed = pipe.records, [], []
+
+    def records(group, *rest):
+        if not failed and len(run) > 12:
+            failed.append(None)
+            raise KeyboardInterrupt
+        run.extend(group)
+        return original(group, *rest)
+
+    pipe.records = records
+    settings = {**SETTINGS, "degree_images": 5, "checkpoint_dir": tmp_path, "checkpoint_every": 3}
+    with pytest.raises(KeyboardInterrupt):
+        fit(pipe, folder, **settings)
+    basis, report = fit(pipe, folder, **settings, return_report=True)
+    assert 30 <= len(run) <= 33  # 25 images and 5 of them for the sums; at most 3 again after the interrupt.
+    assert [one.name for one in report.skipped] == ["07b.png"]
+    assert basis.num_images == 25
+    assert basis.num_nodes == undisturbed.num_nodes
+    assert basis.eigenvalues[0] == 0
+    torch.testing.assert_close(basis.eigenvalues, undisturbed.eigenvalues, atol=0.03, rtol=0)
+    assert digest(basis) == digest(fit(make_pipe(), folder, **{**SETTINGS, "degree_images": 5}))
+    whole = fit(make_pipe(), folder, **{**SETTINGS, "degree_images": 99})
+    assert digest(whole) == digest(undisturbed)
+    image = make_pipe().preprocess(photo(60, 90, 3))
+    maps = []
+    for one in (basis, undisturbed):
+        projector = one.projector(0.0)
+        make_pipe().records([image], projector.add)
+        maps.append(projector.results()[0].eigenvectors[:2].flatten(1))
+    assert torch.cosine_similarity(*maps).abs().min() > 0.95
+
+
 def test_a_complete_checkpoint_only_solves(folder, undisturbed, tmp_path):
     pipe = make_pipe()
     fit(pipe, folder, **SETTINGS, checkpoint_dir=tmp_path)
