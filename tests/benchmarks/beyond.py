@@ -47,9 +47,9 @@ layers are left out. Disk: twice Gram and evidence a process, as a save is writt
 each process, in the whole run.
 """
 VERDICTS = """\
-1. **Time: {first}** ({share:.0%} of `fit` for {small}, what, on ImageNet with 8 GPUs), then {second}. Pictures are
-   read in line with the backbone: nothing reads ahead. More processes share the work; a reader that works ahead of the
-   GPU is not there yet.
+1. **Time: {first}** ({share:.0%} of `fit` for {small}, what, on ImageNet with 8 GPUs), then {second}. Counted
+   with `num_workers=0`: pictures are read in line with the backbone. Threads that read ahead, more processes, and
+   `degree_images`, which reads and runs all but a few pictures once, shorten it.
 2. **Checkpoints of wide backbones.** {base}, where, saves {held:.1f} GB ({save:.1f} s) every {every:,} images, which
    take {run:.1f} s to read and run. `checkpoint_every` has to grow with D^2: {seldom:,} images keep saving near 2 %.
 3. **Memory: the Gram matrix**, whatever the number of images: {widest:.0f} GiB for {last}, where. `max_width={bound}`
