@@ -94,9 +94,9 @@ class Result:
             raise KeyError(f"{self.claim.name}: {len(found)} rows begin with {names}")
         return found[0]
 
-    def best(self, column: str, ending: str) -> str:
+    def best(self, column: str, *endings: str) -> str:
         """Return the largest value of a column, with its row's name, among the rows whose name ends so."""
-        rows = [one for one in self.rows if str(next(iter(one.values()))).endswith(ending)]
+        rows = [one for one in self.rows if str(next(iter(one.values()))).endswith(endings)]
         top = max(rows, key=lambda one: leading(one[column]))
         return f"{leading(top[column]):.3f} ({next(iter(top.values()))})"
 

@@ -39,16 +39,32 @@ class Claim:
 CLAIMS = (
     Claim(
         "image-quality",
-        "One problem over all layers cuts a photograph into what people see in it better than any single layer does, "
-        "and better than clustering the last hidden state.",
-        "single_image {data}/bsds500_val --parts quality --images 40 --threads 1 "
+        "All layers, weighted without labels, cut a photograph into what people see in it as well as the single layer "
+        "that labels would choose, and better than clusters of the last hidden state do.",
+        "single_image {data}/bsds500_val --parts quality --images 20 --threads 1 "
         "--methods 'what, all layers' ncut 'k-means, last' 'layer 8 ' 'layer 10' 'layer 11'",
         "quality",
-        "covering {{ row('hf_spectral, what, all layers').covering }}; best of the layers 8, 10, 11 alone "
-        "{{ best('covering', ' alone') }}; ncut-pytorch {{ row('ncut-pytorch, last hidden state').covering }}, "
+        "covering {{ row('hf_spectral, what, all layers, weighted').covering }}; with equal weights "
+        "{{ row('hf_spectral, what, all layers').covering }}, and from tokens alone "
+        "{{ row('hf_spectral, what, all layers, tokens alone').covering }}; best of the layers 8, 10, 11 alone "
+        "{{ best('covering', '8 alone', '10 alone', '11 alone') }}; ncut-pytorch "
+        "{{ row('ncut-pytorch, last hidden state').covering }}, "
         "k-means {{ row('k-means, last hidden state').covering }}",
         "covering",
-        60,
+        30,
+    ),
+    Claim(
+        "image-protocol",
+        "Segments along the picture's edges agree better with people's than segments of tokens alone.",
+        "single_image {data}/bsds500_val --parts protocol --threads 1",
+        "protocol",
+        "covering with one scale for all pictures {{ row('tree')['covering ODS'] }} (tokens alone "
+        "{{ row('ward')['covering ODS'] }}), with the best of each {{ row('tree')['covering OIS'] }} "
+        "({{ row('ward')['covering OIS'] }}), automatic {{ row('tree')['covering, automatic'] }} "
+        "({{ row('ward')['covering, automatic'] }}); F-measure of boundaries at 2 pixels "
+        "{{ row('tree')['boundary F'] }} ({{ row('ward')['boundary F'] }}); {{ row('tree').images }} images",
+        "covering OIS",
+        30,
     ),
     Claim(
         "image-weights",

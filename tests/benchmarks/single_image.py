@@ -216,8 +216,8 @@ def methods(
     size, count = (labeled.image.height, labeled.image.width), labeled.num_segments
 
     def ours(layers: list[AttentionRecord], **settings: Any) -> tuple[Tensor, float]:
-        given = {"num_segments": count, "method": "ward"} | {
-            key: settings.pop(key) for key in ("num_segments", "method") if key in settings
+        given = {"num_segments": count, "image": labeled.image} | {
+            key: settings.pop(key) for key in ("num_segments", "method", "image") if key in settings
         }
         result = solve(build_problem(layers, SpectralConfig(num_eigenvectors=NUM_EIGENVECTORS, **settings)))
         labels = segment(result, size=size, **given).labels
@@ -230,7 +230,9 @@ def methods(
     found = {
         "hf_spectral, what, all layers": lambda: ours(records),
         "hf_spectral, what, all layers, automatic number": lambda: ours(records, num_segments="auto"),
-        "hf_spectral, what, all layers, k-means": lambda: ours(records, method="kmeans"),
+        "hf_spectral, what, all layers, weighted": lambda: ours(records, layer_weights="auto"),
+        "hf_spectral, what, all layers, tokens alone": lambda: ours(records, image=None, method="ward"),
+        "hf_spectral, what, all layers, tokens alone, k-means": lambda: ours(records, image=None, method="kmeans"),
         "hf_spectral, what, heads separate": lambda: ours(records, heads="separate"),
         "hf_spectral, where, all layers": lambda: ours(records, pathway="where"),
         "ncut-pytorch, last hidden state": lambda: peer(lambda: ncut_labels(tokens, count)),
