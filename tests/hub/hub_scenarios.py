@@ -304,14 +304,15 @@ def test_pipelines_are_pushed_and_saved_with_their_defaults(pipe, basis, tmp_pat
     found = torch.load(tmp_path / "found.pt")
     for place, expected in own.items():
         assert found[place][0] == repr(sorted({**expected.defaults, "basis": None}.items()))
-        assert torch.equal(found[place][1], expected(photo())["eigenvectors"])
+        # Another process may have another number of threads.
+        torch.testing.assert_close(found[place][1], expected(photo())["eigenvectors"], atol=1e-4, rtol=0)
     # The package's own function runs no code of the repository, which need not be trusted.
     for again, place in (
         (hf_spectral.pipeline("alice/pipe"), "alice/pipe"),
         (hf_spectral.pipeline("spectral-pathways", model=tmp_path / "solving"), "alice/pipe"),
         (hf_spectral.pipeline("alice/fitted"), "alice/fitted"),
     ):
-        assert torch.equal(again(photo())["eigenvectors"], found[place][1])
+        torch.testing.assert_close(again(photo())["eigenvectors"], found[place][1], atol=1e-4, rtol=0)
         assert again.describe_backbone() == own[place].describe_backbone()
     assert again.defaults["basis"].skipped == ()
     assert hf_spectral.pipeline("alice/pipe").defaults == settings
