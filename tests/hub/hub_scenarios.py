@@ -259,6 +259,14 @@ def test_the_backbone_of_a_basis_is_the_commit_that_it_was_fitted_on(table):
         assert "`model`: expected a basis that names the repository of its backbone, got one of 'a-folder-" in message
 
 
+def found_by_a_fresh_process(script, tmp_path, places):
+    """Return what a program that has not imported the package finds at some places, for the photo of these tests."""
+    photo().save(tmp_path / "photo.png")
+    command = [sys.executable, "-c", script, tmp_path / "found.pt", tmp_path / "photo.png", *places]
+    subprocess.run(command, check=True)
+    return torch.load(tmp_path / "found.pt")
+
+
 FRESH = """
 import sys, torch, transformers
 assert "hf_spectral" not in sys.modules
@@ -298,10 +306,7 @@ def test_pipelines_are_pushed_and_saved_with_their_defaults(pipe, basis, tmp_pat
     solving.save_pretrained(tmp_path / "solving")
     own = {"alice/pipe": solving, str(tmp_path / "solving"): solving}
     own |= {"alice/fitted": projecting, str(tmp_path / "saved"): projecting}
-    photo().save(tmp_path / "photo.png")
-    command = [sys.executable, "-c", FRESH, tmp_path / "found.pt", tmp_path / "photo.png", *own]
-    subprocess.run(command, check=True)
-    found = torch.load(tmp_path / "found.pt")
+    found = found_by_a_fresh_process(FRESH, tmp_path, own)
     for place, expected in own.items():
         assert found[place][0] == repr(sorted({**expected.defaults, "basis": None}.items()))
         # Another process may have another number of threads.
@@ -365,10 +370,7 @@ def test_a_diffusion_pipeline_is_pushed_and_saved_with_its_defaults(tmp_path):
     projecting.push_to_hub("alice/generative", commit_message="A pipeline")
     solving.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id="alice/prompted")
     own = {"alice/generative": projecting, str(tmp_path / "saved"): solving}
-    photo().save(tmp_path / "photo.png")
-    command = [sys.executable, "-c", FRESH_DIFFUSERS, tmp_path / "found.pt", tmp_path / "photo.png", *own]
-    subprocess.run(command, check=True)
-    found = torch.load(tmp_path / "found.pt")
+    found = found_by_a_fresh_process(FRESH_DIFFUSERS, tmp_path, own)
     for place, expected in own.items():
         assert found[place][0] == repr(sorted({**expected.defaults, "basis": None}.items()))
         torch.testing.assert_close(found[place][1], expected(photo()).eigenvectors, atol=1e-3, rtol=0)
