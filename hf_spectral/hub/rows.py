@@ -54,7 +54,7 @@ def push_rows(
             got=f"a {type(rows).__name__} with {getattr(rows, 'column_names', None)}",
             fix="Push what transform returned, or datasets.load_from_disk of its output_dir",
         )
-    basis = basis_beside(rows) if basis is None else as_basis(basis)
+    basis = basis_of_rows(rows) if basis is None else as_basis(basis)
     name = config_name(basis)
     others = {key: feature for key, feature in rows.features.items() if key not in ADDED_PICTURES}
     pictures = rows_pictures(rows, image_column(others, list(others)), basis, name)
@@ -69,7 +69,7 @@ def push_rows(
     return where.commit({**pictures, CARD_NAME: card.encode()}, f"{message}: card")
 
 
-def basis_beside(rows: datasets.Dataset) -> SpectralBasis:
+def basis_of_rows(rows: datasets.Dataset) -> SpectralBasis:
     """Return the basis that `transform` has written beside the files of its rows.
 
     Args:

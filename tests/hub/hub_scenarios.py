@@ -52,7 +52,7 @@ import hf_spectral  # noqa: E402
 from hf_spectral import SpectralBasis, SpectralError, SpectralResult, push_space, push_to_hub  # noqa: E402
 from hf_spectral.cli import main  # noqa: E402
 from hf_spectral.hub import CardDetails  # noqa: E402
-from hf_spectral.hub.rows import basis_beside  # noqa: E402
+from hf_spectral.hub.rows import basis_of_rows  # noqa: E402
 from hf_spectral.report import LayerReport, ReportRow  # noqa: E402
 from tests import pages  # noqa: E402
 from tests.families.tiny_backbones import BACKBONES, PROCESSOR  # noqa: E402
@@ -415,7 +415,7 @@ def test_what_no_file_can_hold_is_not_saved(pipe, tmp_path):
 
 def test_rows_go_and_come_back_also_as_a_stream(basis, rows, table, pipe):
     for made in (rows.select([1]), rows.filter(lambda row: row["image_id"]), rows.map(lambda row: {"more": 1})):
-        same_basis(basis_beside(made), basis)
+        same_basis(basis_of_rows(made), basis)
     push_to_hub(rows, "alice/rows", details=CardDetails(license="mit"))  # Their basis lies beside them.
     assert basis.backbone["revision"] in huggingface_hub.DatasetCard.load("alice/rows").text
     same_rows(datasets.load_dataset("alice/rows", "tiny-dinov2-what", split="train"), rows)
