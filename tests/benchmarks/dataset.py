@@ -44,6 +44,7 @@ from hf_spectral.report import score_layers
 from hf_spectral.segmentation import find_clusters, label_image, sample_tokens, semantic_segmentation, upsample
 from hf_spectral.solvers import DatasetGradientSolver
 from tests.benchmarks.common import (
+    BACKBONES,
     Labeled,
     default_pipe,
     load_labeled,
@@ -85,13 +86,14 @@ def main() -> None:
     parser.add_argument("--memory-images", type=int, nargs="+", default=[50, 100, 400])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--backbone", choices=list(BACKBONES), default="dinov2")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--probe", nargs=3, metavar=("PATHWAY", "COUNT", "OUTPUT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.probe:
         probe(options)
         return
-    pipe = default_pipe(options.threads)
+    pipe = default_pipe(options.threads, options.backbone)
     report: dict[str, Any] = {"machine": machine(), "options": {k: str(v) for k, v in vars(options).items()}}
     for part in options.parts:
         folder = PARTS[part][1]

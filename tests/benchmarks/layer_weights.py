@@ -92,13 +92,12 @@ def of_images(pipe: SpectralPathwaysPipeline, options: argparse.Namespace) -> Ro
     scores: dict[tuple[str, str], list[list[float]]] = defaultdict(list)
     for labeled in tqdm(load_labeled(options.bsds, options.images), disable=None):
         records, _, _ = records_and_tokens(pipe, labeled.image, options.image_resolution)
-        size = (labeled.image.height, labeled.image.width)
         for pathway in options.pathways:
             for name, weights in ways(len(records), options.rows).items():
                 found = solve(build_problem(records, SpectralConfig(pathway, layer_weights=weights)))
                 values: list[float] = []
                 for count in (labeled.num_segments, "auto"):
-                    labels = segment(found, num_segments=count, size=size).labels
+                    labels = segment(found, num_segments=count, image=labeled.image).labels
                     values += [covering(labels, labeled.truths), adjusted_rand_index(labels, labeled.truths)]
                 scores[pathway, name].append(values)
     columns = ("covering", "ARI", "covering, number found", "ARI, number found")

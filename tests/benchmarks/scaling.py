@@ -244,7 +244,7 @@ def probe_fit(options: argparse.Namespace, pathway: str, layers: int, width: int
             start = time.perf_counter()
             add(records)
             seconds.append(time.perf_counter() - start)
-        row[f"{name}, s an image"] = statistics.median(seconds)
+        row[f"{name}, s per image"] = statistics.median(seconds)
     start = time.perf_counter()
     room.solve(NUM_EIGENVECTORS)
     row["solve, s"] = time.perf_counter() - start
@@ -350,9 +350,9 @@ def curves(report: dict[str, Any]) -> dict[str, tuple[str, list[tuple[float, flo
         ("images", "pathway", "images", "CPU, s", "CPU seconds of fit against images", "1.0 +- 0.1"),
         ("images", "pathway", "images", "peak, MiB", "peak of fit in MiB against images", "0.0 +- 0.05"),
         ("layers", "pathway", "layers", "image, s", "seconds of one image against layers", "-"),
-        ("layers", "pathway", "layers", "Gram, s an image", "seconds an image of the Gram pass against layers", "-"),
+        ("layers", "pathway", "layers", "Gram, s per image", "seconds per image of the Gram pass against layers", "-"),
         ("width", "pathway", "width", "image, s", "seconds of one image against width", "-"),
-        ("width", "pathway", "width", "Gram, s an image", "seconds an image of the Gram pass against width", "-"),
+        ("width", "pathway", "width", "Gram, s per image", "seconds per image of the Gram pass against width", "-"),
     ]
     found = {}
     for part, group, x, y, title, target in asked:

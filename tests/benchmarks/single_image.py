@@ -35,6 +35,7 @@ from hf_spectral.records import AttentionRecord
 from hf_spectral.result import SpectralResult
 from hf_spectral.segmentation import upsample
 from tests.benchmarks.common import (
+    BACKBONES,
     Labeled,
     default_pipe,
     in_fresh_process,
@@ -62,6 +63,7 @@ def main() -> None:
     parser.add_argument("--gradient-resolution", type=int, default=476)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--backbone", choices=list(BACKBONES), default="dinov2")
     parser.add_argument("--parts", nargs="+", default=["quality", "protocol", "gradient", "speed", "memory"])
     parser.add_argument("--methods", nargs="+", metavar="PART", help="only methods whose name holds one of these")
     parser.add_argument("--json", type=Path)
@@ -70,7 +72,7 @@ def main() -> None:
     if options.memory_probe:
         print(json.dumps(memory_probe(options.memory_probe, options.threads)))
         return
-    pipe = default_pipe(options.threads)
+    pipe = default_pipe(options.threads, options.backbone)
     report: dict[str, Any] = {"machine": machine(), "options": {k: str(v) for k, v in vars(options).items()}}
     for part in options.parts:
         print(f"\n## {part}\n", flush=True)

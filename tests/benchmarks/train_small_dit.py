@@ -2,7 +2,7 @@
 
     accelerate launch -m tests.benchmarks.train_small_dit DATA --output FOLDER [--steps N] [--image-size 32]
 
-DATA is an imagefolder (one folder a class) or a parquet file with the columns `image` and `label`. A
+DATA is an imagefolder (one folder per class) or a parquet file with the columns `image` and `label`. A
 `DiTTransformer2DModel` without a VAE (patch 2) learns to predict the noise (Ho et al. 2020; Peebles and Xie 2023); an
 exponential moving average of its weights is saved as a diffusers folder. `--smoke` runs 50 steps on the CPU and fails
 unless the loss falls. Run again with the same --output to go on where it stopped.
