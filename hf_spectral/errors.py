@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, NoReturn
 
 
 class HFSpectralError(Exception):
@@ -54,26 +54,28 @@ class SpectralError(HFSpectralError, ValueError):
 class UnsupportedBackboneError(SpectralError):
     """Raised for a model whose layers hold nothing that this package can analyze; the message says why."""
 
-    @classmethod
-    def of(
-        cls,
-        backbone: str,
-        reason: str,
-        expected: str = "a backbone whose self-attention layers show query, key and value on one grid",
-        fix: str = "Choose another backbone, e.g. facebook/dinov2-small",
-    ) -> UnsupportedBackboneError:
-        """Return the refusal of a model, which is the same sentence wherever the model fails.
 
-        Args:
-            backbone: Name of the model's class.
-            reason: Why it cannot be read; line breaks become spaces.
-            expected: As for `SpectralError`.
-            fix: As for `SpectralError`.
+def refuse_backbone(
+    name: str,
+    reason: str,
+    expected: str = "a backbone whose self-attention layers show query, key and value on one grid",
+    fix: str = "Choose another backbone, e.g. facebook/dinov2-small",
+    cause: Exception | None = None,
+) -> NoReturn:
+    """Refuse a model, in the same sentence wherever it fails.
 
-        Returns:
-            The error, to be raised.
-        """
-        return cls("model", expected=expected, got=f"{backbone} ({' '.join(reason.split())})", fix=fix)
+    Args:
+        name: Name of the model's class.
+        reason: Why it cannot be read; line breaks become spaces.
+        expected: As for `SpectralError`.
+        fix: As for `SpectralError`.
+        cause: The error that showed it.
+
+    Raises:
+        UnsupportedBackboneError: Always.
+    """
+    got = f"{name} ({' '.join(reason.split())})"
+    raise UnsupportedBackboneError("model", expected=expected, got=got, fix=fix) from cause
 
 
 #: What running or reading a model of an unforeseen structure raises. Memory, files and interrupts are another matter.

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
+import pkgutil
 from collections.abc import Callable, Iterable, Iterator
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from hf_spectral.checks import is_int
-from hf_spectral.errors import HFSpectralError, SpectralError, UnsupportedBackboneError
+from hf_spectral.errors import HFSpectralError, SpectralError, UnsupportedBackboneError, refuse_backbone
 from hf_spectral.families.attention_call import AttentionCall
 from hf_spectral.grid import TokenGrid
 from hf_spectral.layer_choice import resolve_layers
 from hf_spectral.records import AttentionRecord, Capture, SkippedLayer
 
+if TYPE_CHECKING:
+    from hf_spectral.capture.hooks import AttentionHooks
+
 # A host is recognized by the package of the model's classes, so that no host is imported for a model of another one.
 _HOSTS = {
-    "transformers": "hf_spectral.capture.transformers",
-    "timm": "hf_spectral.capture.transformers",
-    "diffusers": "hf_spectral.capture.diffusers",
+    "transformers": "hf_spectral.capture.transformers:TowerHooks",
+    "timm": "hf_spectral.capture.transformers:TowerHooks",
+    "diffusers": "hf_spectral.capture.diffusers:DenoiserHooks",
 }
 
 
@@ -49,7 +51,7 @@ class Recorder:
     ) -> None:
         self.capture = Capture()
         self._backbone = backbone
-        self._on_record = on_record
+        self._on_record = self.capture.records.append if on_record is None else on_record
         self._layers = layers
         self._wanted: frozenset[int] | None = None
         self._num_layers: int | None = None
@@ -139,18 +141,7 @@ class Recorder:
         if skipped not in self.capture.skipped:
             self.capture.skipped.append(skipped)
 
-    def add(
-        self,
-        name: str,
-        index: int,
-        attention: AttentionCall,
-        grid: TokenGrid,
-        *,
-        windowed: bool = False,
-        timestep: float | None = None,
-        where_refused: str | None = None,
-        num_text_tokens: int = 0,
-    ) -> None:
+    def add(self, name: str, index: int, attention: AttentionCall, grid: TokenGrid, **further: Any) -> None:
         """Record one layer.
 
         Args:
@@ -158,10 +149,7 @@ class Recorder:
             index: Position in call order.
             attention: One row per image, patches only, in raster order.
             grid: The map of the patches.
-            windowed: True if the layer compares tokens within windows only.
-            timestep: Diffusion timestep, or None.
-            where_refused: Why the layer cannot serve the `where` pathway, or None if it can.
-            num_text_tokens: Text tokens that attended along and were left out.
+            **further: `windowed`, `timestep`, `where_refused` and `num_text_tokens` of the `AttentionRecord`.
         """
         attention = attention.apply(_as_own_float32)
         for role in ("query", "key", "value"):
@@ -173,25 +161,9 @@ class Recorder:
             )
             # A sum is finite only if all its terms are, and takes a fraction of the time of looking at each.
             self.require(getattr(attention, role).sum(), refusal)
-        record = AttentionRecord(
-            name,
-            index,
-            attention.query,
-            attention.key,
-            attention.value,
-            attention.scale,
-            grid,
-            timestep=timestep,
-            windowed=windowed,
-            where_refused=where_refused,
-            num_text_tokens=num_text_tokens,
-            num_layers=self._num_layers,
-        )
+        seen = (attention.query, attention.key, attention.value, attention.scale)
         self._num_records += 1
-        if self._on_record is None:
-            self.capture.records.append(record)
-        else:
-            self._on_record(record)
+        self._on_record(AttentionRecord(name, index, *seen, grid, num_layers=self._num_layers, **further))
 
     def check(self) -> None:
         """Refuse a capture that saw a forward pass but no layer of it, or not all of the steps.
@@ -212,8 +184,7 @@ class Recorder:
             return
         skipped = self.capture.skipped
         reason = f"{skipped[0].name}: {skipped[0].reason}" if skipped else "none of its attention layers was called"
-        refusal = UnsupportedBackboneError.of(self._backbone, reason)
-        raise refusal
+        refuse_backbone(self._backbone, reason)
 
 
 @contextlib.contextmanager
@@ -260,7 +231,7 @@ def capture_attention(
     host = host_of(model)
     host.check_supported(model)
     recorder = Recorder(type(model).__name__, on_record, layers, steps)
-    with host.recording(model, recorder):
+    with host(model, recorder).installed():
         yield recorder.capture
     recorder.check()
 
@@ -316,22 +287,21 @@ def _hidden(wrapper: str, inside: Any, attribute: str) -> UnsupportedBackboneErr
     )
 
 
-def host_of(model: nn.Module) -> ModuleType:
-    """Return the module that captures models of one host.
+def host_of(model: nn.Module) -> type[AttentionHooks]:
+    """Return the class that captures models of one host.
 
     Args:
         model: A model.
 
     Returns:
-        A module with `check_supported`, `recording` and `attention`.
+        A subclass of `AttentionHooks`.
 
     Raises:
         UnsupportedBackboneError: If the model belongs to no known host.
     """
     for ancestor in type(model).__mro__:
-        name = _HOSTS.get(ancestor.__module__.partition(".")[0])
-        if name is not None:
-            return importlib.import_module(name)
+        if (name := _HOSTS.get(ancestor.__module__.partition(".")[0])) is not None:
+            return pkgutil.resolve_name(name)
     raise UnsupportedBackboneError(
         "model",
         expected=f"a model of {' or '.join(_HOSTS)}",

@@ -4,13 +4,19 @@
    what the layer compares, after any normalization and rotation.
 2. Hooks on the projections, for the processors that multiply matrices themselves (attention slicing, xformers, linear
    attention), where a layer neither normalizes nor rotates after them. Neither mechanism touches the processors.
+
+Each family states where the image tokens stand among the text tokens, which is verified in every forward pass. In a
+double-stream block the projection of values sees image tokens only, and values are neither normalized nor rotated: the
+rows at the stated place must equal what the projection gave. Where a module is given image and text apart and joins
+them itself, the rows at the stated place must be the image's before the projection. Where a layer rotates queries and
+keys, the rotations of these rows must be those of the image's positions.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -24,109 +30,63 @@ from hf_spectral.capture.diffusers_projections import (
     is_attention,
     projected_values,
 )
-from hf_spectral.capture.diffusers_tokens import DenoiserCall, arrange, only_timestep
 from hf_spectral.capture.hooks import AttentionHooks, AttentionLayer, Call, is_compiled
 from hf_spectral.capture.sdpa import AttentionTap
-from hf_spectral.errors import UnsupportedBackboneError
-from hf_spectral.families.attention_call import AttentionCall
-from hf_spectral.families.diffusers import DenoiserFamily, family_of
+from hf_spectral.errors import SpectralError, UnsupportedBackboneError
+from hf_spectral.families.attention_call import AttentionCall, LayerSkipped
+from hf_spectral.families.diffusers import family_of
+from hf_spectral.grid import TokenGrid
 from hf_spectral.restoring import entered
 
 # The backends of diffusers' dispatcher that end in scaled_dot_product_attention.
 _VISIBLE_BACKENDS = frozenset({"native", "_native_cudnn", "_native_efficient", "_native_flash", "_native_math"})
 
 
-def check_supported(model: nn.Module) -> None:
-    """Refuse a model that cannot be captured, with the reason.
-
-    Args:
-        model: The model to check; it is not run.
-
-    Raises:
-        UnsupportedBackboneError: If it is no denoiser of a known family, is compiled in place, or attends through a
-            kernel that shows no query and key.
-    """
-    family = family_of(type(model))
-    if is_compiled(model):
-        raise UnsupportedBackboneError(
-            "model",
-            expected="a denoiser that is not compiled",
-            got=f"{type(model).__name__} compiled in place by model.compile()",
-            fix="Load it again and capture it uncompiled",
-        )
-    for layer in _image_layers(model, family):
-        backend = getattr(layer.module.processor, "_attention_backend", None)
-        name = getattr(backend, "value", backend)
-        if name is not None and name not in _VISIBLE_BACKENDS:
-            refusal = _hidden_attention(model, layer, f"the attention backend {name!r}")
-            raise refusal
-
-
-def attention(model: nn.Module) -> tuple[nn.Module, list[AttentionLayer]]:
-    """Return what is run and its attention layers.
-
-    Args:
-        model: A model that `check_supported` accepts.
-
-    Returns:
-        The model, and the layers that see image tokens, in the order of definition.
-    """
-    return model, _image_layers(model, family_of(type(model)))
-
-
-@contextlib.contextmanager
-def recording(model: nn.Module, recorder: Recorder) -> Iterator[None]:
-    """Hand every image self-attention layer that this thread runs inside the block to a recorder.
-
-    Args:
-        model: A model that `check_supported` accepts.
-        recorder: Receives the layers.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        SpectralError: If this thread captures the model already.
-    """
-    family = family_of(type(model))
-    hooks = _DenoiserHooks(model, family, _image_layers(model, family), recorder)
-    with hooks.installed(), entered(AttentionTap(hooks.see_attention)):
-        yield
-
-
-def _image_layers(model: nn.Module, family: DenoiserFamily) -> list[AttentionLayer]:
-    """Return the self-attention modules that see image tokens; cross-attention and text-only layers are none."""
-    return [
-        AttentionLayer(name, name, module, PROJECTIONS)
-        for name, module in model.named_modules()
-        if is_attention(module)
-        and not getattr(module, "is_cross_attention", False)
-        and not (family.text_only is not None and name.startswith(family.text_only))
-    ]
-
-
-def _hidden_attention(model: nn.Module, layer: AttentionLayer, got: str) -> UnsupportedBackboneError:
-    return UnsupportedBackboneError(
-        "model",
-        expected="attention through torch's scaled_dot_product_attention",
-        got=f"{got} in {layer.name!r} of {type(model).__name__}, which shows no query and key",
-        fix='Call model.set_attention_backend("native"), or load the model again for its own attention processors',
-    )
-
-
-class _DenoiserHooks(AttentionHooks):
+class DenoiserHooks(AttentionHooks):
     """Reads the layers of a denoiser."""
 
-    def __init__(
-        self, model: nn.Module, family: DenoiserFamily, layers: list[AttentionLayer], recorder: Recorder
-    ) -> None:
-        super().__init__(model, layers, recorder)
-        self._family = family
+    def __init__(self, model: nn.Module, recorder: Recorder) -> None:
+        super().__init__(model, recorder)
+        self._family = family_of(type(model))
         self._map_size: tuple[int, int] | None = None
         self._image_rotation: Tensor | None = None
         self._timestep: float | None = None
         self._rows = slice(None)
-        self._token_map: Callable[[], tuple[int, int]] = lambda: family.token_map(model, self.inputs)
+        self._token_map: Callable[[], tuple[int, int]]
+
+    @staticmethod
+    def check_supported(model: nn.Module) -> None:
+        """Refuse a model of no known family, compiled in place, or with a kernel that shows no query and key."""
+        _, layers = DenoiserHooks.attention(model)
+        if is_compiled(model):
+            raise UnsupportedBackboneError(
+                "model",
+                expected="a denoiser that is not compiled",
+                got=f"{type(model).__name__} compiled in place by model.compile()",
+                fix="Load it again and capture it uncompiled",
+            )
+        for layer in layers:
+            backend = getattr(layer.module.processor, "_attention_backend", None)
+            name = getattr(backend, "value", backend)
+            if name is not None and name not in _VISIBLE_BACKENDS:
+                refusal = _hidden_attention(model, layer, f"the attention backend {name!r}")
+                raise refusal
+
+    @staticmethod
+    def attention(model: nn.Module) -> tuple[Any, list[AttentionLayer]]:
+        """Return the model, and the self-attention layers that see image tokens: no cross-attention, not text alone."""
+        text_only = family_of(type(model)).text_only
+        return model, [
+            AttentionLayer(name, name, module, PROJECTIONS)
+            for name, module in model.named_modules()
+            if is_attention(module)
+            and not getattr(module, "is_cross_attention", False)
+            and not (text_only is not None and name.startswith(text_only))
+        ]
+
+    def watching(self) -> contextlib.AbstractContextManager[None]:
+        """Tap `scaled_dot_product_attention`."""
+        return entered(AttentionTap(self.see_attention))
 
     def begin(self) -> float | None:
         """Take the timestep, and the rotations of the image's positions where they are known in advance."""
@@ -135,7 +95,7 @@ class _DenoiserHooks(AttentionHooks):
         mask = self.inputs.get("encoder_attention_mask")
         if isinstance(mask, Tensor):  # Layers count its tokens: on the host, without waiting for a device each time.
             self.inputs["encoder_attention_mask"] = mask.cpu()
-        self._timestep = only_timestep(self.inputs.get(self._family.time_argument))
+        self._timestep = _only_timestep(self.inputs.get(self._family.time_argument))
         self._image_rotation = self._family.image_rotation(self.model, self.inputs, None)
         self._rows = slice(None) if self.recorder.steps is None else self._rows_with_prompt()
         return self._timestep
@@ -153,31 +113,64 @@ class _DenoiserHooks(AttentionHooks):
             yield functools.partial(rotating.register_forward_hook, self.mine(self._see_rotations))
 
     def read(self, call: Call) -> dict[str, Any]:
-        """Take the image's tokens out of a layer."""
-        name, module = call.layer.name, call.layer.module
-        seen = DenoiserCall(
-            denoiser=self.model,
-            family=self._family,
-            path=name,
-            module=module,
-            attention=call.attended or self._from_projections(call),
-            inputs=self.inputs,
-            map_size=_map_size(call.args, call.kwargs) or self._map_size,
-            token_map=self._token_map,
-            values=projected_values(module, call.projected),
-            shown=call.args[0] if call.args else call.kwargs.get("hidden_states"),
-            projected_from=call.given.get("to_v"),
-            rotation=self._family.rotation(call.kwargs),
-            image_rotation=self._image_rotation,
-        )
-        attention, grid, num_text = arrange(seen, self.recorder.require)
+        """Take the image's tokens out of a layer, in raster order."""
+        family, name, module = self._family, call.layer.name, call.layer.module
+        attention = call.attended or self._from_projections(call)
+        tokens = attention.query.shape[-2]
+        if tokens != attention.key.shape[-2]:
+            raise LayerSkipped("its queries and keys are not of the same tokens")
+        height, width = _map_size(call.args, call.kwargs) or self._map_size or self._token_map()
+        sees_text, nodes = family.sees_text(name, module), height * width
+        num_text = family.num_text_tokens(self.model, self.inputs, name) if sees_text else 0
+        if tokens != nodes + num_text:
+            raise LayerSkipped(
+                f"its {tokens} tokens are not {height} x {width} image tokens and {num_text} text tokens"
+            )
+        start = num_text if family.text == "first" else 0
+        rows = slice(start, start + nodes)
+        if sees_text:
+            self._verify_place(call, attention.value, rows)
         return {
-            "attention": attention.apply(lambda tensor: tensor[self._rows]),
-            "grid": grid,
+            "attention": attention.apply(lambda tensor: tensor[self._rows, ..., rows, :]),
+            "grid": TokenGrid(height, width, start),
             "timestep": self._timestep,
-            "where_refused": self._family.where_refused,
+            "where_refused": family.where_refused,
             "num_text_tokens": num_text,
         }
+
+    def _verify_place(self, call: Call, value: Tensor, rows: slice) -> None:
+        """Refuse image tokens that are not where the family says: at once by shapes, later by numbers."""
+        place = "after" if self._family.text == "first" else "before"
+
+        def require_equal(found: Tensor | None, expected: Tensor | None, got: str) -> None:
+            refusal = SpectralError(
+                "model",
+                expected=f"image tokens {place} the text tokens in {call.layer.name!r}",
+                got=got,
+                fix="Restore the family's own attention processors, e.g. by loading the model again; if that does not "
+                "help, report the model",
+            )
+            if found is None or expected is None or found.shape != expected.shape:
+                raise refusal
+            same = (found == expected.to(found.device)).all()
+            self.recorder.require(torch.where(same, 0.0, torch.nan), refusal)
+
+        values = projected_values(call.layer.module, call.projected)
+        sees_image_alone = values is not None and values.shape[-2] < value.shape[-2]
+        if sees_image_alone or getattr(call.layer.module, "added_kv_proj_dim", None) is not None:
+            projected = None if values is None else values[..., : rows.stop - rows.start, :]
+            require_equal(
+                value[..., rows, :], projected, "values that differ from the projection of the image's tokens"
+            )
+        shown = call.args[0] if call.args else call.kwargs.get("hidden_states")
+        joined = call.given.get("to_v")  # What the projection of values was given.
+        if isinstance(joined, Tensor) and isinstance(shown, Tensor) and shown.shape[-2] < joined.shape[-2]:
+            said = "other tokens than those that the module was given as the image's"
+            require_equal(joined[..., rows, :], shown, said)
+        if self._family.rotates:
+            rotation = self._family.rotation(call.kwargs)
+            turned = None if rotation is None else rotation[..., rows, :]
+            require_equal(turned, self._image_rotation, "rotations that differ from those of the image's positions")
 
     def _rows_with_prompt(self) -> slice:
         """Return the rows of a batch that are not repeated for guidance: there both halves hold the same latents."""
@@ -198,6 +191,32 @@ class _DenoiserHooks(AttentionHooks):
         if attention is None:
             raise _hidden_attention(self.model, call.layer, type(call.layer.module.processor).__name__)
         return attention
+
+
+def _hidden_attention(model: nn.Module, layer: AttentionLayer, got: str) -> UnsupportedBackboneError:
+    return UnsupportedBackboneError(
+        "model",
+        expected="attention through torch's scaled_dot_product_attention",
+        got=f"{got} in {layer.name!r} of {type(model).__name__}, which shows no query and key",
+        fix='Call model.set_attention_backend("native"), or load the model again for its own attention processors',
+    )
+
+
+def _only_timestep(timestep: Any) -> float | None:
+    """Return the timestep of a forward pass, which a record can hold only one of; None if there was none.
+
+    Raises:
+        SpectralError: If the images of a batch differ in it.
+    """
+    values = torch.as_tensor(timestep).flatten().unique().tolist() if timestep is not None else []
+    if len(values) > 1:
+        raise SpectralError(
+            "timestep",
+            expected="one timestep for all images of a batch",
+            got=values,
+            fix="Run the denoiser once per timestep",
+        )
+    return float(values[0]) if values else None
 
 
 def _map_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""What following a forward pass takes in any host: hooks of one thread, and the attention layer that runs now."""
+"""What every host needs to follow a forward pass: hooks of one thread, and the attention layer that runs now."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import dataclasses
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
 from hf_spectral.capture.base import Recorder
-from hf_spectral.errors import STRUCTURE_ERRORS, HFSpectralError, SpectralError, UnsupportedBackboneError
+from hf_spectral.errors import STRUCTURE_ERRORS, HFSpectralError, SpectralError, refuse_backbone
 from hf_spectral.families.attention_call import AttentionCall, LayerSkipped
 from hf_spectral.restoring import entered, evaluation_mode, lock, undoing
 
@@ -67,18 +67,44 @@ class AttentionHooks(abc.ABC):
     """Follows the forward passes of one thread through a model; each host's leaf reads the layers of its models.
 
     Args:
-        model: What is run: a vision tower or a denoiser.
-        layers: Its attention layers.
+        model: A model that `check_supported` accepts.
         recorder: Receives what the leaf reads.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[AttentionLayer], recorder: Recorder) -> None:
-        self.model: Any = model
-        self.layers = layers
+    def __init__(self, model: nn.Module, recorder: Recorder) -> None:
+        self.model, self.layers = self.attention(model)
         self.recorder = recorder
         self.inputs: dict[str, Any] = {}
         self._thread = threading.get_ident()
         self._calls: list[Call] = []
+
+    @staticmethod
+    @abc.abstractmethod
+    def check_supported(model: nn.Module) -> None:
+        """Refuse a model that cannot be captured.
+
+        Args:
+            model: The model to check; it is not run.
+
+        Raises:
+            UnsupportedBackboneError: If no layer of it can be recorded, with the reason.
+        """
+
+    @staticmethod
+    @abc.abstractmethod
+    def attention(model: nn.Module) -> tuple[Any, list[AttentionLayer]]:
+        """Return what is run and its attention layers.
+
+        Args:
+            model: A model that `check_supported` accepts.
+
+        Returns:
+            A vision tower or a denoiser, and its layers in the order of definition.
+        """
+
+    @abc.abstractmethod
+    def watching(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context inside which this thread's attention calls are shown to `see_attention`."""
 
     @abc.abstractmethod
     def begin(self) -> float | None:
@@ -112,7 +138,7 @@ class AttentionHooks(abc.ABC):
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
-        """Watch for the length of the block, the model being in evaluation mode.
+        """Hand every attention layer that this thread runs inside the block to the recorder, in evaluation mode.
 
         Yields:
             Nothing.
@@ -139,7 +165,8 @@ class AttentionHooks(abc.ABC):
             with entered(lock):
                 for install in self._hooks():
                     handles.append(install())
-            yield
+            with self.watching():
+                yield
 
     def see_attention(self, attention: AttentionCall, module: nn.Module | None = None) -> None:
         """Note an attention of the layer that runs, the first one apart: most layers have one.
@@ -219,8 +246,7 @@ class AttentionHooks(abc.ABC):
             raise
         except STRUCTURE_ERRORS as error:
             said = f"{layer.name}: its attention cannot be read: {type(error).__name__}: {error}"
-            refusal = UnsupportedBackboneError.of(type(self.model).__name__, said)
-            raise refusal from error
+            refuse_backbone(type(self.model).__name__, said, cause=error)
         self.recorder.add(layer.name, index, **found)
 
     def _see_child(

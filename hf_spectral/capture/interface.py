@@ -18,9 +18,9 @@ from hf_spectral.errors import UnsupportedBackboneError
 from hf_spectral.families.attention_call import AttentionCall
 from hf_spectral.restoring import switched, undoing
 
-Observer = Callable[[nn.Module, AttentionCall], None]
+Observer = Callable[[AttentionCall, nn.Module], None]
 
-# One name an implementation, because masks differ: sdpa wants a boolean mask or none, eager an additive one. Without a
+# One name per implementation, because masks differ: sdpa wants a boolean mask or none, eager an additive one. Without a
 # mask function of the same name transformers drops the mask silently.
 _PREFIX = "spectral_capture_"
 _DELEGATES = ("sdpa", "eager")
@@ -83,7 +83,7 @@ def observing(configs: Iterable[Any], observe: Observer) -> Iterator[None]:
 
     Args:
         configs: Configurations that the attention layers read, each once.
-        observe: Receives the module and what it attends with, before the attention is computed.
+        observe: Receives what a module attends with, and the module, before the attention is computed.
 
     Yields:
         Nothing.
@@ -105,16 +105,11 @@ def _delegate(implementation: str) -> Callable[..., tuple[Tensor, Tensor | None]
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        scale = kwargs.get("scaling")
+        scale = query.shape[-1] ** -0.5 if kwargs.get("scaling") is None else float(kwargs["scaling"])
         for observe in _current_observers():
-            observe(
-                module, AttentionCall(query, key, value, query.shape[-1] ** -0.5 if scale is None else float(scale))
-            )
-        function = (
-            _eager_function(type(module).forward)
-            if implementation == "eager"
-            else ALL_ATTENTION_FUNCTIONS[implementation]
-        )
+            observe(AttentionCall(query, key, value, scale), module)
+        is_eager = implementation == "eager"
+        function = _eager_function(type(module).forward) if is_eager else ALL_ATTENTION_FUNCTIONS[implementation]
         return function(module, query, key, value, attention_mask, **kwargs)
 
     return attend

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from hf_spectral.capture import interface
 from hf_spectral.capture.hooks import AttentionLayer
-from hf_spectral.errors import UnsupportedBackboneError
+from hf_spectral.errors import refuse_backbone
 from hf_spectral.families.transformers import family_of, is_known
 
 _TRIPLES = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q", "k", "v"), ("to_q", "to_k", "to_v"))
@@ -32,8 +32,7 @@ def vision_tower(model: nn.Module) -> nn.Module:
     if not isinstance(model, PreTrainedModel) and is_known(model):
         return model
     if not _sees_pixels(model):
-        refusal = UnsupportedBackboneError.of(type(model).__name__, "no vision tower: takes no pixel_values")
-        raise refusal
+        refuse_backbone(type(model).__name__, "no vision tower: takes no pixel_values")
     while family_of(model).refusal is None and (inner := _inner(model)) is not None:
         model = inner
     return model
@@ -74,9 +73,7 @@ def attention_layers(model: nn.Module, tower: nn.Module) -> list[AttentionLayer]
     for path, module in tower.named_modules():
         through_interface = interface.uses_interface(module)
         children = dict(module.named_children())
-        projections: tuple[str, ...] = next(
-            (triple for triple in _TRIPLES if all(name in children for name in triple)), ()
-        )
+        projections: tuple[str, ...] = next((triple for triple in _TRIPLES if children.keys() >= {*triple}), ())
         # Adapters and quantization put other modules in the place of a linear one.
         if not projections and isinstance(getattr(children.get(_FUSED), "in_features", None), int):
             projections = (_FUSED,)

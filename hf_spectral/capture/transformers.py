@@ -17,84 +17,15 @@ from typing import Any
 from torch import nn
 
 from hf_spectral.capture import interface
-from hf_spectral.capture.base import Recorder
 from hf_spectral.capture.hooks import AttentionHooks, AttentionLayer, Call, is_compiled
 from hf_spectral.capture.sdpa import AttentionTap
 from hf_spectral.capture.towers import attention_layers, interface_configs, vision_tower
-from hf_spectral.errors import UnsupportedBackboneError
+from hf_spectral.errors import refuse_backbone
 from hf_spectral.families.attention_call import AttentionCall, LayerSkipped
 from hf_spectral.families.transformers import Arranged, TowerCall, family_of
 from hf_spectral.restoring import entered
 
 _HEAD_COUNTS = ("num_attention_heads", "num_heads", "n_heads", "heads")
-
-
-def check_supported(model: nn.Module) -> None:
-    """Refuse a model that cannot be captured, with the reason.
-
-    Args:
-        model: The model to check; it is not run.
-
-    Raises:
-        UnsupportedBackboneError: If it has no vision tower, no self-attention, attention that no record can hold, an
-            input that is no picture, or an attention implementation that shows no query and key.
-    """
-    tower: Any = vision_tower(model)
-    layers = attention_layers(model, tower)
-    family = family_of(tower)
-    reason = family.refusal
-    if not layers:
-        reason = "no self-attention: none of its modules projects queries, keys and values"
-    if reason is None and is_compiled(model):
-        reason = "compiled in place by model.compile(); load it again and capture it uncompiled"
-    reason = reason or family.input_refusal(tower)
-    if reason is not None:
-        reason = reason if tower is model else f"in its {type(tower).__name__}: {reason}"
-        refusal = UnsupportedBackboneError.of(type(model).__name__, reason)
-        raise refusal
-    for config in interface_configs(layers):
-        interface.check_implementation(config, type(model).__name__)
-
-
-def attention(model: nn.Module) -> tuple[nn.Module, list[AttentionLayer]]:
-    """Return what is run and its attention layers.
-
-    Args:
-        model: A model that `check_supported` accepts.
-
-    Returns:
-        Its vision tower, and the layers in the order of definition.
-    """
-    tower = vision_tower(model)
-    return tower, attention_layers(model, tower)
-
-
-@contextlib.contextmanager
-def recording(model: nn.Module, recorder: Recorder) -> Iterator[None]:
-    """Hand every attention layer that this thread runs inside the block to a recorder.
-
-    Args:
-        model: A model that `check_supported` accepts.
-        recorder: Receives the layers.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        SpectralError: If this thread captures the model already.
-    """
-    tower, layers = attention(model)
-    hooks = _TowerHooks(tower, layers, recorder)
-    family = family_of(tower)
-    tap = AttentionTap(hooks.see_attention, products=family.scales_query)
-    needs_tap = not all(layer.through_interface for layer in layers)
-    with (
-        hooks.installed(),
-        interface.observing(interface_configs(layers), hooks.see_interface),
-        family.whole_picture(tower),
-        entered(tap) if needs_tap else contextlib.nullcontext(),
-    ):
-        yield
 
 
 def arrange(call: TowerCall) -> Arranged:
@@ -120,8 +51,45 @@ def arrange(call: TowerCall) -> Arranged:
     return family_of(call.tower).arrange(dataclasses.replace(call, attention=attention))
 
 
-class _TowerHooks(AttentionHooks):
+class TowerHooks(AttentionHooks):
     """Reads the layers of a vision tower."""
+
+    @staticmethod
+    def check_supported(model: nn.Module) -> None:
+        """Refuse a model without a vision tower, or whose tower shows no queries and keys of a picture."""
+        tower: Any = vision_tower(model)
+        layers = attention_layers(model, tower)
+        family = family_of(tower)
+        reason = family.refusal
+        if not layers:
+            reason = "no self-attention: none of its modules projects queries, keys and values"
+        if reason is None and is_compiled(model):
+            reason = "compiled in place by model.compile(); load it again and capture it uncompiled"
+        reason = reason or family.input_refusal(tower)
+        if reason is not None:
+            reason = reason if tower is model else f"in its {type(tower).__name__}: {reason}"
+            refuse_backbone(type(model).__name__, reason)
+        for config in interface_configs(layers):
+            interface.check_implementation(config, type(model).__name__)
+
+    @staticmethod
+    def attention(model: nn.Module) -> tuple[Any, list[AttentionLayer]]:
+        """Return the vision tower, and its attention layers."""
+        tower = vision_tower(model)
+        return tower, attention_layers(model, tower)
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Observe the attention interface, and tap the layers that do not call it."""
+        family = family_of(self.model)
+        tap = AttentionTap(self.see_attention, products=family.scales_query)
+        needs_tap = not all(layer.through_interface for layer in self.layers)
+        with (
+            interface.observing(interface_configs(self.layers), self.see_attention),
+            family.whole_picture(self.model),
+            entered(tap) if needs_tap else contextlib.nullcontext(),
+        ):
+            yield
 
     def begin(self) -> None:
         """Need nothing beyond the inputs."""
@@ -143,15 +111,6 @@ class _TowerHooks(AttentionHooks):
             attention = attention.joined(call.further)
         arranged = arrange(TowerCall(self.model, layer.path, attention, self.inputs))
         return {"attention": arranged.attention, "grid": arranged.grid, "windowed": arranged.windowed}
-
-    def see_interface(self, module: nn.Module, attention: AttentionCall) -> None:
-        """Note what a module hands to the attention interface.
-
-        Args:
-            module: The attention module.
-            attention: What it attends with.
-        """
-        self.see_attention(attention, module)
 
     def _from_projections(self, call: Call) -> AttentionCall:
         """Return what the projections gave, split into heads.

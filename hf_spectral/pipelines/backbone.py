@@ -14,7 +14,7 @@ from PIL import Image
 
 from hf_spectral.basis import SpectralBasis
 from hf_spectral.capture import attention_fingerprint, vision_tower
-from hf_spectral.errors import STRUCTURE_ERRORS, HFSpectralError, SpectralError, UnsupportedBackboneError
+from hf_spectral.errors import STRUCTURE_ERRORS, HFSpectralError, SpectralError, refuse_backbone
 from hf_spectral.tensor_files import one_line
 
 TASK = "spectral-pathways"
@@ -134,8 +134,7 @@ def blamed(model: Any, size: tuple[int, int], read: Callable[[Image.Image, int |
             raise
         said = f"{type(error).__name__}: {one_line(error)}"
         if fails(None):
-            refusal = UnsupportedBackboneError.of(type(model).__name__, f"no picture can be read: {said}")
-            raise refusal from error
+            refuse_backbone(type(model).__name__, f"no picture can be read: {said}", cause=error)
         if fails(max(size)):
             raise SpectralError(
                 "resolution",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
@@ -90,12 +91,11 @@ class DenoiserFamily:
         is_square: True if the denoiser reads squares only.
         default_side: Longer side in latents, where the configuration has no `sample_size`.
         prompt_pipeline: Name of the diffusers pipeline that encodes its prompts; None if it reads none.
-        has_mask: True if that pipeline's mask of a prompt, which it gives second, is read as well.
-        num_encoders: Pairs of text encoder and tokenizer that read a prompt.
+        encoded: What `encode_prompt` of that pipeline returns, in order: parts of a `Condition`; "" for one not read.
         empty_tokens: Tokens of the zeros that stand in for an empty prompt.
         text_width: Where the configuration has the channels of the prompt.
         max_prompt_tokens: Longest prompt, as the last tokenizer counts.
-        num_needed_encoders: So many of the text encoders have to be there for a prompt.
+        num_needed_encoders: Text encoders that have to be loaded for a prompt, at most.
         prompt_comes_first: True if the host puts the prompt before the empty one where guidance runs both at once.
         time_argument: Name of the timestep among the arguments of the forward.
     """
@@ -112,8 +112,7 @@ class DenoiserFamily:
     is_square: ClassVar[bool] = False
     default_side: ClassVar[int] = 64
     prompt_pipeline: ClassVar[str | None] = None
-    has_mask: ClassVar[bool] = False
-    num_encoders: ClassVar[int] = 1
+    encoded: ClassVar[tuple[str, ...]] = ("states",)
     empty_tokens: ClassVar[int] = 1
     text_width: ClassVar[str] = "joint_attention_dim"
     max_prompt_tokens: ClassVar[int] = 77
@@ -132,8 +131,8 @@ class DenoiserFamily:
     # The size of what it reads
 
     def latent_multiple(self, config: Any) -> int:
-        """Return what the sides of the latents have to be multiples of."""
-        return int(config.patch_size)
+        """Return what the sides of the latents have to be multiples of: a patch, or what a UNet shrinks to one."""
+        return int(config.get("patch_size") or 2 ** (len(config.block_out_channels) - 1))
 
     def latent_channels(self, config: Any) -> int:
         """Return the channels of the latents."""
@@ -165,20 +164,9 @@ class DenoiserFamily:
 
     # What it is told
 
-    def prompt_host(self, denoiser: Any) -> tuple[str | None, dict[str, Any]]:
-        """Return the name of the diffusers pipeline that encodes prompts, and arguments that it is built with.
-
-        Args:
-            denoiser: The denoiser.
-
-        Returns:
-            None as the name if the denoiser reads no prompt.
-        """
-        return self.prompt_pipeline, {"transformer": denoiser}
-
-    def num_text_encoders(self, denoiser: Any) -> int:
-        """Return how many pairs of text encoder and tokenizer read a prompt."""
-        return self.num_encoders
+    def prompt_host(self, config: Any) -> str | None:
+        """Return the name of the diffusers pipeline that encodes prompts; None if the denoiser reads none."""
+        return self.prompt_pipeline
 
     def encode(self, host: Any, prompt: str | None, device: torch.device, **given: Any) -> Condition:
         """Encode a prompt with the host pipeline.
@@ -192,8 +180,13 @@ class DenoiserFamily:
         Returns:
             Its embeddings.
         """
-        found = host.encode_prompt(prompt, device=device, do_classifier_free_guidance=False, **given)
-        return Condition(found[0], found[1].bool() if self.has_mask else None)
+        taken = inspect.signature(host.encode_prompt).parameters
+        told: dict[str, Any] = {name: None for name, one in taken.items() if one.default is one.empty}
+        fixed = {"device": device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+        told |= {name: one for name, one in fixed.items() if name in taken}
+        found = dict(zip(self.encoded, host.encode_prompt(**{**told, "prompt": prompt, **given}), strict=False))
+        mask = found.get("mask")
+        return Condition(found["states"], None if mask is None else mask.bool(), found.get("pooled"))
 
     def empty_prompt(self, config: Any) -> tuple[int, int, int | None]:
         """Return tokens, channels and pooled channels of the zeros that stand in for an empty prompt."""
@@ -222,11 +215,16 @@ class DenoiserFamily:
         Returns:
             Arguments by name.
         """
-        return {
+        told: dict[str, Any] = {
             "hidden_states": noised.latents,
             "timestep": noised.timestep,
             "encoder_hidden_states": noised.condition.states,
         }
+        if "mask" in self.encoded:
+            told["encoder_attention_mask"] = noised.condition.mask
+        if "pooled" in self.encoded:
+            told["pooled_projections"] = noised.condition.pooled
+        return told
 
     # Where the image tokens stand
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from hf_spectral.families.diffusers.base import Condition, Noised
+from hf_spectral.families.diffusers.base import Noised
 from hf_spectral.families.diffusers.packed import Packed
 
 
@@ -16,15 +16,11 @@ class Chroma(Packed):
     class_name = "ChromaTransformer2DModel"
     example = "lodestones/Chroma1-HD"
     prompt_pipeline = "ChromaPipeline"
+    encoded = ("states", "", "mask")
     empty_tokens = 512
-
-    def encode(self, host: Any, prompt: str | None, device: torch.device, **given: Any) -> Condition:
-        """Encode the prompt with its mask."""
-        states, _, mask, *_ = host.encode_prompt(prompt, device=device, do_classifier_free_guidance=False, **given)
-        return Condition(states, mask.bool())
 
     def arguments(self, denoiser: Any, noised: Noised) -> dict[str, Any]:
         """Extend the mask of the prompt over the image."""
-        told, mask = super().arguments(denoiser, noised), noised.condition.mask
-        assert mask is not None
+        told = super().arguments(denoiser, noised)
+        mask = told.pop("encoder_attention_mask")
         return told | {"attention_mask": torch.cat([mask, mask.new_ones(told["hidden_states"].shape[:2])], dim=1)}

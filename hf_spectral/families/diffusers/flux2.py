@@ -11,8 +11,6 @@ from torch import Tensor
 from hf_spectral.families.diffusers.base import Condition, Noised
 from hf_spectral.families.diffusers.packed import Packed
 
-_GUIDANCE = 4.0  # What guidance-distilled models are run with by default.
-
 
 class Flux2(Packed):
     """`Flux2Transformer2DModel`; the small models (klein) read their prompt by Qwen 3."""
@@ -21,6 +19,7 @@ class Flux2(Packed):
     example = "black-forest-labs/FLUX.2-dev"
     prompt_pipeline = "Flux2Pipeline"
     empty_tokens = 512
+    guidance = 4.0
 
     def scale_latents(self, vae: Any, latents: Tensor) -> Tensor:
         """Normalize packs as the host does."""
@@ -37,19 +36,13 @@ class Flux2(Packed):
         if not given and type(host.text_encoder).__name__.startswith("Qwen3"):
             by_qwen = Flux2KleinPipeline._get_qwen3_prompt_embeds
             return Condition(by_qwen(host.text_encoder, host.tokenizer, prompt, device=device))
-        return Condition(host.encode_prompt(prompt, device=device, **given)[0])
+        return super().encode(host, prompt, device, **given)
 
     def arguments(self, denoiser: Any, noised: Noised) -> dict[str, Any]:
-        """Pack the latents, and number the positions of image and prompt."""
+        """Number the positions of image and prompt on four axes."""
         from diffusers import Flux2Pipeline
 
-        states, packs = noised.condition.states, Flux2Pipeline._patchify_latents(noised.latents)
-        assert states is not None  # Encoded, or zeros.
-        return {
-            "hidden_states": Flux2Pipeline._pack_latents(packs),
-            "encoder_hidden_states": states,
-            "timestep": noised.share,
-            "img_ids": Flux2Pipeline._prepare_latent_ids(packs).to(packs.device),
-            "txt_ids": Flux2Pipeline._prepare_text_ids(states).to(packs.device),
-            "guidance": torch.full_like(noised.share, _GUIDANCE) if denoiser.config.guidance_embeds else None,
-        }
+        told, latents = super().arguments(denoiser, noised), noised.latents
+        image = Flux2Pipeline._prepare_latent_ids(Flux2Pipeline._patchify_latents(latents))
+        prompt = Flux2Pipeline._prepare_text_ids(told["encoder_hidden_states"])
+        return told | {"img_ids": image.to(latents.device), "txt_ids": prompt.to(latents.device)}

@@ -17,7 +17,6 @@ class HiDream(DenoiserFamily):
     class_name = "HiDreamImageTransformer2DModel"
     example = "HiDream-ai/HiDream-I1-Full"
     prompt_pipeline = "HiDreamImagePipeline"
-    num_encoders = 4
     is_flow = True
     text = "last"
     rotates = True

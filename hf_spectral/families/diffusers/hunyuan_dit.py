@@ -14,12 +14,7 @@ class HunyuanDiT(DenoiserFamily):
 
     class_name = "HunyuanDiT2DModel"
     example = "Tencent-Hunyuan/HunyuanDiT-v1.2-Diffusers"
-    num_encoders = 2
-
-    def prompt_host(self, denoiser: Any) -> tuple[str | None, dict[str, Any]]:
-        """Encode as HunyuanDiT does."""
-        unchecked = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-        return "HunyuanDiTPipeline", {"transformer": denoiser, **unchecked}
+    prompt_pipeline = "HunyuanDiTPipeline"
 
     def encode(self, host: Any, prompt: str | None, device: torch.device, **given: Any) -> Condition:
         """Encode the prompt with both text encoders."""

@@ -17,7 +17,7 @@ class Lumina2(DenoiserFamily):
     class_name = "Lumina2Transformer2DModel"
     example = "Alpha-VLLM/Lumina-Image-2.0"
     prompt_pipeline = "Lumina2Pipeline"
-    has_mask = True
+    encoded = ("states", "mask")
     text_width = "cap_feat_dim"
     is_flow = True
     text = "first"
@@ -30,9 +30,8 @@ class Lumina2(DenoiserFamily):
         return int(min(config.axes_lens[1:]) * config.patch_size)
 
     def arguments(self, denoiser: Any, noised: Noised) -> dict[str, Any]:
-        """Add the mask of the prompt, and turn the time around."""
-        told = super().arguments(denoiser, noised)
-        return told | {"timestep": 1 - noised.share, "encoder_attention_mask": noised.condition.mask}
+        """Turn the time around."""
+        return super().arguments(denoiser, noised) | {"timestep": 1 - noised.share}
 
     def sees_text(self, path: str, module: Any) -> bool:
         """Tell the joint layers from the refiners."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,13 +13,18 @@ from hf_spectral.families.diffusers.base import DenoiserFamily, Noised
 
 
 class Packed(DenoiserFamily):
-    """Denoisers of packed latents that are told the position of each token by `img_ids`."""
+    """Denoisers of packed latents that are told the position of each token by `img_ids`.
+
+    Attributes:
+        guidance: What guidance-distilled models are run with by default; None if there are none.
+    """
 
     is_flow = True
     text = "first"
     rotates = True
     default_side = 128
     max_prompt_tokens = 512
+    guidance: ClassVar[float | None] = None
 
     def latent_multiple(self, config: Any) -> int:
         """Return the side of a pack."""
@@ -30,20 +35,21 @@ class Packed(DenoiserFamily):
         return int(config.in_channels) // 4
 
     def arguments(self, denoiser: Any, noised: Noised) -> dict[str, Any]:
-        """Pack the latents, and number their positions."""
+        """Pack the latents, number their positions, tell the time as a share, and add the strength of guidance."""
         from diffusers import FluxPipeline
 
-        states, latents = noised.condition.states, noised.latents
-        assert states is not None  # Encoded, or zeros.
+        told, latents = super().arguments(denoiser, noised), noised.latents
         count, channels, height, width = latents.shape
         placed: dict[str, Any] = {"device": latents.device, "dtype": latents.dtype}
-        return {
+        told |= {
             "hidden_states": FluxPipeline._pack_latents(latents, count, channels, height, width),
-            "encoder_hidden_states": states,
             "timestep": noised.share,
             "img_ids": FluxPipeline._prepare_latent_image_ids(count, height // 2, width // 2, **placed),
-            "txt_ids": torch.zeros(states.shape[1], 3, **placed),
+            "txt_ids": torch.zeros(told["encoder_hidden_states"].shape[1], 3, **placed),
         }
+        if self.guidance is not None and denoiser.config.guidance_embeds:
+            told["guidance"] = torch.full_like(noised.share, self.guidance)
+        return told
 
     def token_map(self, denoiser: Any, inputs: Mapping[str, Any]) -> tuple[int, int]:
         """Read rows and columns from the positions: a frame, a row and a column each."""

@@ -15,7 +15,7 @@ class PixArt(DenoiserFamily):
     class_name = "PixArtTransformer2DModel"
     example = "PixArt-alpha/PixArt-XL-2-512x512"
     prompt_pipeline = "PixArtAlphaPipeline"
-    has_mask = True
+    encoded = ("states", "mask")
     text_width = "caption_channels"
     max_prompt_tokens = 300
 
@@ -24,12 +24,11 @@ class PixArt(DenoiserFamily):
         return super().encode(host, prompt, device, max_sequence_length=self.max_prompt_tokens, **given)
 
     def arguments(self, denoiser: Any, noised: Noised) -> dict[str, Any]:
-        """Add the mask of the prompt, and size and aspect ratio where the denoiser embeds them."""
+        """Add size and aspect ratio where the denoiser embeds them."""
         height, width = noised.size
         embeds_size = denoiser.use_additional_conditions
         sizes = {
             "resolution": noised.for_each([height, width]) if embeds_size else None,
             "aspect_ratio": noised.for_each([height / width]) if embeds_size else None,
         }
-        told = super().arguments(denoiser, noised)
-        return told | {"added_cond_kwargs": sizes, "encoder_attention_mask": noised.condition.mask}
+        return super().arguments(denoiser, noised) | {"added_cond_kwargs": sizes}

@@ -13,7 +13,7 @@ class Sana(DenoiserFamily):
     class_name = "SanaTransformer2DModel"
     example = "Efficient-Large-Model/Sana_600M_512px_diffusers"
     prompt_pipeline = "SanaPipeline"
-    has_mask = True
+    encoded = ("states", "mask")
     text_width = "caption_channels"
     is_flow = True
     where_refused = "it attends linearly, without a softmax over query-key pairs that could be read as an affinity"
@@ -24,7 +24,6 @@ class Sana(DenoiserFamily):
         return "it embeds a guidance scale (`guidance_embeds`)" if config.get("guidance_embeds") else None
 
     def arguments(self, denoiser: Any, noised: Noised) -> dict[str, Any]:
-        """Add the mask of the prompt, and scale the time."""
-        told = super().arguments(denoiser, noised)
+        """Scale the time."""
         scaled = noised.timestep * denoiser.config.timestep_scale
-        return told | {"timestep": scaled, "encoder_attention_mask": noised.condition.mask}
+        return super().arguments(denoiser, noised) | {"timestep": scaled}

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
-from hf_spectral.families.diffusers.base import Condition, DenoiserFamily, Noised
+from hf_spectral.families.diffusers.base import DenoiserFamily, Noised
 
 # Images, a class, or further embeddings.
 _FURTHER_CONDITIONS = [
@@ -23,6 +21,7 @@ class UNet(DenoiserFamily):
 
     class_name = "UNet2DConditionModel"
     example = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    encoded = ("states", "", "pooled")
 
     def refusal(self, config: Any) -> str | None:
         """Refuse UNets with a class, an image or other embeddings beside the prompt."""
@@ -34,29 +33,11 @@ class UNet(DenoiserFamily):
         told = ", ".join(f"{name}={value!r}" for name, value in asked.items())
         return f"it is given more than a timestep and a prompt: {told}" if asked else None
 
-    def latent_multiple(self, config: Any) -> int:
-        """Return the factor by which the levels shrink the latents."""
-        return 2 ** (len(config.block_out_channels) - 1)
-
-    def prompt_host(self, denoiser: Any) -> tuple[str | None, dict[str, Any]]:
-        """Encode as Stable Diffusion does, as XL does, or as Kolors does."""
-        if _is_kolors(denoiser.config):
-            return "KolorsPipeline", {"unet": None}
-        if _is_xl(denoiser.config):
-            return "StableDiffusionXLPipeline", {"unet": None, "add_watermarker": False}
-        no_checker = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-        return "StableDiffusionPipeline", {"unet": None, **no_checker}
-
-    def num_text_encoders(self, denoiser: Any) -> int:
-        """Return two for XL."""
-        return 2 if _is_xl(denoiser.config) and not _is_kolors(denoiser.config) else 1
-
-    def encode(self, host: Any, prompt: str | None, device: torch.device, **given: Any) -> Condition:
-        """Encode the prompt; XL has pooled embeddings too."""
-        states, _, *pooled = host.encode_prompt(
-            prompt, device=device, num_images_per_prompt=1, do_classifier_free_guidance=False, **given
-        )
-        return Condition(states, pooled=pooled[0] if pooled else None)
+    def prompt_host(self, config: Any) -> str | None:
+        """Encode as Kolors, as XL or as Stable Diffusion does."""
+        if _is_kolors(config):
+            return "KolorsPipeline"
+        return "StableDiffusionXLPipeline" if _is_xl(config) else "StableDiffusionPipeline"
 
     def empty_prompt(self, config: Any) -> tuple[int, int, int | None]:
         """Return the 77 tokens of CLIP, or the 256 of Kolors."""

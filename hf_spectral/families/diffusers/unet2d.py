@@ -20,10 +20,6 @@ class PixelUNet(DenoiserFamily):
         fourier = config.get("time_embedding_type") == "fourier"
         return "it is told the size of the noise, in place of a timestep" if fourier else None
 
-    def latent_multiple(self, config: Any) -> int:
-        """Return the factor by which the levels shrink the picture."""
-        return 2 ** (len(config.block_out_channels) - 1)
-
     def arguments(self, denoiser: Any, noised: Noised) -> dict[str, Any]:
         """Give picture and timestep."""
         return {"sample": noised.latents, "timestep": noised.timestep}

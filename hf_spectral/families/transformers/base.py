@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from hf_spectral.errors import SpectralError, UnsupportedBackboneError
+from hf_spectral.errors import SpectralError, refuse_backbone
 from hf_spectral.families.attention_call import AttentionCall, LayerSkipped
 from hf_spectral.families.sizes import InputGeometry
 from hf_spectral.grid import TokenGrid, as_pair
@@ -232,8 +232,7 @@ class VisionFamily:
         made = processor(resized, do_resize=False, do_center_crop=False, do_pad=False, return_tensors="pt")
         if (axes := made["pixel_values"].ndim) != 4:
             reason = f"{type(processor).__name__} makes numbers of {axes} axes of a picture, where images have 4"
-            refusal = UnsupportedBackboneError.of(type(tower).__name__, reason)
-            raise refusal
+            refuse_backbone(type(tower).__name__, reason)
         return {"pixel_values": made["pixel_values"]}
 
     def whole_picture(self, tower: nn.Module) -> contextlib.AbstractContextManager[None]:

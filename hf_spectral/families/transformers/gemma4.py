@@ -24,16 +24,16 @@ class Gemma4Vision(VisionFamily):
     reads_any_size: bool = True
     inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "pixel_position_ids")
 
-    def input_refusal(self, tower: nn.Module) -> str | None:
-        """Refuse none: the configuration states all that is needed."""
-        return None
+    def stated_sizes(self, config: Any) -> tuple[Any, Any]:
+        """Take whole pooled tokens."""
+        side = config.patch_size * config.pooling_kernel_size
+        return side, _POOLED * side
 
     def geometry(self, tower: nn.Module) -> InputGeometry:
-        """Take whole pooled tokens."""
+        """Read sides up to that for which there are positions."""
         config: Any = tower.config
-        side = config.patch_size * config.pooling_kernel_size
         longest = config.position_embedding_size * config.patch_size
-        return InputGeometry((side, side), (_POOLED * side,) * 2, False, {}, longest=longest)
+        return dataclasses.replace(super().geometry(tower), longest=longest)
 
     def to_inputs(self, tower: nn.Module, processor: Any, image: Image.Image, size: tuple[int, int]) -> Any:
         """Cut the picture, of numbers from 0 to 1: the model itself centers them."""

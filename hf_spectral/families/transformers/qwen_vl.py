@@ -10,7 +10,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hf_spectral.families.attention_call import LayerSkipped
-from hf_spectral.families.sizes import InputGeometry
 from hf_spectral.families.transformers.base import Arranged, TowerCall, VisionFamily, same_shapes
 from hf_spectral.grid import TokenGrid
 
@@ -27,15 +26,10 @@ class QwenVision(VisionFamily):
     reads_any_size: bool = True
     inputs: ClassVar[tuple[str, ...]] = ("hidden_states", "grid_thw")
 
-    def input_refusal(self, tower: nn.Module) -> str | None:
-        """Refuse none: the configuration states all that is needed."""
-        return None
-
-    def geometry(self, tower: nn.Module) -> InputGeometry:
+    def stated_sizes(self, config: Any) -> tuple[Any, Any]:
         """Take whole merged patches."""
-        config: Any = tower.config
         side = config.patch_size * config.spatial_merge_size
-        return InputGeometry((side, side), (_MERGED * side,) * 2, is_fixed=False, forward_arguments={})
+        return side, _MERGED * side
 
     def to_inputs(self, tower: nn.Module, processor: Any, image: Image.Image, size: tuple[int, int]) -> Any:
         """Cut the patches in merge order, each repeated for as many frames as a token spans."""

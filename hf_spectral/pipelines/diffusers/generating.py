@@ -18,7 +18,7 @@ from hf_spectral.checks import require_known, require_one_of
 from hf_spectral.errors import SpectralError
 from hf_spectral.pipelines.diffusers.noise import given_generators
 from hf_spectral.pipelines.diffusers.outputs import OutputType, outputs_of
-from hf_spectral.pipelines.diffusers.prompt import PromptEmbeddings, missing_encoders
+from hf_spectral.pipelines.diffusers.prompt import PromptEmbeddings, host_pipeline, missing_encoders
 from hf_spectral.pipelines.images import read_image
 from hf_spectral.pipelines.outputs import Analysis
 from hf_spectral.pipelines.settings import CUT_NAMES
@@ -89,7 +89,7 @@ def generated(
         SpectralError: If the denoiser reads no prompt, its text encoders are not loaded, a step does not come, or
             arguments do not go together.
     """
-    name, further = pipe.family.prompt_host(pipe.denoiser)
+    name = pipe.family.prompt_host(pipe.denoiser.config)
     embedded = any(call.get(one) is not None for one in PromptEmbeddings.__annotations__)
     missing = [] if name is None or embedded else missing_encoders(pipe.family, pipe.components, pipe.denoiser)
     if name is None or missing or isinstance(prompt, str) == embedded:
@@ -100,8 +100,7 @@ def generated(
             got=repr(prompt) if name is not None and not missing else got,
             fix="Or run the host's own pipeline inside capture_attention(denoiser, steps=[...])",
         )
-    host_class = getattr(diffusers, name)
-    taken = inspect.signature(host_class.__call__).parameters
+    taken = inspect.signature(getattr(diffusers, name).__call__).parameters
     require_known(call, taken.keys() - {"self", "prompt"})
     if call.get("num_images_per_prompt", 1) != 1 or not call.get("return_dict", True):
         argument = "return_dict" if call.get("num_images_per_prompt", 1) == 1 else "num_images_per_prompt"
@@ -122,10 +121,8 @@ def generated(
     is_latent = output_type == "latent"
     if is_latent and settings.get("method") == "tree":
         raise SpectralError("method", expected="'ward' or 'kmeans'", got="'tree' without a picture", fix="Leave it out")
-    of_init = inspect.signature(host_class.__init__).parameters
-    parts = {part: one for part, one in pipe.components.items() if part in of_init}
-    parts["scheduler"] = type(pipe.scheduler).from_config(pipe.scheduler.config)  # Sampling counts its steps in it.
-    host = host_class(**{**further, **parts})
+    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)  # Sampling counts its steps in it.
+    host = host_pipeline(name, pipe.components | {"scheduler": scheduler})
     host.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
     solving = _Steps(settings)
     own_steps = next((call[one] for one in ("timesteps", "sigmas") if call.get(one) is not None), None)

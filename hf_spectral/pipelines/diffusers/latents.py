@@ -16,7 +16,7 @@ from diffusers.configuration_utils import FrozenDict
 from PIL import Image
 from torch import Tensor
 
-from hf_spectral.errors import SpectralError, UnsupportedBackboneError
+from hf_spectral.errors import SpectralError, UnsupportedBackboneError, refuse_backbone
 from hf_spectral.families.diffusers import DenoiserFamily, family_of
 from hf_spectral.families.sizes import InputGeometry
 from hf_spectral.grid import as_pair
@@ -87,8 +87,7 @@ def check_repository(repository: str | os.PathLike[str], given: Mapping[str, Any
     other = [part for part in index if part.endswith(("vae", "movq")) and any(index[part] or ())]
     if other and "vae" not in other:
         reason = f"its latents come from its {other[0]!r}, which is not known"
-        refusal = UnsupportedBackboneError.of(str(index.get("_class_name")), reason, _EXPECTED, _OTHER_PIPELINE)
-        raise refusal
+        refuse_backbone(str(index.get("_class_name")), reason, _EXPECTED, _OTHER_PIPELINE)
 
     def class_of(part: str) -> type | None:
         library, name = entries[part][:2]
@@ -103,10 +102,9 @@ def check_repository(repository: str | os.PathLike[str], given: Mapping[str, Any
 
     present = {part: given[part] if part in given else entries.get(part) for part in ("unet", "transformer")}
     if not any(present.values()):
-        refusal = UnsupportedBackboneError.of(
+        refuse_backbone(
             str(index.get("_class_name")), "it has neither a `unet` nor a `transformer`", _EXPECTED, _OTHER_PIPELINE
         )
-        raise refusal
     for part, found in present.items():
         denoiser_class = type(found) if part in given else found and class_of(part)
         if found and denoiser_class is not None:
@@ -127,8 +125,7 @@ def check_pipeline(family: DenoiserFamily, name: Any) -> None:
     """
     if family.other_pipelines is not None and re.search(family.other_pipelines, str(name)):
         reason = f"{name} shows it further pictures, which are edited or split"
-        refusal = UnsupportedBackboneError.of(family.class_name, reason, _EXPECTED, _OTHER_PIPELINE)
-        raise refusal
+        refuse_backbone(family.class_name, reason, _EXPECTED, _OTHER_PIPELINE)
 
 
 def _check_configs(family: DenoiserFamily, config: Any, vae_config: Mapping[str, Any] | None) -> None:
@@ -145,8 +142,7 @@ def _check_configs(family: DenoiserFamily, config: Any, vae_config: Mapping[str,
         _require_channels(family, config, vae_config["latent_channels"])
     if (reason := family.refusal(config)) is not None:
         fix = f"{_OTHER_PIPELINE}, or run this denoiser by yourself inside capture_attention(...)"
-        refusal = UnsupportedBackboneError.of(family.class_name, reason, _EXPECTED, fix)
-        raise refusal
+        refuse_backbone(family.class_name, reason, _EXPECTED, fix)
 
 
 def _require_channels(family: DenoiserFamily, config: Any, given: int, source: str = "from the VAE") -> None:
@@ -154,8 +150,7 @@ def _require_channels(family: DenoiserFamily, config: Any, given: int, source: s
     predicted = family.latent_channels(FrozenDict({**config, "in_channels": config.get("out_channels") or 0}))
     if given < channels and predicted in (given, 2 * given):  # Mean alone, or mean and variance.
         reason = f"its input holds {channels - given} more channels than the {given} of a VAE: a mask or a picture"
-        refusal = UnsupportedBackboneError.of(family.class_name, reason, _EXPECTED, _OTHER_PIPELINE)
-        raise refusal
+        refuse_backbone(family.class_name, reason, _EXPECTED, _OTHER_PIPELINE)
     if given != channels:
         raise UnsupportedBackboneError(
             "vae",

@@ -76,8 +76,7 @@ class DiffusionSettings(CallSettings, prompts.PromptEmbeddings, total=False):
 SETTINGS = (CALL_SETTINGS - {"seed"}) | prompts.PROMPT_NAMES - {"prompt"}
 SETTINGS |= {"num_noise_samples", "batch_size", "image_column", "output_type"}
 _OF_GENERATION = CALL_SETTINGS - {"basis", "walk", "resolution", "timeout"}
-_ENCODERS = [f"{part}{ending}" for part in ("text_encoder", "tokenizer") for ending in ("", "_2", "_3", "_4")]
-_COMPONENTS = ["scheduler", "unet", "transformer", "vae", *_ENCODERS]
+_COMPONENTS = ["scheduler", "unet", "transformer", "vae", *prompts.ENCODERS]
 
 
 def checked_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -569,7 +568,7 @@ class SpectralDiffusionPipeline(Published, ImageReader, FromSingleFileMixin, Dif
 
     @property
     def _lora_state(self) -> object:
-        return self._lora.state(getattr(self, name) for name in _ENCODERS)
+        return self._lora.state(getattr(self, name) for name in prompts.ENCODERS)
 
     @property
     def _seed(self) -> int:

@@ -37,6 +37,8 @@ class PromptEmbeddings(TypedDict, total=False):
     pooled_prompt_embeds: Any
 
 
+#: Text encoders and tokenizers, in pairs.
+ENCODERS = [f"{part}{ending}" for ending in ("", "_2", "_3", "_4") for part in ("text_encoder", "tokenizer")]
 #: The prompt, and what can be given in its place.
 PROMPT_NAMES = frozenset(PromptEmbeddings.__annotations__) | {"prompt"}
 
@@ -167,7 +169,7 @@ def encode_prompt(
     """
     if not isinstance(prompt, str):
         raise SpectralError("prompt", expected="one string", got=repr(prompt), fix="Give one prompt for all pictures")
-    if family.prompt_host(denoiser)[0] is None:
+    if family.prompt_host(denoiser.config) is None:
         if prompt:
             expected = f"'': {family.class_name} reads a class, no text"
             raise SpectralError("prompt", expected=expected, got=repr(prompt), fix="Leave it out")
@@ -192,11 +194,27 @@ def prompt_host(family: DenoiserFamily, components: dict[str, Any], denoiser: An
     Returns:
         The pipeline, without VAE and scheduler; None for a family that reads no prompt.
     """
-    name, arguments = family.prompt_host(denoiser)
+    name = family.prompt_host(denoiser.config)
     if name is None:
         return None
-    loaded = {part: components.get(part) for part in _parts(family, denoiser)}
-    return getattr(diffusers, name)(**loaded, vae=None, scheduler=None, **arguments)
+    return host_pipeline(name, {part: components.get(part) for part in ENCODERS} | {"transformer": denoiser})
+
+
+def host_pipeline(name: str, components: Mapping[str, Any]) -> Any:
+    """Build a pipeline of the host, without safety checker and watermark.
+
+    Args:
+        name: Its class.
+        components: Components by name; those that it does not have are passed over.
+
+    Returns:
+        The pipeline, None in the place of components that are not given.
+    """
+    host_class = getattr(diffusers, name)
+    taken = inspect.signature(host_class).parameters
+    parts = {part: components.get(part) for part, one in taken.items() if one.default is one.empty}
+    parts |= {part: one for part, one in components.items() if part in taken}
+    return host_class(**parts, **{one: False for one in ("requires_safety_checker", "add_watermarker") if one in taken})
 
 
 def missing_encoders(family: DenoiserFamily, components: dict[str, Any], denoiser: Any) -> list[str]:
@@ -215,8 +233,10 @@ def missing_encoders(family: DenoiserFamily, components: dict[str, Any], denoise
 
 
 def _parts(family: DenoiserFamily, denoiser: Any) -> list[str]:
-    endings = ("", "_2", "_3", "_4")[: family.num_text_encoders(denoiser)]
-    return [f"{part}{ending}" for ending in endings for part in ("text_encoder", "tokenizer")]
+    """Return the text encoders and tokenizers that read a prompt: those of the host's pipeline."""
+    taken = inspect.signature(getattr(diffusers, str(family.prompt_host(denoiser.config)))).parameters
+    # Where a package is missing, the host has a stand-in that names none.
+    return [part for part in ENCODERS if part in taken] or ENCODERS[:2]
 
 
 def forward_arguments(
