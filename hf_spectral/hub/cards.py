@@ -18,7 +18,7 @@ from hf_spectral.errors import SpectralError
 from hf_spectral.fingerprint import WEIGHTS
 from hf_spectral.hub_errors import said_plainly
 from hf_spectral.pipelines import DEFAULT_BACKBONE, SpectralPathwaysPipeline
-from hf_spectral.pipelines.saved import as_json
+from hf_spectral.pipelines.saved import storable
 from hf_spectral.pipelines.transformers.offline import OFFLINE_NAME
 from hf_spectral.records import PATHWAYS
 from hf_spectral.report import LayerReport
@@ -171,7 +171,7 @@ def pipeline_card(
         "backbone": backbone,
         "basis": None if basis is None else {**basis.config.to_dict(), "num_images": basis.num_images},
         "pathway": (pipe.defaults.get("pathway") or "what") if basis is None else basis.config.pathway,
-        "settings": json.dumps(as_json(pipe.defaults), indent=2, sort_keys=True),
+        "settings": json.dumps(storable(pipe.defaults), indent=2, sort_keys=True),
         "shim": pipe.shim_name,
         "library": "transformers" if isinstance(pipe, SpectralPathwaysPipeline) else "diffusers",
         "base_model": base_model(backbone, details),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from PIL import Image
@@ -13,6 +13,8 @@ from hf_spectral.config import defaults_hold
 from hf_spectral.errors import SpectralError
 from hf_spectral.pipelines.backbone import blamed
 from hf_spectral.pipelines.images import read_image
+from hf_spectral.pipelines.outputs import Analysis
+from hf_spectral.result import SpectralResult
 from hf_spectral.segmentation import working_copy
 from hf_spectral.torch_state import plain_torch
 
@@ -131,3 +133,24 @@ class ImageReader:
         for position, prepared in enumerate(batch):
             groups[self._shape(prepared)].append(position)
         return list(groups.values())
+
+    def analyzed(
+        self, batch: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], records: Callable[..., object]
+    ) -> list[list[SpectralResult]]:
+        """Solve a problem per image and pathway, or project: the model runs once per group of equal sizes.
+
+        Args:
+            batch: What `preprocess` returned for each image.
+            settings: As for `Analysis`.
+            records: Runs the model on a group, as `records` of the pipeline does.
+
+        Returns:
+            The results of each image, one per pathway.
+        """
+        results: dict[int, list[SpectralResult]] = {}
+        for positions in self.grouped(batch):
+            group = [batch[position] for position in positions]
+            analysis = Analysis(settings, len(group))
+            records(group, analysis.add, analysis.layers)
+            results |= zip(positions, analysis.results(group), strict=True)
+        return [results[position] for position in range(len(batch))]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -76,7 +75,6 @@ def image_output(
     return_result: bool = False,
     as_json: bool = False,
     basis: SpectralBasis | None = None,
-    own: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Turn the result of one image into an output, with the segments and instances that were asked for.
 
@@ -91,7 +89,6 @@ def image_output(
         as_json: True gives what `json.dumps` takes, see `json_ready`.
         basis: Whose eigenvectors these are. If it has clusters, and `num_segments` is "auto" or their number, they take
             the place of segments of this image alone.
-        own: Further values, which outputs of this host have.
 
     Returns:
         What `SpectralPathwaysPipeline.__call__` describes.
@@ -103,7 +100,6 @@ def image_output(
         "status": result.status.value,
         "grid": (result.grid.height, result.grid.width),
         "layers": result.layers,
-        **own,
     }
     if return_result:
         output["result"] = result

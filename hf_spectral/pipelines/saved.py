@@ -74,6 +74,17 @@ def save_pipeline(
         pipe.push_to_hub(**{"repo_id": folder.name, **push})
 
 
+def amend(path: Path, **values: Any) -> None:
+    """Set values in a JSON file that the host has written.
+
+    Args:
+        path: The file.
+        **values: JSON values by name.
+    """
+    described = json.loads(path.read_text(encoding="utf-8")) | values
+    path.write_text(json.dumps(described, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def described(defaults: Mapping[str, Any], backbone: Mapping[str, Any]) -> dict[str, Any]:
     """Return the entry `custom_pipelines` of a configuration, as transformers reads it, with the defaults beside it.
 
@@ -91,13 +102,13 @@ def described(defaults: Mapping[str, Any], backbone: Mapping[str, Any]) -> dict[
         "impl": f"{SHIM_NAME.removesuffix('.py')}.SpectralPathwaysPipeline",
         "pt": ["AutoModel"],
         "type": "image",
-        "defaults": as_json(defaults),
+        "defaults": storable(defaults),
         "backbone": {name: backbone[name] for name in ("id", "revision")},
     }
     return {TASK: entry}
 
 
-def as_json(defaults: Mapping[str, Any]) -> dict[str, Any]:
+def storable(defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Return defaults as a file holds them.
 
     Args:
@@ -109,11 +120,11 @@ def as_json(defaults: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         SpectralError: If a default is an object of the user's own, which no file can name.
     """
-    return {name: _as_json(name, value) for name, value in defaults.items()}
+    return {name: _storable(name, value) for name, value in defaults.items()}
 
 
-def from_json(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return defaults from what `as_json` gave, but for the basis.
+def restored(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return defaults from what `storable` gave, but for the basis.
 
     Args:
         stored: JSON values by name.
@@ -173,7 +184,7 @@ def saved_defaults(config: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         SpectralError: If a later version has written them, or the basis cannot be read.
     """
-    defaults = from_json(saved_entry(config).get("defaults", {}))
+    defaults = restored(saved_entry(config).get("defaults", {}))
     require_known(defaults, SETTINGS | HOST_NAMES)
     if "basis" in defaults and "basis" not in given:
         defaults["basis"] = basis_beside(config.name_or_path, cached_commit(config))
@@ -184,7 +195,7 @@ def _has_adapters(model: nn.Module) -> bool:
     return any(type(module).__module__.startswith("peft.") for module in model.modules())
 
 
-def _as_json(name: str, value: Any) -> Any:
+def _storable(name: str, value: Any) -> Any:
     """Return what stands for a default in a file, from which the constructor makes the same again."""
     if name == "basis" and value is not None:
         return BASIS_FOLDER

@@ -47,10 +47,10 @@ SETTINGS = frozenset(CallSettings.__annotations__)
 SOLVERS: dict[str, type[Solver]] = {"eigen": EigenSolver, "gradient": GradientSolver}
 _CONFIG_NAMES = frozenset(field.name for field in dataclasses.fields(SpectralConfig))
 SPECTRAL_NAMES = _CONFIG_NAMES | PARAMETERS.keys()
-OUTPUT_NAMES = frozenset({"num_segments", "method", "instances", "return_result", "as_json"})
-CUT_NAMES = OUTPUT_NAMES | {"basis"}  # A basis may bring clusters.
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 READ_NAMES = frozenset({"resolution", "timeout"})
+CUT_NAMES = frozenset({"num_segments", "method", "instances", "return_result", "as_json", "basis"})
+PROBLEM_NAMES = SETTINGS - READ_NAMES - CUT_NAMES | {"basis"}  # A basis brings eigenvectors, and may bring clusters.
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 HOST_NAMES = frozenset({"batch_size", "num_workers", "image_column"})
 
 

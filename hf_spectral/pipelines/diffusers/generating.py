@@ -91,7 +91,7 @@ def generated(
     """
     name = pipe.family.prompt_host(pipe.denoiser.config)
     embedded = any(call.get(one) is not None for one in PromptEmbeddings.__annotations__)
-    missing = [] if name is None or embedded else missing_encoders(pipe.family, pipe.components, pipe.denoiser)
+    missing = [] if name is None or embedded else missing_encoders(pipe)
     if name is None or missing or isinstance(prompt, str) == embedded:
         got = f"{pipe.family.class_name}, which reads none" if name is None else f"no {', '.join(missing)}"
         raise SpectralError(

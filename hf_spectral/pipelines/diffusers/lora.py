@@ -40,7 +40,7 @@ class LoraHost:
         Raises:
             NoLoraError: If the host loads no LoRA weights for the family, or peft is not installed.
         """
-        host = self._host or prompt_host(pipe.family, pipe.components, pipe.denoiser)
+        host = self._host or prompt_host(pipe)
         if not isinstance(host, LoraBaseMixin):
             raise NoLoraError(
                 name,

@@ -84,7 +84,7 @@ def outputs_of(
     found: dict[str, Any] = {}
     own = {"size": prepared["read_size"], "timesteps": timesteps}
     for result in results:
-        fields = image_output(result, prepared["picture"], prepared["size"], own=own, **cut)
+        fields = image_output(result, prepared["picture"], prepared["size"], **cut) | own
         if not cut.get("as_json"):
             if output_type != "pil":
                 fields = {name: _in_form(one, output_type) for name, one in fields.items()}

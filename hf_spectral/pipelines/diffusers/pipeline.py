@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -41,16 +42,13 @@ from hf_spectral.pipelines.diffusers.lora import NAMES as LORA_NAMES
 from hf_spectral.pipelines.diffusers.lora import LoraHost
 from hf_spectral.pipelines.diffusers.outputs import OutputType, SpectralDiffusionOutput, outputs_of
 from hf_spectral.pipelines.diffusers.reading import Reading, StepEnd, digest
-from hf_spectral.pipelines.diffusers.sharing import SHIM_NAME, components_handed_on, name_the_class
 from hf_spectral.pipelines.images import Picture
 from hf_spectral.pipelines.inputs import ImageReader
-from hf_spectral.pipelines.outputs import Analysis
-from hf_spectral.pipelines.saved import BASIS_FOLDER, as_json, basis_beside, from_json, save_pipeline
+from hf_spectral.pipelines.saved import BASIS_FOLDER, amend, basis_beside, restored, save_pipeline, storable
 from hf_spectral.pipelines.settings import CUT_NAMES, CallSettings, checked_batching, configs_of, merged, over_defaults
 from hf_spectral.pipelines.settings import SETTINGS as CALL_SETTINGS
 from hf_spectral.records import AttentionRecord, Pathway, SkippedLayer
 from hf_spectral.restoring import undoing
-from hf_spectral.result import SpectralResult
 from hf_spectral.tensor_files import DAMAGE, one_line
 from hf_spectral.torch_state import plain_torch
 
@@ -77,6 +75,7 @@ SETTINGS = (CALL_SETTINGS - {"seed"}) | prompts.PROMPT_NAMES - {"prompt"}
 SETTINGS |= {"num_noise_samples", "batch_size", "image_column", "output_type"}
 _OF_GENERATION = CALL_SETTINGS - {"basis", "walk", "resolution", "timeout"}
 _COMPONENTS = ["scheduler", "unet", "transformer", "vae", *prompts.ENCODERS]
+_SHIM = "pipeline"  # The module beside the index that names the class to load; it imports the installed package.
 
 
 def checked_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,7 +128,7 @@ class SpectralDiffusionPipeline(Published, ImageReader, FromSingleFileMixin, Dif
     _reading: Reading | None = None  # The part of it that says how pictures are read, the prompt encoded.
     _encoded_with: object = None  # State of LoRA weights then.
     prepares_with_model = True  # The VAE encodes the picture.
-    shim_name = SHIM_NAME
+    shim_name = f"{_SHIM}.py"
     model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->text_encoder_4->vae->unet->transformer"
     _optional_components = _COMPONENTS[1:]
     _callback_tensor_inputs = ["latents", "prompt_embeds"]  # noqa: RUF012 - the host's own form
@@ -151,7 +150,7 @@ class SpectralDiffusionPipeline(Published, ImageReader, FromSingleFileMixin, Dif
         defaults: Mapping[str, Any] | None = None,
         backbone: Mapping[str, Any] | None = None,
     ) -> None:
-        given = components_handed_on({name: one for name, one in locals().items() if name in _COMPONENTS})
+        given = _handed_on({name: one for name, one in locals().items() if name in _COMPONENTS})
         super().__init__()
         denoisers = [given[name] for name in ("unet", "transformer") if given[name] is not None]
         if len(denoisers) != 1:
@@ -165,7 +164,7 @@ class SpectralDiffusionPipeline(Published, ImageReader, FromSingleFileMixin, Dif
         self.register_modules(**given)
         check_components(self.family, self.denoiser, self.vae, self.scheduler)
         self._lora = LoraHost()
-        self._told = checked_defaults(from_json(defaults or {}))
+        self._told = checked_defaults(restored(defaults or {}))
         if backbone is not None:
             self.register_to_config(backbone=dict(backbone))
 
@@ -268,12 +267,12 @@ class SpectralDiffusionPipeline(Published, ImageReader, FromSingleFileMixin, Dif
                 adapters.
         """
         identity = self.identity()
-        kept = {"defaults": as_json(self._told), "backbone": {name: identity[name] for name in ("id", "revision")}}
+        kept = {"defaults": storable(self._told), "backbone": {name: identity[name] for name in ("id", "revision")}}
         self.register_to_config(**kept)
 
         def save(folder: Path, **host: Any) -> None:
             super(SpectralDiffusionPipeline, self).save_pretrained(folder, *args, **host)
-            name_the_class(folder / self.config_name)
+            amend(folder / self.config_name, _class_name=[_SHIM, type(self).__name__])
 
         merge = "fuse_lora(components=[...]), then unload_lora_weights()"
         save_pipeline(self, save_directory, settings, save, self.components, merge)
@@ -378,22 +377,20 @@ class SpectralDiffusionPipeline(Published, ImageReader, FromSingleFileMixin, Dif
             basis.check_backbone(reading.describe(self, basis.backbone.get("resolution")))
         how = {"output_type": said["output_type"], "return_dict": said.get("return_dict", True)}
         how |= {name: found[name] for name in CUT_NAMES & found.keys()}
-        outputs = []
+
+        def records(group: Any, on_record: Any, layers: Any) -> None:
+            steps = self.progress_bar(reading.timesteps * num_noise_samples)
+            reading.record(self, group, on_record, layers, steps, on_step_end)
+
+        pictures, outputs = list(zip(images, generators, strict=True)), []
         with undoing(self.maybe_free_model_hooks):
-            for start in range(0, len(images), batch_size):
-                sources = images[start : start + batch_size]
-                batch = [self.preprocess(one, found.get("resolution"), found.get("timeout")) for one in sources]
-                results: dict[int, list[SpectralResult]] = {}
-                for positions in self.grouped(batch):
-                    group, own_noise = [batch[one] for one in positions], [generators[start + one] for one in positions]
-                    analysis = Analysis(found, len(group))
-                    steps = self.progress_bar(reading.timesteps * num_noise_samples)
-                    reading.record(self, group, analysis.add, analysis.layers, own_noise, steps, on_step_end)
-                    results |= zip(positions, analysis.results(group), strict=True)
-                outputs += [
-                    outputs_of(results[position], prepared, reading.timesteps, **how)
-                    for position, prepared in enumerate(batch)
+            for start in range(0, len(pictures), batch_size):
+                batch = [
+                    {**self.preprocess(one, found.get("resolution"), found.get("timeout")), "generator": generator}
+                    for one, generator in pictures[start : start + batch_size]
                 ]
+                results = self.analyzed(batch, found, records)
+                outputs += [outputs_of(*one, reading.timesteps, **how) for one in zip(results, batch, strict=True)]
         return outputs if is_many else outputs[0]
 
     @plain_torch()
@@ -496,7 +493,7 @@ class SpectralDiffusionPipeline(Published, ImageReader, FromSingleFileMixin, Dif
         Raises:
             SpectralError: If the family reads no prompt, or its text encoders are not loaded, or it is too long.
         """
-        return prompts.encode_prompt(self.family, self.components, self.denoiser, prompt, self._execution_device)
+        return prompts.encode_prompt(self, prompt)
 
     @plain_torch()
     def records(
@@ -552,8 +549,7 @@ class SpectralDiffusionPipeline(Published, ImageReader, FromSingleFileMixin, Dif
         seed = require_seed(0 if named["seed"] is None else named["seed"])
         embeddings, prompt = prompts.given_embeddings(said), said.get("prompt")
         if embeddings:
-            parts = (self.family, self.components, self.denoiser, embeddings, self._execution_device)
-            return Reading(steps, *prompts.condition_of(*parts), seed=seed)
+            return Reading(steps, *prompts.condition_of(self, embeddings), seed=seed)
         if prompt is None and said is not self._told:
             return dataclasses.replace(self._defaults, timesteps=steps, seed=seed)
         prompt = "" if prompt is None else prompt
@@ -586,3 +582,28 @@ class SpectralDiffusionPipeline(Published, ImageReader, FromSingleFileMixin, Dif
     def family(self) -> DenoiserFamily:
         """The family of the denoiser."""
         return family_of(type(self.denoiser))
+
+
+def _handed_on(given: dict[str, Any]) -> dict[str, Any]:
+    """Return components in the place of their entries in the index.
+
+    `DiffusionPipeline.from_pipe(pipe, custom_pipeline=...)` knows of no optional components: it gives the constructor
+    the entry (library, class) of each, and nothing that leads to the pipeline itself but the frame of that call.
+
+    Raises:
+        SpectralError: If there are entries outside such a call.
+    """
+    entries = [name for name, one in given.items() if isinstance(one, (tuple, list))]
+    if not entries:
+        return given
+    from_pipe = inspect.unwrap(DiffusionPipeline.from_pipe.__func__).__code__
+    calls = (call.frame for call in inspect.stack(0))
+    source = next((frame.f_locals.get("pipeline") for frame in calls if frame.f_code is from_pipe), None)
+    if source is None:
+        raise SpectralError(
+            "pipeline",
+            expected="models, schedulers and tokenizers",
+            got="names of their classes",
+            fix="Call SpectralDiffusionPipeline.from_pipe(pipe)",
+        )
+    return given | {name: getattr(source, name, None) for name in entries}

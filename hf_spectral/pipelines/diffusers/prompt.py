@@ -84,17 +84,12 @@ def given_embeddings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def condition_of(
-    family: DenoiserFamily, components: dict[str, Any], denoiser: Any, given: Mapping[str, Any], device: torch.device
-) -> tuple[str, Condition]:
+def condition_of(pipe: Any, given: Mapping[str, Any]) -> tuple[str, Condition]:
     """Return embeddings of a prompt as the denoiser's own host pipeline passes them on.
 
     Args:
-        family: Of the denoiser.
-        components: Text encoders and tokenizers by name; none has to be loaded.
-        denoiser: The denoiser.
+        pipe: The spectral pipeline; no text encoder has to be loaded.
         given: Embeddings of one prompt by name, see `given_embeddings`.
-        device: Where to put them.
 
     Returns:
         A name that tells these embeddings from others, and what the denoiser is told.
@@ -102,7 +97,7 @@ def condition_of(
     Raises:
         SpectralError: If the family takes no such embeddings or further ones, or they are of another shape.
     """
-    host = prompt_host(family, components, denoiser)
+    family, device, host = pipe.family, pipe._execution_device, prompt_host(pipe)
     taken = [] if host is None else inspect.signature(type(host).__call__).parameters
     names = [name for name in PromptEmbeddings.__annotations__ if name in taken]
     # The host drops a mask that leaves out nothing, and so may have given none.
@@ -124,21 +119,14 @@ def condition_of(
         condition = family.encode(host, None, device, **given).apply(lambda part: part.to(device))
     except STRUCTURE_ERRORS as error:
         raise SpectralError("prompt_embeds", expected="those of one prompt", got=shapes, fix=fix) from error
-    own = family.zeros(denoiser.config)
-    for name, mine, zeros in (
-        ("prompt_embeds", condition.states, own.states),
-        ("pooled_prompt_embeds", condition.pooled, own.pooled),
-    ):
+    own = family.zeros(pipe.denoiser.config)
+    pairs = {"prompt_embeds": (condition.states, own.states), "pooled_prompt_embeds": (condition.pooled, own.pooled)}
+    for name, (mine, zeros) in pairs.items():
         if zeros is None:
             continue
-        fits = mine is not None and (mine.ndim, len(mine), mine.shape[-1]) == (zeros.ndim, 1, zeros.shape[-1])
-        if not fits:
-            raise SpectralError(
-                name,
-                expected=f"those of one prompt, {zeros.shape[-1]} channels wide",
-                got=shapes,
-                fix=fix,
-            )
+        if mine is None or (mine.ndim, len(mine), mine.shape[-1]) != (zeros.ndim, 1, zeros.shape[-1]):
+            expected = f"those of one prompt, {zeros.shape[-1]} channels wide"
+            raise SpectralError(name, expected=expected, got=shapes, fix=fix)
     content = hashlib.sha256()
     for name in sorted(tensors):
         content.update(tensors[name].detach().float().cpu().numpy().tobytes())
@@ -146,20 +134,15 @@ def condition_of(
 
 
 @torch.no_grad()
-def encode_prompt(
-    family: DenoiserFamily, components: dict[str, Any], denoiser: Any, prompt: str, device: torch.device
-) -> Condition:
+def encode_prompt(pipe: Any, prompt: str) -> Condition:
     """Return the embeddings of a prompt, or nothing for a family that reads none.
 
     Without text encoders, zeros stand for an empty prompt, and the log says so: text encoders are often larger than
     the denoiser.
 
     Args:
-        family: Of the denoiser.
-        components: Text encoders and tokenizers by name, None where they are not loaded.
-        denoiser: The denoiser.
+        pipe: The spectral pipeline, with or without text encoders and tokenizers.
         prompt: The prompt.
-        device: Where to encode it.
 
     Returns:
         The embeddings.
@@ -169,35 +152,42 @@ def encode_prompt(
     """
     if not isinstance(prompt, str):
         raise SpectralError("prompt", expected="one string", got=repr(prompt), fix="Give one prompt for all pictures")
-    if family.prompt_host(denoiser.config) is None:
+    family, components, device = pipe.family, pipe.components, pipe._execution_device
+    if family.prompt_host(pipe.denoiser.config) is None:
         if prompt:
             expected = f"'': {family.class_name} reads a class, no text"
             raise SpectralError("prompt", expected=expected, got=repr(prompt), fix="Leave it out")
         return Condition()
-    if missing := missing_encoders(family, components, denoiser):
-        return _zeros(family, denoiser, prompt, missing, device)
-    parts = _parts(family, denoiser)
+    if missing := missing_encoders(pipe):
+        if prompt:
+            raise SpectralError(
+                "prompt",
+                expected=f"'' without {', '.join(missing)}",
+                got=repr(prompt),
+                fix="Load the pipeline with its text encoders and tokenizers, or leave the prompt out",
+            )
+        _logger.warning("No %s: zeros stand for the embeddings of the empty prompt.", ", ".join(missing))
+        return family.zeros(pipe.denoiser.config).apply(lambda part: part.to(device))
+    parts = _parts(pipe)
     _refuse_too_long(family, [components.get(name) for name in parts if name.startswith("tokenizer")], prompt)
-    encoder = prompt_host(family, components, denoiser)
     with evaluation_mode(*(one for one in map(components.get, parts) if isinstance(one, torch.nn.Module))):
-        return family.encode(encoder, prompt, device)
+        return family.encode(prompt_host(pipe), prompt, device)
 
 
-def prompt_host(family: DenoiserFamily, components: dict[str, Any], denoiser: Any) -> Any:
+def prompt_host(pipe: Any) -> Any:
     """Return the host pipeline that encodes prompts for a denoiser, around the components that are loaded.
 
     Args:
-        family: Of the denoiser.
-        components: Text encoders and tokenizers by name, None where they are not loaded.
-        denoiser: The denoiser.
+        pipe: The spectral pipeline, with or without text encoders and tokenizers.
 
     Returns:
         The pipeline, without VAE and scheduler; None for a family that reads no prompt.
     """
-    name = family.prompt_host(denoiser.config)
+    name = pipe.family.prompt_host(pipe.denoiser.config)
     if name is None:
         return None
-    return host_pipeline(name, {part: components.get(part) for part in ENCODERS} | {"transformer": denoiser})
+    encoders = {part: pipe.components.get(part) for part in ENCODERS}
+    return host_pipeline(name, {**encoders, "transformer": pipe.denoiser})
 
 
 def host_pipeline(name: str, components: Mapping[str, Any]) -> Any:
@@ -217,42 +207,33 @@ def host_pipeline(name: str, components: Mapping[str, Any]) -> Any:
     return host_class(**parts, **{one: False for one in ("requires_safety_checker", "add_watermarker") if one in taken})
 
 
-def missing_encoders(family: DenoiserFamily, components: dict[str, Any], denoiser: Any) -> list[str]:
+def missing_encoders(pipe: Any) -> list[str]:
     """Return the names of text encoders and tokenizers that are not loaded, of those that a prompt needs.
 
     Args:
-        family: Of the denoiser.
-        components: Text encoders and tokenizers by name, None where they are not loaded.
-        denoiser: The denoiser.
+        pipe: The spectral pipeline of a denoiser that reads prompts.
 
     Returns:
         Names of components.
     """
-    needed = _parts(family, denoiser)[: 2 * family.num_needed_encoders]
-    return [name for name in needed if components.get(name) is None]
+    needed = _parts(pipe)[: 2 * pipe.family.num_needed_encoders]
+    return [name for name in needed if pipe.components.get(name) is None]
 
 
-def _parts(family: DenoiserFamily, denoiser: Any) -> list[str]:
+def _parts(pipe: Any) -> list[str]:
     """Return the text encoders and tokenizers that read a prompt: those of the host's pipeline."""
-    taken = inspect.signature(getattr(diffusers, str(family.prompt_host(denoiser.config)))).parameters
+    taken = inspect.signature(getattr(diffusers, pipe.family.prompt_host(pipe.denoiser.config))).parameters
     # Where a package is missing, the host has a stand-in that names none.
     return [part for part in ENCODERS if part in taken] or ENCODERS[:2]
 
 
 def forward_arguments(
-    family: DenoiserFamily,
-    denoiser: Any,
-    noised: Tensor,
-    share: float,
-    timestep: Tensor,
-    condition: Condition,
-    size: tuple[int, int],
+    pipe: Any, noised: Tensor, share: float, timestep: Tensor, condition: Condition, size: tuple[int, int]
 ) -> dict[str, Any]:
     """Return the arguments of a denoiser's forward.
 
     Args:
-        family: Of the denoiser.
-        denoiser: The denoiser.
+        pipe: The spectral pipeline.
         noised: Latents of some pictures with noise.
         share: The timestep as a share of all.
         timestep: The timestep, once per picture.
@@ -262,28 +243,16 @@ def forward_arguments(
     Returns:
         Arguments by name.
     """
-    latents = noised.to(denoiser.dtype)
+    latents = noised.to(pipe.denoiser.dtype)
     told = condition.apply(functools.partial(_for_each, latents))
     shares = torch.full_like(timestep, share, dtype=latents.dtype)
-    return family.arguments(denoiser, Noised(latents, timestep, shares, told, size))
+    return pipe.family.arguments(pipe.denoiser, Noised(latents, timestep, shares, told, size))
 
 
 def _for_each(latents: Tensor, told: Tensor) -> Tensor:
     """Return what one picture is told, `(1, ...)`, for every picture, where and in which precision the latents are."""
     placed = told.to(latents.device, latents.dtype if told.is_floating_point() else None)
     return placed.expand(len(latents), *placed.shape[1:])
-
-
-def _zeros(family: DenoiserFamily, denoiser: Any, prompt: str, missing: list[str], device: torch.device) -> Condition:
-    if prompt:
-        raise SpectralError(
-            "prompt",
-            expected=f"'' without {', '.join(missing)}",
-            got=repr(prompt),
-            fix="Load the pipeline with its text encoders and tokenizers, or leave the prompt out",
-        )
-    _logger.warning("No %s: zeros stand for the embeddings of the empty prompt.", ", ".join(missing))
-    return family.zeros(denoiser.config).apply(lambda part: part.to(device))
 
 
 def _refuse_too_long(family: DenoiserFamily, tokenizers: list[Any], prompt: str) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from hf_spectral.capture import attention_fingerprint, capture_attention
@@ -97,7 +96,6 @@ class Reading:
         group: Sequence[Mapping[str, Any]],
         on_record: Callable[[AttentionRecord], object],
         layers: Iterable[int] | None,
-        generators: Sequence[torch.Generator | None] | None = None,
         steps: Iterable[float] | None = None,
         on_step_end: StepEnd | None = None,
     ) -> list[SkippedLayer]:
@@ -105,10 +103,9 @@ class Reading:
 
         Args:
             pipe: The pipeline of the denoiser.
-            group: Pictures of one size, as `preprocess` returned them.
+            group: Pictures of one size, as `preprocess` returned them; `generator` of one is the source of its noise.
             on_record: Receives the records of all pictures of the group.
             layers: Indices of the layers to record; None means all.
-            generators: A source of noise for each picture; None takes the picture's own.
             steps: The timesteps, as often as each is to be run; None runs each once.
             on_step_end: Called after each of them.
 
@@ -119,36 +116,25 @@ class Reading:
             SpectralError: If a layer holds NaN, or there is no such layer.
         """
         warn_once(pipe, group)
-        own = [self.generator(prepared["digest"]) for prepared in group]
-        if generators is not None:
-            own = [given or default for given, default in zip(generators, own, strict=True)]
-
-        def run_black(picture: Image.Image, resolution: int | None) -> None:
-            black = pipe.prepare(picture, resolution)
-            self._run(pipe, [black], [self.generator(black["digest"])], self.timesteps, lambda record: None, None)
-
-        with blamed(pipe.denoiser, group[0]["read_size"], run_black):
-            wanted = None if layers is None else tuple(layers)
-            steps = self.timesteps if steps is None else steps
-            return self._run(pipe, group, own, steps, on_record, wanted, on_step_end)
+        with blamed(pipe.denoiser, group[0]["read_size"], lambda *black: self._run(pipe, [pipe.prepare(*black)])):
+            return self._run(pipe, group, on_record, None if layers is None else tuple(layers), steps, on_step_end)
 
     @torch.no_grad()
     def _run(
         self,
         pipe: Any,
         group: Sequence[Mapping[str, Any]],
-        generators: list[torch.Generator],
-        steps: Iterable[float],
-        on_record: Callable[[AttentionRecord], object],
-        layers: Sequence[int] | None,
+        on_record: Callable[[AttentionRecord], object] = lambda record: None,
+        layers: Sequence[int] | None = None,
+        steps: Iterable[float] | None = None,
         on_step_end: StepEnd | None = None,
     ) -> list[SkippedLayer]:
+        generators = [prepared.get("generator") or self.generator(prepared["digest"]) for prepared in group]
         latents, condition = torch.cat([prepared["latents"] for prepared in group]), self.condition
         skipped: list[SkippedLayer] = []
-        for index, step in enumerate(steps):
+        for index, step in enumerate(self.timesteps if steps is None else steps):
             arguments = forward_arguments(
-                pipe.family,
-                pipe.denoiser,
+                pipe,
                 noised(latents, step, pipe.family, pipe.scheduler, generators),
                 step / num_timesteps(pipe.scheduler),
                 torch.full((len(group),), told(step, pipe.scheduler), device=latents.device),

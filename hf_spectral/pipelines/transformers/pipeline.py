@@ -28,13 +28,13 @@ from hf_spectral.pipelines.backbone import TASK, backbone_of, basis_at, blamed, 
 from hf_spectral.pipelines.hosts import checked_device
 from hf_spectral.pipelines.images import Picture
 from hf_spectral.pipelines.inputs import ImageReader, iterable_of_images
-from hf_spectral.pipelines.outputs import Analysis, image_output
-from hf_spectral.pipelines.saved import SHIM_NAME, described, save_pipeline, saved_defaults
+from hf_spectral.pipelines.outputs import image_output
+from hf_spectral.pipelines.saved import SHIM_NAME, amend, described, save_pipeline, saved_defaults
 from hf_spectral.pipelines.settings import (
     CUT_NAMES,
     HOST_NAMES,
     HUB_ARGUMENTS,
-    OUTPUT_NAMES,
+    PROBLEM_NAMES,
     READ_NAMES,
     SETTINGS,
     CallSettings,
@@ -45,7 +45,6 @@ from hf_spectral.pipelines.settings import (
 )
 from hf_spectral.pipelines.transformers.offline import DefaultBackbone
 from hf_spectral.records import AttentionRecord, Pathway, SkippedLayer
-from hf_spectral.result import SpectralResult
 from hf_spectral.tensor_files import DAMAGE, one_line
 from hf_spectral.torch_state import plain_torch
 
@@ -217,20 +216,15 @@ class SpectralPathwaysPipeline(Published, ImageReader, Pipeline):
             SpectralError: If the folder cannot be written, a default is an object that no file can name, or the
                 backbone has adapters.
         """
-        config = self.model.config
-        kept = vars(config).get("custom_pipelines")
-        config.custom_pipelines = described(self.defaults, self.describe_backbone())
-        try:
-            merge = "model = model.merge_and_unload()"
-            save_pipeline(self, save_directory, settings, self._save, {"model": self.model}, merge)
-        finally:
-            del config.custom_pipelines
-            if kept is not None:
-                config.custom_pipelines = kept
+        entry = described(self.defaults, self.describe_backbone())
 
-    def _save(self, folder: Path, **settings: Any) -> None:
-        self.model.save_pretrained(folder, **settings)
-        self.image_processor.save_pretrained(folder)
+        def save(folder: Path, **host: Any) -> None:
+            self.model.save_pretrained(folder, **host)
+            self.image_processor.save_pretrained(folder)
+            amend(folder / "config.json", custom_pipelines=entry)
+
+        merge = "model = model.merge_and_unload()"
+        save_pipeline(self, save_directory, settings, save, {"model": self.model}, merge)
 
     def get_iterator(self, *args: Any, **kwargs: Any) -> Any:
         """Return the host's iterator over many pictures; it draws no number from the program's random generator."""
@@ -247,8 +241,7 @@ class SpectralPathwaysPipeline(Published, ImageReader, Pipeline):
             settings["basis"].check_backbone(backbone)
         configs_of(settings)
         read, forward, segment = (
-            {name: settings[name] for name in names & set(settings)}
-            for names in (READ_NAMES, SETTINGS - READ_NAMES - OUTPUT_NAMES, CUT_NAMES)
+            {name: settings[name] for name in names & set(settings)} for names in (READ_NAMES, PROBLEM_NAMES, CUT_NAMES)
         )
         return read, forward, segment
 
@@ -306,14 +299,8 @@ class SpectralPathwaysPipeline(Published, ImageReader, Pipeline):
         batch: list[Mapping[str, Any]] = [model_inputs]
         if isinstance(model_inputs["inputs"], list):
             batch = [dict(zip(model_inputs, one, strict=True)) for one in zip(*model_inputs.values(), strict=True)]
-        results: dict[int, list[SpectralResult]] = {}
-        for positions in self.grouped(batch):
-            group = [batch[position] for position in positions]
-            analysis = Analysis(settings, len(group))
-            self.records(group, analysis.add, analysis.layers)
-            results |= zip(positions, analysis.results(group), strict=True)
-        of_all = [results[position] for position in range(len(batch))]
-        return {"results": of_all, "picture": model_inputs["picture"], "size": model_inputs["size"]}
+        results = self.analyzed(batch, settings, self.records)
+        return {"results": results, "picture": model_inputs["picture"], "size": model_inputs["size"]}
 
     @plain_torch()
     def postprocess(self, model_outputs: dict[str, Any], **cut: Any) -> dict[str, Any]:
