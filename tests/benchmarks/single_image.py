@@ -349,7 +349,7 @@ def records_and_tokens(
     """Records of all layers, and the patches of the last hidden state, of one forward pass."""
     inputs = pipe.preprocess(image, resolution=resolution)["inputs"]
     with torch.no_grad(), capture_attention(pipe.model) as capture:
-        hidden = pipe.model(**inputs).last_hidden_state[0]
+        hidden = pipe.model(**inputs, **pipe._geometry.forward_arguments).last_hidden_state[0]
     grid = capture.records[0].grid
     return capture.records, grid.drop_prefix(hidden), (grid.height, grid.width)
 
