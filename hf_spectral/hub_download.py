@@ -11,7 +11,7 @@ from typing import Any
 
 from hf_spectral.errors import SpectralError
 from hf_spectral.hub_errors import said_plainly
-from hf_spectral.tensor_files import one_line
+from hf_spectral.tensor_files import undamaged
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
@@ -37,15 +37,9 @@ def located(source: str | os.PathLike[str], names: Iterable[str], argument: str,
         with nor_here(argument):
             return fetch(str(source), names, **hub)
     path = Path(source)
-    try:
+    expected = "a path where something lies, or the id of a repository of the Hub"
+    with undamaged(argument, repr(str(source)[:200]), expected, "Check the path"):
         path.stat()
-    except (OSError, ValueError) as error:
-        raise SpectralError(
-            argument,
-            expected="a path where something lies, or the id of a repository of the Hub",
-            got=f"{str(source)[:200]!r} ({one_line(error)})",
-            fix="Check the path",
-        ) from error
     return path
 
 

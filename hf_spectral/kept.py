@@ -1,4 +1,4 @@
-"""The base of results and bases: a short description, `from_pretrained` and `push_to_hub`."""
+"""The bases of what is kept in files and pushed: a short description, `from_pretrained` and `push_to_hub`."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class Published:
         return type(self)._hub("push_to_hub")(self, repo_id, **settings)
 
 
-class Kept(Published):
-    """Base of objects that are saved to files and pushed to the Hub."""
+class Kept:
+    """Base of objects that are saved to files."""
 
     # Files in a folder or a repository, and what messages say: the argument, what is expected, what to do.
     _files: ClassVar[tuple[str, ...]]
@@ -66,7 +66,7 @@ class Kept(Published):
 
     @classmethod
     def _read(cls, path: Path) -> Self:
-        """Read the files that lie at a path; what damaged or hostile files raise is in `DAMAGE`."""
+        """Read a file, or of several files their folder; what damaged or hostile files raise is in `DAMAGE`."""
         raise NotImplementedError
 
     @classmethod
@@ -83,8 +83,8 @@ class Kept(Published):
         """Read what `save_pretrained` wrote. Nothing in it is trusted: sizes are compared before memory is taken.
 
         Args:
-            source: What `save_pretrained` returned (a folder, or the file of a result), or the id of a repository of
-                the Hub, `user/name`.
+            source: What `save_pretrained` returned, a folder or a file, or the id of a repository of the Hub,
+                `user/name`.
             revision: Branch, tag or commit of the repository.
             cache_dir: Where downloads are kept; None takes the place that all of Hugging Face shares.
             token: For a private or gated repository; None takes the one of `hf auth login`.
@@ -100,7 +100,7 @@ class Kept(Published):
         hub = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
         path = located(source, cls._files, cls._argument, **hub)
         with undamaged(cls._argument, source, cls._expected, cls._fix):
-            return cls._read(path)
+            return cls._read(path / cls._files[0] if path.is_dir() and len(cls._files) == 1 else path)
 
 
 def shown_eigenvalues(eigenvalues: Any) -> str:

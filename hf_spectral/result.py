@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import save
 from torch import Tensor
 
-from hf_spectral.atomic import replacing
 from hf_spectral.checks import is_int, is_number
 from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
 from hf_spectral.grid import TokenGrid
-from hf_spectral.kept import Kept, shown_eigenvalues
-from hf_spectral.tensor_files import parse_json, read_header, read_tensors
+from hf_spectral.kept import Kept, Published, shown_eigenvalues
+from hf_spectral.tensor_files import read_described, read_tensors, write_described
 
 #: Name of the file of a result in a repository of the Hub.
 RESULT_NAME = "result.safetensors"
@@ -99,8 +97,28 @@ def laplacian_eigenvalues(quotients: Float[Tensor, " eigenvectors"]) -> Float[Te
     return eigenvalues
 
 
+def _is_count(value: Any) -> bool:
+    return is_int(value) and 0 <= value < 2**31
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+# Of each value in a file whether it is one; a file of no notes does not mention them.
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "format": lambda value: value == _FORMAT,
+    "steps": _is_count,
+    "num_prefix": _is_count,
+    "layers": _are_texts,
+    "layer_weights": lambda value: isinstance(value, list) and all(is_number(one) and 0 <= one <= 1 for one in value),
+    "solver": lambda value: isinstance(value, dict),
+    "notes": lambda value: value is None or _are_texts(value),
+}
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
-class SpectralResult(Kept):
+class SpectralResult(Kept, Published):
     """Eigenvectors of one joint problem.
 
     Args:
@@ -158,13 +176,7 @@ class SpectralResult(Kept):
         Returns:
             The path given, which `from_pretrained` reads.
         """
-        path = Path(path)
-        file = path if path.suffix == ".safetensors" else path / RESULT_NAME
-        tensors = {
-            "eigenvalues": self.eigenvalues.contiguous(),
-            "eigenvectors": self.eigenvectors.contiguous(),
-            "residuals": self.residuals.contiguous(),
-        }
+        names = ("eigenvalues", "eigenvectors", "residuals")
         described = {
             "format": _FORMAT,
             "status": self.status.value,
@@ -176,56 +188,25 @@ class SpectralResult(Kept):
             "solver": self.solver,
             **({"notes": list(self.notes)} if self.notes else {}),
         }
-        with replacing(file) as partial:
-            partial.write_bytes(save(tensors, metadata={"hf_spectral": json.dumps(described)}))
-        return path
+        return write_described(path, RESULT_NAME, described, {name: getattr(self, name) for name in names})
 
     @classmethod
     def _read(cls, path: Path) -> SpectralResult:
-        return cls(**_parsed(path if path.is_file() else path / RESULT_NAME))
-
-
-def _parsed(path: Path) -> dict[str, Any]:
-    header, _ = read_header(path)
-    described = parse_json(header["__metadata__"]["hf_spectral"])
-    if described["format"] != _FORMAT:
-        raise ValueError(f"format {str(described['format'])[:60]!r}")
-    shape = header["eigenvectors"]["shape"]
-    if len(shape) != 3 or not all(_is_count(length) for length in shape):
-        raise ValueError(f"eigenvectors of shape {str(shape)[:60]}")
-    forms = dict.fromkeys(("eigenvalues", "residuals"), (torch.float32, (shape[0],)))
-    tensors, _ = read_tensors(path, {**forms, "eigenvectors": (torch.float32, tuple(shape))})
-    config = SpectralConfig.from_dict(described["config"])
-    if config.num_eigenvectors != shape[0]:
-        raise ValueError(f"{shape[0]} eigenvectors where the config has {str(config.num_eigenvectors)[:60]}")
-    layers, notes = described["layers"], described.get("notes", [])
-    for name, texts in (("layers", layers), ("notes", notes)):
-        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"{name} that are no texts")
-    weights = described["layer_weights"]
-    if not isinstance(weights, list) or len(weights) != len(layers) or not all(map(_is_weight, weights)):
-        raise ValueError("layer weights that are not one per layer")
-    if not isinstance(described["solver"], dict):
-        raise ValueError("a solver that is no mapping")
-    for name in ("steps", "num_prefix"):
-        if described[name] is True or not _is_count(described[name] + 1):
-            raise ValueError(f"{name} of {str(described[name])[:60]}")
-    return {
-        **tensors,
-        "status": SolveStatus(described["status"]),
-        "steps": described["steps"],
-        "grid": TokenGrid(shape[1], shape[2], described["num_prefix"]),
-        "layers": tuple(layers),
-        "layer_weights": tuple(map(float, weights)),
-        "config": config,
-        "solver": described["solver"],
-        "notes": tuple(notes),
-    }
-
-
-def _is_count(value: Any) -> bool:
-    return is_int(value) and 1 <= value < 2**31
-
-
-def _is_weight(value: Any) -> bool:
-    return is_number(value) and 0 <= value <= 1
+        header, described = read_described(path, _CHECKS)
+        count, height, width = shape = header["eigenvectors"]["shape"]
+        forms = dict.fromkeys(("eigenvalues", "residuals"), (torch.float32, (count,)))
+        tensors, _ = read_tensors(path, {**forms, "eigenvectors": (torch.float32, tuple(shape))})
+        config, layers = SpectralConfig.from_dict(described["config"]), tuple(described["layers"])
+        if config.num_eigenvectors != count or len(described["layer_weights"]) != len(layers):
+            raise ValueError("tensors, layers and settings that do not fit each other")
+        return cls(
+            **tensors,
+            status=SolveStatus(described["status"]),
+            steps=described["steps"],
+            grid=TokenGrid(height, width, described["num_prefix"]),
+            layers=layers,
+            layer_weights=tuple(map(float, described["layer_weights"])),
+            config=config,
+            solver=described["solver"],
+            notes=tuple(described.get("notes") or ()),
+        )

@@ -6,15 +6,17 @@ import contextlib
 import csv
 import json
 import math
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load
+from safetensors.torch import load, save
 from torch import Tensor
 
+from hf_spectral.atomic import replacing
 from hf_spectral.errors import SpectralError
 
 Form = tuple[torch.dtype, tuple[int, ...]]
@@ -104,6 +106,50 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
     if not isinstance(header, dict):
         raise ValueError(f"{path.name} has no header")
     return header, length
+
+
+def write_described(
+    path: str | os.PathLike[str], name: str, described: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> Path:
+    """Write tensors and a description of them as one safetensors file. An interrupted call leaves no partial file.
+
+    Args:
+        path: A folder, or a file whose name ends in `.safetensors`. Missing folders are created.
+        name: Name of the file in a folder.
+        described: JSON values by name.
+        tensors: By name.
+
+    Returns:
+        The path given.
+    """
+    path = Path(path)
+    content = save(
+        {key: tensor.contiguous() for key, tensor in tensors.items()}, {"hf_spectral": json.dumps(described)}
+    )
+    with replacing(path if path.suffix == ".safetensors" else path / name) as partial:
+        partial.write_bytes(content)
+    return path
+
+
+def read_described(path: Path, checks: Mapping[str, Callable[[Any], bool]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read what the header of a file of `write_described` says.
+
+    Args:
+        path: The file.
+        checks: Of each value of the description whether it is one; a value that is missing is None.
+
+    Returns:
+        The header, `__metadata__` included, and the description.
+
+    Raises:
+        ValueError: If there is no header, or a check fails.
+    """
+    header, _ = read_header(path)
+    described = parse_json(header["__metadata__"]["hf_spectral"])
+    for name, holds in checks.items():
+        if not holds(described.get(name)):
+            raise ValueError(f"{name} in {path.name} is {str(described.get(name))[:60]!r}")
+    return header, described
 
 
 def read_tensors(path: Path, forms: Mapping[str, Form]) -> tuple[dict[str, Tensor], bytes]:

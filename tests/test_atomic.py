@@ -89,7 +89,7 @@ def test_where_nothing_lies_there_is_nothing_to_load(source, tmp_path, monkeypat
         with pytest.raises(SpectralError, match=f"`{argument}`: expected ") as caught:
             load(source)
         assert "\n" not in str(caught.value)
-        said = "or folder of that name" if source == "a/nowhere" else "(" if source else "an empty one"
+        said = "or folder of that name" if source == "a/nowhere" else "': " if source else "an empty one"
         assert said in str(caught.value)
 
 

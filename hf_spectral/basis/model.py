@@ -24,7 +24,7 @@ from hf_spectral.errors import SpectralError
 from hf_spectral.fingerprint import WEIGHTS, require_same_weights
 from hf_spectral.grid import TokenGrid
 from hf_spectral.hub_download import require_source
-from hf_spectral.kept import Kept, shown_eigenvalues
+from hf_spectral.kept import Kept, Published, shown_eigenvalues
 from hf_spectral.problem import ProblemBuilder
 from hf_spectral.records import AttentionRecord, Pathway, unit_tokens
 from hf_spectral.result import SolveStatus, SpectralResult
@@ -40,7 +40,7 @@ DEFAULT_WALK: dict[Pathway, float] = {"what": 0.9, "where": 0.0}
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class SpectralBasis(Kept):
+class SpectralBasis(Kept, Published):
     """Eigenvectors of the joint problem of a whole dataset.
 
     For token p of any image, with the sums of the dataset fixed, x_p = sum_l (P_l^T D_l^-1/2 F_l)_p M_l (B^-1 before

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from hf_spectral.errors import SpectralError
 from hf_spectral.hub_download import require_repository, require_token
@@ -61,31 +61,15 @@ class Repository:
 
         return HfApi(token=self.token, library_name="hf-spectral")
 
-    def is_there(self) -> bool:
-        """Return whether the repository exists.
-
-        Returns:
-            True if it does, and the token may see it.
-
-        Raises:
-            SpectralError: If the Hub rejects the request.
-        """
-        with said_plainly(self.repo_id):
-            return self.api.repo_exists(self.repo_id, repo_type=self.kind)
-
-    def create(self, **settings: Any) -> None:
+    def create(self) -> None:
         """Create the repository and the branch, if they do not exist.
 
-        Args:
-            **settings: Of a new Space, as for `huggingface_hub.create_repo`, such as `space_hardware`.
-
         Raises:
             SpectralError: If the Hub rejects the request.
         """
+        sdk = "gradio" if self.kind == "space" else None
         with said_plainly(self.repo_id):
-            sdk = "gradio" if self.kind == "space" else None
-            settings |= {"private": self.private, "exist_ok": True, "space_sdk": sdk}
-            self.api.create_repo(self.repo_id, repo_type=self.kind, **settings)
+            self.api.create_repo(self.repo_id, repo_type=self.kind, private=self.private, space_sdk=sdk, exist_ok=True)
             if self.revision is not None and not self.revision.startswith("refs/pr/"):
                 self.api.create_branch(self.repo_id, branch=self.revision, repo_type=self.kind, exist_ok=True)
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import importlib.resources
 import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,9 +73,8 @@ def push_space(
         >>> hf_spectral.push_space("user/space", basis="user/name").commit_url
     """
     repository = Repository(repo_id, "space", token, private)
-    settings = _checked_settings(hardware, secrets, variables)
-    with contextlib.nullcontext(Path(folder)) if folder is not None else _installed_app() as app:
-        files = _app_files(app)
+    _check_settings(hardware, {"secrets": secrets or {}, "variables": variables or {}})
+    files = _app_files(_installed_app() if folder is None else Path(folder))
     _require_package(files, requirement)
     if folder is None:  # The other files of the folder are installed with the package.
         kept = importlib.import_module(APP_PACKAGE).SPACE_FILES
@@ -86,27 +83,21 @@ def push_space(
     files[SETTINGS_NAME] = (json.dumps({**start, "basis": basis}, indent=2) + "\n").encode()
     if basis is not None:
         _require_basis(repository, basis)
-    is_there = bool(settings) and repository.is_there()
-    repository.create(**{} if is_there else settings)
+    repository.create()
     repository.require_own(SETTINGS_NAME)
-    if is_there:  # What is said to `create_repo` holds for a new Space only.
-        _change(repository, settings)
+    api: Any = repository.api
+    with said_plainly(repo_id):
+        if hardware is not None:
+            api.request_space_hardware(repo_id, hardware)
+        for name, value in (secrets or {}).items():
+            api.add_space_secret(repo_id, name, value)
+        for name, value in (variables or {}).items():
+            api.add_space_variable(repo_id, name, value)
     return repository.commit(files, commit_message or "Push the app of hf-spectral")
 
 
-@contextlib.contextmanager
-def _installed_app() -> Iterator[Path]:
-    try:
-        app = importlib.resources.files(APP_PACKAGE)
-    except ModuleNotFoundError as error:
-        raise SpectralError(
-            "folder",
-            expected=f"the app, which is installed with hf-spectral as {APP_PACKAGE}",
-            got="none",
-            fix="Install hf-spectral again, or pass folder=...",
-        ) from error
-    with importlib.resources.as_file(app) as folder:
-        yield folder
+def _installed_app() -> Path:
+    return Path(str(importlib.import_module(APP_PACKAGE).__file__)).parent
 
 
 def _app_files(app: Path) -> dict[str, bytes]:
@@ -152,22 +143,17 @@ def _require_basis(repository: Repository, basis: str) -> None:
         _logger.warning("%s is private: give the Space a secret HF_TOKEN that may read it.", basis)
 
 
-def _checked_settings(
-    hardware: str | None, secrets: Mapping[str, str] | None, variables: Mapping[str, str] | None
-) -> dict[str, Any]:
-    """Return the given ones as arguments of `create_repo`; no message shows a value."""
+def _check_settings(hardware: str | None, strings: Mapping[str, Mapping[str, str]]) -> None:
+    """Check the hardware, and the secrets and variables by the name of their argument; no message shows a value."""
     from huggingface_hub import SpaceHardware
 
-    settings: dict[str, Any] = {}
     known = [one.value for one in SpaceHardware]
-    if hardware is not None:
-        if hardware not in known:
-            raise SpectralError(
-                "hardware", expected=f"one of {', '.join(known)}", got=repr(hardware), fix="Choose one, or leave it out"
-            )
-        settings["space_hardware"] = hardware
-    for argument, values in (("secrets", secrets), ("variables", variables)):
-        for name, value in (values or {}).items():
+    if hardware is not None and hardware not in known:
+        raise SpectralError(
+            "hardware", expected=f"one of {', '.join(known)}", got=repr(hardware), fix="Choose one, or leave it out"
+        )
+    for argument, values in strings.items():
+        for name, value in values.items():
             if not isinstance(value, str) or not isinstance(name, str) or not _VARIABLE.fullmatch(name):
                 raise SpectralError(
                     argument,
@@ -175,18 +161,3 @@ def _checked_settings(
                     got="a name with other signs than letters, digits and '_', or a value that is no string",
                     fix="Correct it",
                 )
-        if values:
-            settings[f"space_{argument}"] = [{"key": name, "value": value} for name, value in values.items()]
-    return settings
-
-
-def _change(repository: Repository, settings: Mapping[str, Any]) -> None:
-    """Change the hardware, secrets and variables of a Space that exists."""
-    api, name = repository.api, repository.repo_id
-    with said_plainly(name):
-        if hardware := settings.get("space_hardware"):
-            api.request_space_hardware(name, hardware)
-        for one in settings.get("space_secrets", ()):
-            api.add_space_secret(name, one["key"], one["value"])
-        for one in settings.get("space_variables", ()):
-            api.add_space_variable(name, one["key"], one["value"])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Float, Integer
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import entropy
@@ -41,12 +41,8 @@ def covering(prediction: Labels, truths: Labels | Sequence[Labels]) -> float:
         >>> covering(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1]))
         0.5833333333333333
     """
-
-    def score(prediction: np.ndarray, truth: np.ndarray) -> float:
-        overlap, table = _intersection_over_union(prediction, truth)
-        return float(overlap.max(0) @ table.sum(0) / table.sum())
-
-    return _mean_over_truths(score, prediction, truths)
+    tables = _tables(prediction, truths)
+    return _mean(_overlaps(table).max(0) @ table.sum(0) / table.sum() for table in tables)
 
 
 def adjusted_rand_index(prediction: Labels, truths: Labels | Sequence[Labels]) -> float:
@@ -68,7 +64,7 @@ def adjusted_rand_index(prediction: Labels, truths: Labels | Sequence[Labels]) -
         >>> adjusted_rand_index(np.array([1, 1, 0, 0]), np.array([0, 0, 1, 1]))
         1.0
     """
-    return _mean_over_truths(adjusted_rand_score, prediction, truths)
+    return _mean(adjusted_rand_score(found, truth) for found, truth in _pairs(prediction, truths))
 
 
 def variation_of_information(prediction: Labels, truths: Labels | Sequence[Labels]) -> float:
@@ -93,12 +89,11 @@ def variation_of_information(prediction: Labels, truths: Labels | Sequence[Label
         1.0
     """
 
-    def score(prediction: np.ndarray, truth: np.ndarray) -> float:
-        table = contingency_matrix(prediction, truth)
+    def distance(table: np.ndarray) -> float:
         joint, segments, regions = (entropy(counts, base=2) for counts in (table.ravel(), table.sum(1), table.sum(0)))
-        return max(0.0, float(2 * joint - segments - regions))
+        return max(0.0, 2 * joint - segments - regions)
 
-    return _mean_over_truths(score, prediction, truths)
+    return _mean(map(distance, _tables(prediction, truths)))
 
 
 def normalized_mutual_information(
@@ -124,11 +119,8 @@ def normalized_mutual_information(
         >>> normalized_mutual_information(np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1]))
         0.0
     """
-
-    def score(prediction: np.ndarray, truth: np.ndarray) -> float:
-        return min(1.0, normalized_mutual_info_score(truth, prediction))  # Rounding can exceed 1.
-
-    return _mean_over_truths(score, prediction, truths, void)
+    scores = [normalized_mutual_info_score(truth, found) for found, truth in _pairs(prediction, truths, void)]
+    return _mean(min(1.0, score) for score in scores)  # Rounding can exceed 1.
 
 
 def matched_miou(prediction: Labels, truths: Labels | Sequence[Labels], void: int | None = None) -> float:
@@ -153,12 +145,8 @@ def matched_miou(prediction: Labels, truths: Labels | Sequence[Labels], void: in
         >>> matched_miou(np.array([0, 0, 1, 2]), np.array([0, 0, 1, 1]))
         0.75
     """
-
-    def score(prediction: np.ndarray, truth: np.ndarray) -> float:
-        overlap, _ = _intersection_over_union(prediction, truth)
-        return float(overlap[linear_sum_assignment(overlap, maximize=True)].sum() / overlap.shape[1])
-
-    return _mean_over_truths(score, prediction, truths, void)
+    overlaps = map(_overlaps, _tables(prediction, truths, void))
+    return _mean(_matched(overlap).sum() / overlap.shape[1] for overlap in overlaps)
 
 
 def matched_accuracy(prediction: Labels, truths: Labels | Sequence[Labels], void: int | None = None) -> float:
@@ -184,12 +172,7 @@ def matched_accuracy(prediction: Labels, truths: Labels | Sequence[Labels], void
         >>> matched_accuracy(np.array([0, 0, 1, 2]), np.array([0, 0, 1, 1]))
         0.75
     """
-
-    def score(prediction: np.ndarray, truth: np.ndarray) -> float:
-        table = contingency_matrix(prediction, truth)
-        return float(table[linear_sum_assignment(table, maximize=True)].sum() / table.sum())
-
-    return _mean_over_truths(score, prediction, truths, void)
+    return _mean(_matched(table).sum() / table.sum() for table in _tables(prediction, truths, void))
 
 
 def majority_miou(prediction: Labels, truths: Labels | Sequence[Labels], void: int | None = None) -> float:
@@ -217,13 +200,11 @@ def majority_miou(prediction: Labels, truths: Labels | Sequence[Labels], void: i
         1.0
     """
 
-    def score(prediction: np.ndarray, truth: np.ndarray) -> float:
-        table = contingency_matrix(prediction, truth)
+    def score(table: np.ndarray) -> float:
         votes = np.eye(table.shape[1], dtype=table.dtype)[table.argmax(1)]
-        merged = votes.T @ table
-        return float((merged.diagonal() / (merged.sum(0) + merged.sum(1) - merged.diagonal())).mean())
+        return _overlaps(votes.T @ table).diagonal().mean()
 
-    return _mean_over_truths(score, prediction, truths, void)
+    return _mean(map(score, _tables(prediction, truths, void)))
 
 
 def purity(prediction: Labels, truths: Labels | Sequence[Labels], void: int | None = None) -> float:
@@ -248,39 +229,43 @@ def purity(prediction: Labels, truths: Labels | Sequence[Labels], void: int | No
         >>> purity(np.array([0, 0, 0, 0]), np.array([0, 0, 0, 1]))
         0.75
     """
-
-    def score(prediction: np.ndarray, truth: np.ndarray) -> float:
-        return float(contingency_matrix(prediction, truth).max(1).sum() / truth.size)
-
-    return _mean_over_truths(score, prediction, truths, void)
+    return _mean(table.max(1).sum() / table.sum() for table in _tables(prediction, truths, void))
 
 
-def _mean_over_truths(
-    score: Callable[[np.ndarray, np.ndarray], float],
-    prediction: Labels,
-    truths: Labels | Sequence[Labels],
-    void: int | None = None,
-) -> float:
+def _mean(scores: Iterable[float]) -> float:
+    return float(np.mean(list(scores)))
+
+
+def _tables(
+    prediction: Labels, truths: Labels | Sequence[Labels], void: int | None = None
+) -> Iterator[Integer[np.ndarray, "segments regions"]]:
+    """Yield for each truth the number of pixels that each segment and each region share."""
+    return (contingency_matrix(found, truth) for found, truth in _pairs(prediction, truths, void))
+
+
+def _pairs(
+    prediction: Labels, truths: Labels | Sequence[Labels], void: int | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield for each truth the predicted and the true labels of the pixels that count, as flat arrays."""
     several = [truths] if isinstance(truths, Tensor | np.ndarray | Image.Image) else list(truths)
     if not several:
         raise SpectralError("truths", expected="at least one label map", got="none", fix="Pass one map per annotator")
-    return float(np.mean([score(*_labels(prediction, truth, void)) for truth in several]))
-
-
-def _labels(prediction: Labels, truth: Labels, void: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return the labels of the pixels that count, as two flat arrays."""
-    found, wanted = _integers("prediction", prediction), _integers("truths", truth)
-    if found.shape != wanted.shape:
-        raise SpectralError(
-            "truths",
-            expected=f"the shape of the prediction, {found.shape}",
-            got=wanted.shape,
-            fix="Segment with size=(height, width) of the label map",
-        )
-    counts = np.ones(wanted.shape, dtype=bool) if void is None else wanted != void
-    if not counts.any():
-        raise SpectralError("truths", expected="at least one labelled pixel", got="none", fix="Leave this image out")
-    return found[counts], wanted[counts]
+    found = _integers("prediction", prediction)
+    for truth in several:
+        wanted = _integers("truths", truth)
+        if found.shape != wanted.shape:
+            raise SpectralError(
+                "truths",
+                expected=f"the shape of the prediction, {found.shape}",
+                got=wanted.shape,
+                fix="Segment with size=(height, width) of the label map",
+            )
+        counts = np.full(wanted.shape, True) if void is None else wanted != void
+        if not counts.any():
+            raise SpectralError(
+                "truths", expected="at least one labelled pixel", got="none", fix="Leave this image out"
+            )
+        yield found[counts], wanted[counts]
 
 
 def _integers(argument: str, labels: Labels) -> np.ndarray:
@@ -295,7 +280,11 @@ def _integers(argument: str, labels: Labels) -> np.ndarray:
     return values
 
 
-def _intersection_over_union(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the intersection over union of each (segment, region) pair, and the number of pixels they share."""
-    table = contingency_matrix(prediction, truth)
-    return table / (table.sum(1, keepdims=True) + table.sum(0) - table), table
+def _overlaps(table: Integer[np.ndarray, "segments regions"]) -> Float[np.ndarray, "segments regions"]:
+    """Return the intersection over union of each segment with each region."""
+    return table / (table.sum(1, keepdims=True) + table.sum(0) - table)
+
+
+def _matched(table: np.ndarray) -> np.ndarray:
+    """Return the values of the pairs of the one-to-one matching with the largest sum."""
+    return table[linear_sum_assignment(table, maximize=True)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ Maps = Float[Tensor, "images eigenvectors height width"] | Sequence[Float[Tensor
 DEFAULT_BINS = 16
 # A variance below this share of the mean square is rounding error.
 _CONSTANT = 1e-12
+_TINY = torch.finfo(torch.float64).tiny
 # Images alternate between two halves: the cluster means of one half are tested on the other.
 _HALVES = 2
 # k-means is fitted on at most this many tokens; the others are assigned to the nearest centroid.
@@ -57,7 +59,7 @@ def where_score(eigenvectors: Maps, bins: int | None = None) -> Float[Tensor, " 
         >>> [round(score, 3) for score in where_score(same_map_in_every_image).tolist()]
         [1.0, 1.0]
     """
-    return _added(eigenvectors, bins).where()
+    return _added(_images(eigenvectors, 2), bins).where()
 
 
 @plain_torch()
@@ -83,7 +85,7 @@ def image_score(eigenvectors: Maps) -> Float[Tensor, " eigenvectors"]:
         >>> [round(score, 3) for score in image_score(uniform_images).tolist()]
         [1.0, 1.0]
     """
-    return _added(eigenvectors, 1).image()
+    return _added(_images(eigenvectors, 2), 1).image()
 
 
 @plain_torch()
@@ -140,7 +142,7 @@ def what_score(
         >>> bool(what_score(classes[:, None].float(), clusters=list(classes)) > 0.9)
         True
     """
-    maps = _checked(eigenvectors, 4)
+    maps = _images(eigenvectors, 2 * _HALVES)
     if clusters is None:
         clusters = surrounding_clusters(maps, _cells(maps, bins), num_segments, seed)
     grids = [tuple(one.shape[1:]) for one in maps]
@@ -155,21 +157,13 @@ def what_score(
 
 
 def _added(
-    eigenvectors: Maps, bins: int | None, clusters: Sequence[Integer[Tensor, "_h _w"]] | None = None
+    maps: list[Tensor], bins: int | None, clusters: Sequence[Integer[Tensor, "_h _w"]] | None = None
 ) -> VarianceShares:
-    maps = _checked(eigenvectors, 2)
     count = 0 if clusters is None else 1 + max(int(one.max()) for one in clusters)
     shares = VarianceShares(_cells(maps, bins), count)
     for image, one in enumerate(maps):
         shares.add(one, None if clusters is None else clusters[image])
     return shares
-
-
-def _checked(eigenvectors: Maps, least: int) -> list[Tensor]:
-    maps = list(eigenvectors)
-    _require_images(len(maps), least)
-    _require_one_count({len(one) for one in maps})
-    return maps
 
 
 def _cells(maps: list[Tensor], bins: int | None) -> tuple[int, int]:
@@ -205,7 +199,17 @@ class VarianceShares:
         self.num_images = 0
         self._cells = cells
         self._num_segments = num_segments
-        self._halves: list[_Half] = []
+
+    def _start(self, count: int) -> None:
+        """Set all sums, one per half of the images, to 0. In an image with n tokens, each token has weight 1 / n."""
+        zeros = functools.partial(torch.zeros, dtype=torch.float64)
+        num_cells = self._cells[0] * self._cells[1]
+        self._mean, self._square, self._squared_mean = (zeros(_HALVES, count) for _ in range(3))
+        self._weight, self._total = zeros(_HALVES, num_cells), zeros(_HALVES, count, num_cells)
+        # Of the values minus the mean of their image, per cell and per cluster; weight of each (cluster, cell).
+        self._centered = zeros(_HALVES, count, num_cells)
+        self._by_cluster = zeros(_HALVES, count, self._num_segments)
+        self._table = zeros(_HALVES, self._num_segments, num_cells)
 
     @plain_torch()
     def add(
@@ -222,14 +226,31 @@ class VarianceShares:
                 and `num_segments` is not 0.
         """
         _require_clusters((clusters is None) == (self._num_segments == 0))
-        if not self._halves:
-            count = self._cells[0] * self._cells[1]
-            self._halves = [_Half(len(maps), count, self._num_segments) for _ in range(_HALVES)]
-        half = self._halves[self.num_images % _HALVES]
-        _require_one_count({len(maps), len(half.mean)})
+        if not self.num_images:
+            self._start(len(maps))
+        if len(maps) != self._mean.shape[1]:
+            raise SpectralError(
+                "eigenvectors",
+                expected="the same number of eigenvectors for every image",
+                got=sorted({len(maps), self._mean.shape[1]}),
+                fix="Pass the eigenvectors of one basis",
+            )
         values = maps.detach().to("cpu", torch.float64).flatten(1)
-        index = position_cells(maps.shape[1], maps.shape[2], self._cells)
-        half.add(values, index, None if clusters is None else clusters.flatten().cpu().long())
+        half, share = self.num_images % _HALVES, 1 / values.shape[1]
+        mean = values.mean(1)
+        centered = (values - mean[:, None]) * share
+        cells = _cell_of_each_token(maps.shape[1], maps.shape[2], self._cells)
+        shares = torch.full_like(values[0], share)
+        self._mean[half] += mean
+        self._square[half] += values.square().mean(1)
+        self._squared_mean[half] += mean.square()
+        self._weight[half].index_add_(0, cells, shares)
+        self._total[half].index_add_(1, cells, values * share)
+        self._centered[half].index_add_(1, cells, centered)
+        if clusters is not None:
+            cluster = clusters.flatten().cpu().long()
+            self._by_cluster[half].index_add_(1, cluster, centered)
+            self._table[half].view(-1).index_add_(0, cluster * self._weight.shape[1] + cells, shares)
         self.num_images += 1
 
     @plain_torch()
@@ -239,9 +260,9 @@ class VarianceShares:
         Returns:
             One value from 0 to 1 per eigenvector.
         """
-        weight = self._sum("weight")
+        weight = self._weight.sum(0)
         used = weight > 0
-        offsets = self._sum("total")[:, used] / weight[used] - self._mean()[:, None]
+        offsets = self._total.sum(0)[:, used] / weight[used] - self._overall_mean()[:, None]
         return self._share((offsets**2 * weight[used]).sum(1) / self.num_images)
 
     @plain_torch()
@@ -251,7 +272,7 @@ class VarianceShares:
         Returns:
             One value from 0 to 1 per eigenvector.
         """
-        return self._share(self._sum("squared_means") / self.num_images - self._mean() ** 2)
+        return self._share(self._squared_mean.sum(0) / self.num_images - self._overall_mean() ** 2)
 
     @plain_torch()
     def what(self) -> Float[Tensor, " eigenvectors"]:
@@ -265,93 +286,58 @@ class VarianceShares:
         """
         _require_clusters(self._num_segments > 0)
         _require_images(self.num_images, 2 * _HALVES)
-        (means, weights), (others, other_weights) = (half.cluster_means() for half in self._halves)
+        (means, weights), (others, other_weights) = map(self._cluster_means, range(_HALVES))
         # A cluster that occurs in one half only cannot be tested.
         shared = (weights > 0) & (other_weights > 0)
         explained = (means * others * ((weights + other_weights) * shared)).sum(1) / self.num_images
         return self._share(explained)
 
-    def _mean(self) -> Tensor:
-        return self._sum("mean") / self.num_images
-
-    def _sum(self, name: str) -> Tensor:
-        return torch.stack([getattr(half, name) for half in self._halves]).sum(0)
-
-    def _share(self, explained: Tensor) -> Tensor:
-        square = self._sum("square") / self.num_images
-        variance = square - self._mean() ** 2
-        share = explained / variance.clamp_min(torch.finfo(torch.float64).tiny)
-        return torch.where(variance <= _CONSTANT * square, 0.0, share).clamp(0, 1)
-
-
-class _Half:
-    """Sums over one half of the images. In an image with n tokens, each token has weight 1 / n."""
-
-    def __init__(self, num_eigenvectors: int, num_cells: int, num_segments: int) -> None:
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.float64)
-
-        self.num_images = 0
-        self.mean, self.square, self.squared_means = (zeros(num_eigenvectors) for _ in range(3))
-        self.weight, self.total = zeros(num_cells), zeros(num_eigenvectors, num_cells)
-        # Sums of the values minus the mean of their image, per cell and per cluster; weight of each (cluster, cell).
-        self.centered = zeros(num_eigenvectors, num_cells)
-        self.by_cluster, self.table = zeros(num_eigenvectors, num_segments), zeros(num_segments, num_cells)
-
-    def add(
-        self,
-        values: Float[Tensor, "eigenvectors nodes"],
-        cells: Integer[Tensor, " nodes"],
-        clusters: Integer[Tensor, " nodes"] | None,
-    ) -> None:
-        share = 1 / values.shape[1]
-        mean = values.mean(1)
-        centered = (values - mean[:, None]) * share
-        shares = torch.full((values.shape[1],), share, dtype=torch.float64)
-        self.num_images += 1
-        self.mean += mean
-        self.square += values.square().mean(1)
-        self.squared_means += mean.square()
-        self.weight.index_add_(0, cells, shares)
-        self.total.index_add_(1, cells, values * share)
-        self.centered.index_add_(1, cells, centered)
-        if clusters is not None:
-            self.by_cluster.index_add_(1, clusters, centered)
-            self.table.view(-1).index_add_(0, clusters * len(self.weight) + cells, shares)
-
-    def cluster_means(self) -> tuple[Float[Tensor, "eigenvectors clusters"], Float[Tensor, " clusters"]]:
-        """Return the mean residual of each cluster in this half, after image and position effects, and its weight."""
-        position = self.centered / self.weight.clamp_min(torch.finfo(torch.float64).tiny)
-        weights = self.table.sum(1)
-        rest = self.by_cluster - position @ self.table.T
+    def _cluster_means(self, half: int) -> tuple[Float[Tensor, "eigenvectors clusters"], Float[Tensor, " clusters"]]:
+        """Return the mean residual of each cluster in one half, after image and position effects, and its weight."""
+        position = self._centered[half] / self._weight[half].clamp_min(_TINY)
+        weights = self._table[half].sum(1)
+        rest = self._by_cluster[half] - position @ self._table[half].T
         # The mean of a position over n images contains 1 / n of each image's own value, as in a sample variance.
-        scale = self.num_images / (self.num_images - 1)
-        return scale * rest / weights.clamp_min(torch.finfo(torch.float64).tiny), weights
+        num_images = (self.num_images + 1 - half) // _HALVES
+        return num_images / (num_images - 1) * rest / weights.clamp_min(_TINY), weights
+
+    def _overall_mean(self) -> Float[Tensor, " eigenvectors"]:
+        return self._mean.sum(0) / self.num_images
+
+    def _share(self, explained: Float[Tensor, " eigenvectors"]) -> Float[Tensor, " eigenvectors"]:
+        square = self._square.sum(0) / self.num_images
+        return _share(explained, square - self._overall_mean() ** 2, square)
 
 
-def position_cells(height: int, width: int, cells: tuple[int, int]) -> Integer[Tensor, " nodes"]:
-    """Return the cell that contains the center of each token.
+def _share(
+    explained: Float[Tensor, " eigenvectors"],
+    variance: Float[Tensor, " eigenvectors"],
+    square: Float[Tensor, " eigenvectors"],
+) -> Float[Tensor, " eigenvectors"]:
+    """Return which share of a variance is explained; 0 where the variance is rounding error of the mean square."""
+    return torch.where(variance <= _CONSTANT * square, 0.0, explained / variance.clamp_min(_TINY)).clamp(0, 1)
 
-    Args:
-        height: Number of rows of tokens.
-        width: Number of columns of tokens.
-        cells: Number of rows and columns of cells.
 
-    Returns:
-        One cell index per token, in raster order.
-    """
+def _cell_of_each_token(height: int, width: int, cells: tuple[int, int]) -> Integer[Tensor, " nodes"]:
+    """Return the cell that contains the center of each token, in raster order."""
     row = ((torch.arange(height, dtype=torch.float32) + 0.5) * cells[0] / height).floor().long()
     column = ((torch.arange(width, dtype=torch.float32) + 0.5) * cells[1] / width).floor().long()
     return (row[:, None] * cells[1] + column).flatten()
 
 
-def _require_one_count(counts: set[int]) -> None:
-    if len(counts) > 1:
+def _images(eigenvectors: Iterable[Tensor], least: int) -> list[Tensor]:
+    maps = list(eigenvectors)
+    _require_images(len(maps), least)
+    return maps
+
+
+def _require_images(count: int, least: int) -> None:
+    if count < least:
         raise SpectralError(
             "eigenvectors",
-            expected="the same number of eigenvectors for every image",
-            got=sorted(counts),
-            fix="Pass the eigenvectors of one basis",
+            expected=f"maps of at least {least} images",
+            got=count,
+            fix="Score a dataset with more images",
         )
 
 
@@ -362,16 +348,6 @@ def _require_clusters(holds: bool) -> None:
             expected="the clusters of every image, beside their number `num_segments`",
             got="one without the other",
             fix="Give VarianceShares(cells, num_segments) and add(maps, clusters), or leave both out",
-        )
-
-
-def _require_images(count: int, least: int) -> None:
-    if count < least:
-        raise SpectralError(
-            "eigenvectors",
-            expected=f"maps of at least {least} images",
-            got=count,
-            fix="Score a dataset with more images",
         )
 
 
@@ -405,22 +381,22 @@ def surrounding_clusters(
         [(8, 8), (6, 9)]
     """
     num_segments, seed = require_positive_int("num_segments", num_segments), require_seed(seed)
-    centered = [one.detach().to("cpu", torch.float64) for one in eigenvectors]
-    centered = [one - one.mean((1, 2), keepdim=True) for one in centered]
-    indices = [position_cells(one.shape[1], one.shape[2], cells) for one in centered]
-    total = torch.zeros(len(centered[0]), cells[0] * cells[1], dtype=torch.float64)
-    weight = torch.zeros(cells[0] * cells[1], dtype=torch.float64)
-    for one, index in zip(centered, indices, strict=True):
-        weight += torch.bincount(index, minlength=len(weight)) / len(index)
-        total.index_add_(1, index, one.flatten(1) / len(index))
-    position = total / weight.clamp_min(torch.finfo(torch.float64).tiny)
-    rows = [
-        surroundings(one - position[:, index].view_as(one)).flatten(1).T
-        for one, index in zip(centered, indices, strict=True)
-    ]
-    labels = _clustered(torch.cat(rows).float().numpy(), num_segments, seed)
-    parts = torch.from_numpy(labels).long().split([len(row) for row in rows])
-    return [part.view(one.shape[1:]) for part, one in zip(parts, centered, strict=True)]
+    shares = VarianceShares(cells)
+    for one in eigenvectors:
+        shares.add(one)
+    position = shares._centered.sum(0) / shares._weight.sum(0).clamp_min(_TINY)
+    features = []
+    for one in eigenvectors:
+        maps = one.detach().to("cpu", torch.float64)
+        at_positions = position[:, _cell_of_each_token(maps.shape[1], maps.shape[2], cells)].view_as(maps)
+        features.append(surroundings(maps - maps.mean((1, 2), keepdim=True) - at_positions).flatten(1).T)
+    rows = torch.cat(features).float().numpy()
+    sample = rows[np.random.default_rng(seed).permutation(len(rows))[:_FITTED_TOKENS]]
+    # Constant maps have fewer distinct rows than clusters were requested.
+    count = min(num_segments, len(np.unique(sample, axis=0)))
+    labels = KMeans(count, n_init=2, random_state=seed).fit(sample).predict(rows)
+    parts = torch.from_numpy(labels).long().split([len(one) for one in features])
+    return [part.view(one.shape[1:]) for part, one in zip(parts, eigenvectors, strict=True)]
 
 
 @plain_torch()
@@ -442,13 +418,6 @@ def surroundings(maps: Float[Tensor, "channels height width"]) -> Float[Tensor, 
     sums = 9 * avg_pool2d(maps, 3, stride=1, padding=1) - maps
     count = 9 * avg_pool2d(torch.ones_like(maps[:1]), 3, stride=1, padding=1) - 1
     return sums / count.clamp_min(1)
-
-
-def _clustered(rows: np.ndarray, num_segments: int, seed: int) -> np.ndarray:
-    sample = np.random.default_rng(seed).permutation(len(rows))[:_FITTED_TOKENS]
-    # Constant maps have fewer distinct rows than clusters were requested.
-    count = min(num_segments, len(np.unique(rows[sample], axis=0)))
-    return KMeans(count, n_init=2, random_state=seed).fit(rows[sample]).predict(rows)
 
 
 @plain_torch()
@@ -497,8 +466,4 @@ def layout_score(
     basis, strengths, _ = torch.linalg.svd(torch.stack(terms, dim=1), full_matrices=False)
     basis = basis[:, strengths > 1e-10 * strengths[0]]
     explained = (basis.T @ centered).square().sum(0)
-    total = centered.square().sum(0)
-    # A variance below the rounding error of float32 values counts as 0.
-    scale = values.square().sum(0).clamp_min(1e-300)
-    score = torch.where(total <= 1e-12 * scale, 0.0, explained / total.clamp_min(1e-300))
-    return score.clamp(0, 1).float()
+    return _share(explained, centered.square().sum(0), values.square().sum(0)).float()

@@ -17,12 +17,12 @@ from hf_spectral.torch_state import plain_torch
 _KMEANS_STARTS = 4
 
 
-def parts_of(
+def embedded(
     result: SpectralResult | Float[Tensor, "eigenvectors height width"],
     eigenvalues: Float[Tensor, " eigenvectors"] | None,
     seed: int | None,
-) -> tuple[Float[Tensor, "eigenvectors height width"], Float[Tensor, " eigenvectors"], int]:
-    """Return eigenvectors, eigenvalues and seed, which a result holds all together.
+) -> tuple[Float[np.ndarray, "nodes channels"], tuple[int, int], int]:
+    """Return the embedding of one image, its token grid, and the seed of k-means.
 
     Args:
         result: A result, or its eigenvectors.
@@ -30,23 +30,25 @@ def parts_of(
         seed: An integer from 0 to 2**32 - 1; None takes that of the result, or 0.
 
     Returns:
-        The three.
+        The embedding in float64, the rows and columns of the grid, and the seed.
 
     Raises:
-        SpectralError: If eigenvalues are missing beside eigenvectors or given beside a result, or the seed is invalid.
+        SpectralError: If eigenvalues are missing beside eigenvectors or given beside a result, the seed is invalid, or
+            as for `spectral_embedding`.
     """
     if isinstance(result, SpectralResult) and eigenvalues is None:
-        return result.eigenvectors, result.eigenvalues, require_seed(result.config.seed if seed is None else seed)
-    if not isinstance(result, SpectralResult) and eigenvalues is not None:
-        return result, eigenvalues, require_seed(0 if seed is None else seed)
-    raise SpectralError(
-        "eigenvalues",
-        expected="one for each of the eigenvectors"
-        if eigenvalues is None
-        else "none beside a result, which holds them",
-        got="none" if eigenvalues is None else f"{len(eigenvalues)}",
-        fix="Call segment(result), or segment(eigenvectors, eigenvalues)",
-    )
+        eigenvectors, eigenvalues, own_seed = result.eigenvectors, result.eigenvalues, result.config.seed
+    elif not isinstance(result, SpectralResult) and eigenvalues is not None:
+        eigenvectors, own_seed = result, 0
+    else:
+        expected, got = "one for each of the eigenvectors", "none"
+        if eigenvalues is not None:
+            expected, got = "none beside a result, which holds them", str(len(eigenvalues))
+        fix = "Call segment(result), or segment(eigenvectors, eigenvalues)"
+        raise SpectralError("eigenvalues", expected=expected, got=got, fix=fix)
+    seed = require_seed(own_seed if seed is None else seed)
+    embedding = spectral_embedding(eigenvectors, eigenvalues).detach().to("cpu", torch.float64).numpy()
+    return embedding, (eigenvectors.shape[1], eigenvectors.shape[2]), seed
 
 
 @plain_torch()

@@ -12,13 +12,14 @@ from PIL import Image
 from scipy import ndimage
 from scipy.sparse import coo_matrix
 from scipy.spatial.distance import cdist
+from skimage.measure import label
 from sklearn.cluster import linkage_tree
 from sklearn.feature_extraction.image import grid_to_graph
 from torch import Tensor
 
 from hf_spectral.checks import require_positive_int
 from hf_spectral.result import SpectralResult
-from hf_spectral.segmentation.embedding import centroids, kmeans, parts_of, spectral_embedding
+from hf_spectral.segmentation.embedding import centroids, embedded, kmeans
 from hf_spectral.segmentation.region_tree import RegionTree, as_picture, enlarged, region_tree
 from hf_spectral.segmentation.upsampling import checked_size, upsample
 from hf_spectral.torch_state import plain_torch
@@ -79,9 +80,7 @@ def instances(
         Zhang, Yunis, Maire, Deciphering What and Where Visual Pathways, CVPR 2024, instance segmentation.
     """
     max_instances = require_positive_int("max_instances", max_instances)
-    eigenvectors, eigenvalues, seed = parts_of(result, eigenvalues, seed)
-    grid = (eigenvectors.shape[1], eigenvectors.shape[2])
-    embedding = spectral_embedding(eigenvectors, eigenvalues).detach().to("cpu", torch.float64).numpy()
+    embedding, grid, seed = embedded(result, eigenvalues, seed)
     picture = None if image is None else as_picture(image)
     size = checked_size(size, grid if picture is None else (picture.height, picture.width))
     if picture is None:
@@ -137,9 +136,8 @@ def _candidates(embedding: np.ndarray, grid: tuple[int, int], seed: int) -> np.n
     found: dict[bytes, np.ndarray] = {}
     for k in range(2, min(9, len(np.unique(embedding, axis=0))) + 1):
         regions = _components(kmeans(embedding, k, seed).reshape(grid))
-        members = _merging_tree(embedding, regions, grid)
         masks = [regions == index for index in range(regions.max() + 1)]
-        for first, second in members:
+        for first, second in _merging_tree(embedding, regions, grid):
             masks.append(masks[first] | masks[second])
         for mask in masks:
             if 0.01 * count <= mask.sum() <= 0.9 * count:
@@ -148,14 +146,10 @@ def _candidates(embedding: np.ndarray, grid: tuple[int, int], seed: int) -> np.n
 
 
 def _components(labels: np.ndarray) -> np.ndarray:
-    """Return the number of each token's region, a connected part of a segment, counted over all segments."""
-    regions = np.zeros(labels.shape, dtype=np.int64)
-    count = 0
-    for index in range(labels.max() + 1):
-        parts, number = ndimage.label(labels == index)
-        regions[parts > 0] = parts[parts > 0] + count - 1
-        count += number
-    return regions.ravel()
+    """Return the number of each token's region, a connected part of a segment; they are numbered segment by segment."""
+    parts = label(labels, background=-1, connectivity=1).ravel() - 1
+    segment = labels.ravel()[np.unique(parts, return_index=True)[1]]
+    return np.argsort(np.argsort(segment, kind="stable"))[parts]
 
 
 def _merging_tree(embedding: np.ndarray, regions: np.ndarray, grid: tuple[int, int]) -> np.ndarray:

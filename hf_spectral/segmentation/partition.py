@@ -22,7 +22,7 @@ from torch import Tensor
 from hf_spectral.checks import is_int, require_number, require_one_of, require_positive_int
 from hf_spectral.errors import SpectralError
 from hf_spectral.result import SpectralResult
-from hf_spectral.segmentation.embedding import centroids, kmeans, parts_of, spectral_embedding
+from hf_spectral.segmentation.embedding import centroids, embedded, kmeans
 from hf_spectral.segmentation.region_tree import NUM_ATOMS, as_picture, region_tree
 from hf_spectral.segmentation.segments import Segmentation, margins
 from hf_spectral.segmentation.upsampling import checked_size, upsample
@@ -32,8 +32,7 @@ SegmentationMethod = Literal["tree", "ward", "kmeans"]
 
 # Costs of a merge that is not made where the number of segments is automatic.
 # Chosen on one half of the validation images of BSDS500 at a time, these hold on the other half.
-_TREE_THRESHOLD = 0.065
-_WARD_THRESHOLD = 0.25
+_THRESHOLDS = {"tree": 0.065, "ward": 0.25, "kmeans": 0}
 _REACH = 2  # tokens around a segment that soft upsampling may give it; measured: 1 to 4 are equal, unbounded is worse
 _SILHOUETTE_NODES = 2_000  # the silhouette is quadratic in the nodes: a fixed sample decides for larger grids
 
@@ -83,25 +82,29 @@ def segment(
     Raises:
         SpectralError: If an argument is out of range.
     """
-    eigenvectors, eigenvalues, seed = parts_of(result, eigenvalues, seed)
-    grid = (eigenvectors.shape[1], eigenvectors.shape[2])
-    embedding = spectral_embedding(eigenvectors, eigenvalues).detach().to("cpu", torch.float64).numpy()
+    embedding, grid, seed = embedded(result, eigenvalues, seed)
     picture = None if image is None else as_picture(image)
     method = method or ("ward" if picture is None else "tree")
-    _check_settings(num_segments, method, len(embedding))
-    max_auto_segments = require_positive_int("max_auto_segments", max_auto_segments)
-    if threshold is not None:
-        threshold = require_number("threshold", threshold, 0, math.inf)
+    require_one_of("method", method, get_args(SegmentationMethod))
+    count = _checked_count(num_segments, len(embedding))
+    limit = require_positive_int("max_auto_segments", max_auto_segments)
+    threshold = require_number("threshold", _THRESHOLDS[method] if threshold is None else threshold, 0, math.inf)
     size = checked_size(size, grid if picture is None else (picture.height, picture.width))
     if method == "tree":
-        return _by_tree(embedding, grid, picture, num_segments, threshold, max_auto_segments, size)
+        if picture is None:
+            raise SpectralError(
+                "image",
+                expected="the picture, along whose edges method='tree' cuts",
+                got="none",
+                fix="Pass image=..., or method='ward'",
+            )
+        tree = region_tree(embedding, grid, picture, max(NUM_ATOMS, 2 * (count or 0)))
+        count = min(count or min(tree.count(threshold), limit), len(tree.features))
+        return Segmentation(count, size, tree)
     if method == "ward":
-        limit = min(max_auto_segments, len(embedding))
-        nodes = _ward_labels(embedding, grid, num_segments, _WARD_THRESHOLD if threshold is None else threshold, limit)
-        if num_segments == "auto":
-            nodes = _absorb_crumbs(embedding, nodes, grid)
+        nodes = _ward_labels(embedding, grid, count, threshold, limit)
     else:
-        nodes = _kmeans_labels(embedding, num_segments, seed)
+        nodes = _kmeans_labels(embedding, count, seed)
     distances = cdist(embedding, centroids(embedding, nodes))
     scores = margins(distances, nodes, _touching(nodes, grid) if method == "ward" else None)
     if method == "ward":
@@ -111,51 +114,26 @@ def segment(
     return _by_area(upsample(maps, size), torch.from_numpy(scores).float())
 
 
-def _by_tree(
-    embedding: np.ndarray,
-    grid: tuple[int, int],
-    picture: Image.Image | None,
-    num_segments: int | str,
-    threshold: float | None,
-    limit: int,
-    size: tuple[int, int],
-) -> Segmentation:
-    if picture is None:
-        raise SpectralError(
-            "image",
-            expected="the picture, along whose edges method='tree' cuts",
-            got="none",
-            fix="Pass image=..., or method='ward'",
-        )
-    if isinstance(num_segments, str):
-        tree = region_tree(embedding, grid, picture)
-        num_segments = min(tree.count(_TREE_THRESHOLD if threshold is None else threshold), limit)
-    else:
-        tree = region_tree(embedding, grid, picture, max(NUM_ATOMS, 2 * num_segments))
-    return Segmentation(min(num_segments, len(tree.features)), size, tree)
-
-
 def _ward_labels(
-    embedding: np.ndarray, grid: tuple[int, int], num_segments: int | str, threshold: float, limit: int
+    embedding: np.ndarray, grid: tuple[int, int], num_segments: int | None, threshold: float, limit: int
 ) -> np.ndarray:
     """Return the labels after a cut through the one tree of merges between neighboring tokens."""
     count = len(embedding)
     if count == 1:
         return np.zeros(1, dtype=np.int64)
     children, _, _, _, costs = ward_tree(embedding, connectivity=grid_to_graph(*grid), return_distance=True)
-    if isinstance(num_segments, str):
-        # The epsilon keeps rounding noise of identical tokens below the threshold.
-        bound = threshold * np.linalg.norm(embedding) + np.finfo(np.float32).eps
-        num_segments = int(np.clip(np.count_nonzero(costs >= bound) + 1, 1, limit))
-    made = count - num_segments
+    # The epsilon keeps rounding noise of identical tokens below the threshold.
+    bound = threshold * np.linalg.norm(embedding) + np.finfo(np.float32).eps
+    made = count - (num_segments or min(int(np.count_nonzero(costs >= bound)) + 1, limit, count))
     merged = np.repeat(np.arange(count, count + made), 2)
     edges = coo_matrix((np.ones(2 * made), (children[:made].ravel(), merged)), shape=(count + made, count + made))
-    return connected_components(edges, directed=False)[1][:count].astype(np.int64)
+    labels = connected_components(edges, directed=False)[1][:count].astype(np.int64)
+    return labels if num_segments else _absorb_crumbs(embedding, labels, grid)
 
 
-def _kmeans_labels(embedding: np.ndarray, num_segments: int | str, seed: int) -> np.ndarray:
+def _kmeans_labels(embedding: np.ndarray, num_segments: int | None, seed: int) -> np.ndarray:
     distinct = len(np.unique(embedding, axis=0))
-    if not isinstance(num_segments, str):
+    if num_segments:
         return kmeans(embedding, min(num_segments, distinct), seed)
     candidates = [kmeans(embedding, k, seed) for k in range(2, min(10, distinct, len(embedding) - 1) + 1)]
     if not candidates:
@@ -206,10 +184,10 @@ def _by_area(labels: Int[Tensor, "height width"], scores: Float[Tensor, " segmen
     return Segmentation(len(order), (height, width), given=(number[labels], scores[order]))
 
 
-def _check_settings(num_segments: int | str, method: str, num_nodes: int) -> None:
-    require_one_of("method", method, get_args(SegmentationMethod))
+def _checked_count(num_segments: int | str, num_nodes: int) -> int | None:
+    """Return the number of segments, None for an automatic one."""
     if num_segments == "auto":
-        return
+        return None
     if not is_int(num_segments) or not 1 <= num_segments <= num_nodes:
         raise SpectralError(
             "num_segments",
@@ -217,3 +195,4 @@ def _check_settings(num_segments: int | str, method: str, num_nodes: int) -> Non
             got=repr(num_segments),
             fix="Ask for fewer segments or give a larger image",
         )
+    return int(num_segments)

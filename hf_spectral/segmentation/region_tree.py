@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import heapq
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -94,18 +93,15 @@ class RegionTree:
         number[order] = np.arange(num_segments)
         return np.repeat(number, np.diff(starts, append=len(self.features)))
 
-    def draw(
-        self, num_segments: int, size: tuple[int, int], dtype: np.dtype[Any]
-    ) -> Integer[np.ndarray, "height width"]:
+    def draw(self, num_segments: int, size: tuple[int, int]) -> Integer[np.ndarray, "height width"]:
         """Return the segment of each pixel.
 
         Args:
             num_segments: 1 to the number of superpixels.
             size: Height and width of the map in pixels.
-            dtype: Type of its numbers; the smaller, the faster.
 
         Returns:
-            The numbers of `cut`.
+            The numbers of `cut`, of the smallest type that holds them: the smaller, the faster.
         """
         is_few = num_segments <= _FEW
         if (key := (*size, is_few)) not in self._runs:
@@ -114,7 +110,8 @@ class RegionTree:
             starts = np.append(0, np.flatnonzero(regions[1:] != regions[:-1]) + 1)
             self._runs[key] = atoms[starts], np.diff(starts, append=len(atoms))
         superpixels, lengths = self._runs[key]
-        return np.repeat(self.cut(num_segments).astype(dtype)[superpixels], lengths).reshape(size)
+        segments = self.cut(num_segments).astype(np.min_scalar_type(num_segments - 1))
+        return np.repeat(segments[superpixels], lengths).reshape(size)
 
     def regions(self) -> Int[np.ndarray, "regions 2"]:
         """Return first and last superpixel + 1 of every region of the tree, single superpixels and the whole too."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +14,31 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from PIL import Image
-from safetensors.torch import save
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from hf_spectral.atomic import replacing
 from hf_spectral.checks import is_int, require_int, require_number
 from hf_spectral.errors import SpectralError
+from hf_spectral.kept import Kept
 from hf_spectral.segmentation.embedding import centroids
 from hf_spectral.segmentation.region_tree import RegionTree, enlarged
-from hf_spectral.tensor_files import parse_json, read_header, read_tensors, undamaged
+from hf_spectral.tensor_files import read_described, read_tensors, write_described
 from hf_spectral.torch_state import plain_torch
-from hf_spectral.visualization.palette import label_picture, label_type
+from hf_spectral.visualization.palette import label_picture
 
 #: Name of the file of a segmentation, beside that of a result.
 SEGMENTATION_NAME = "segmentation.safetensors"
 _FORMAT = "hf_spectral.Segmentation/1"
-_MOST_SIDE = 2**16
+# Of each value in a file whether it is one.
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "format": lambda value: value == _FORMAT,
+    "num_segments": lambda value: is_int(value) and value >= 1,
+    "size": lambda value: len(value) == 2 and all(is_int(side) and 1 <= side <= 2**16 for side in value),
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Segmentation:
+class Segmentation(Kept):
     """A partition of one image.
 
     Args:
@@ -49,13 +53,18 @@ class Segmentation:
     tree: RegionTree | None = None
     given: tuple[Int[Tensor, "height width"], Float[Tensor, " segments"]] | None = None
 
+    _files = (SEGMENTATION_NAME,)
+    _argument = "source"
+    _expected = "a file that Segmentation.save_pretrained wrote"
+    _fix = "Save it again"
+
     @functools.cached_property
     @plain_torch()
     def labels(self) -> Int[Tensor, "height width"]:
         """Segment of each pixel, 0 to `num_segments` - 1, numbered by decreasing area; no number is missing."""
         if self.tree is None:
             return self._given[0]
-        return torch.from_numpy(self.tree.draw(self.num_segments, self.size, np.dtype(np.int64)))
+        return torch.from_numpy(self.tree.draw(self.num_segments, self.size).astype(np.int64))
 
     @functools.cached_property
     @plain_torch()
@@ -125,9 +134,7 @@ class Segmentation:
         Returns:
             Picture of the labels' size, of mode "P" with a palette, or "I;16" without one beyond 256 segments.
         """
-        if self.tree is None:
-            return label_picture(self.labels.numpy(), self.num_segments)
-        drawn = self.tree.draw(self.num_segments, self.size, label_type(self.num_segments))
+        drawn = self.labels.numpy() if self.tree is None else self.tree.draw(self.num_segments, self.size)
         return label_picture(drawn, self.num_segments)
 
     def contour_map(self) -> Image.Image:
@@ -174,47 +181,45 @@ class Segmentation:
         Returns:
             The path given, which `from_pretrained` reads.
         """
-        path = Path(path)
         if self.tree is None:
-            tensors = {"labels": self.labels.to(torch.int32).contiguous(), "scores": self.scores.contiguous()}
+            tensors = {"labels": self.labels.int(), "scores": self.scores}
         else:
-            tensors = {
-                "atoms": torch.from_numpy(self.tree.atoms),
-                "heights": torch.from_numpy(self.tree.heights),
-                "features": torch.from_numpy(self.tree.features),
-            }
-        described = json.dumps({"format": _FORMAT, "num_segments": self.num_segments, "size": list(self.size)})
-        with replacing(path if path.suffix == ".safetensors" else path / SEGMENTATION_NAME) as partial:
-            partial.write_bytes(save(tensors, metadata={"hf_spectral": described}))
-        return path
+            names = ("atoms", "heights", "features")
+            tensors = {name: torch.from_numpy(getattr(self.tree, name)) for name in names}
+        described = {"format": _FORMAT, "num_segments": self.num_segments, "size": list(self.size)}
+        return write_described(path, SEGMENTATION_NAME, described, tensors)
 
     @classmethod
-    @plain_torch()
-    def from_pretrained(cls, source: str | os.PathLike[str]) -> Segmentation:
-        """Read what `save_pretrained` wrote. Nothing in it is trusted.
-
-        Args:
-            source: A safetensors file, or a folder that holds `segmentation.safetensors`.
-
-        Returns:
-            The segments, with their tree.
-
-        Raises:
-            SpectralError: If the file is not one that `save_pretrained` wrote, or its parts do not fit each other.
-        """
-        path = Path(source)
-        with undamaged("source", source, "a file that Segmentation.save_pretrained wrote", "Save it again"):
-            return cls(**_parsed(path if path.is_file() else path / SEGMENTATION_NAME))
+    def _read(cls, path: Path) -> Segmentation:
+        header, described = read_described(path, _CHECKS)
+        count, size = described["num_segments"], tuple(described["size"])
+        if "labels" in header:
+            tensors, _ = read_tensors(path, {"labels": (torch.int32, size), "scores": (torch.float32, (count,))})
+            _require_numbers(tensors["labels"], count)
+            return cls(count, size, given=(tensors["labels"].long(), tensors["scores"]))
+        atoms, channels = header["features"]["shape"]
+        if count > atoms:
+            raise ValueError(f"{count} segments of {str(atoms)[:20]} superpixels")
+        forms = {
+            "atoms": (torch.int32, tuple(header["atoms"]["shape"])),
+            "heights": (torch.float64, (atoms - 1,)),
+            "features": (torch.float32, (atoms, channels)),
+        }
+        tensors, _ = read_tensors(path, forms)
+        _require_numbers(tensors["atoms"], atoms)
+        tree = RegionTree(**{name: tensor.numpy() for name, tensor in tensors.items()})
+        if (tree.heights < 0).any() or len(np.unique(tree.heights)) < len(tree.heights):
+            raise ValueError("costs of merges that are equal, or below 0")
+        return cls(count, size, tree)
 
     @property
     def _given(self) -> tuple[Tensor, Tensor]:
         assert self.given is not None
         return self.given
 
-    def __repr__(self) -> str:
-        height, width = self.size
-        more = "" if self.tree is None else f", 1 to {len(self.tree.features)} by at()"
-        return f"Segmentation: {self.num_segments} segments of {height} x {width} pixels{more}"
+    def _facts(self) -> dict[str, str]:
+        facts = {"segments": f"{self.num_segments}, of {self.size[0]} x {self.size[1]} pixels"}
+        return facts if self.tree is None else {**facts, "by at()": f"1 to {len(self.tree.features)} segments"}
 
 
 def margins(
@@ -247,39 +252,6 @@ def margins(
     weights = np.ones(len(labels)) if areas is None else areas
     means = np.bincount(labels, margin * weights) / np.bincount(labels, weights)
     return np.where(np.bincount(labels) > 1, means, 0).clip(0, 1)
-
-
-def _parsed(path: Path) -> dict[str, Any]:
-    header, _ = read_header(path)
-    described = parse_json(header["__metadata__"]["hf_spectral"])
-    if described["format"] != _FORMAT:
-        raise ValueError(f"format {str(described['format'])[:60]!r}")
-    count, size = described["num_segments"], described["size"]
-    if not is_int(count) or len(size) != 2 or not all(is_int(side) and 1 <= side <= _MOST_SIDE for side in size):
-        raise ValueError(f"{str(count)[:20]} segments of {str(size)[:40]} pixels")
-    found = {"num_segments": count, "size": (size[0], size[1])}
-    if "labels" in header:
-        forms = {"labels": (torch.int32, tuple(size)), "scores": (torch.float32, (count,))}
-        tensors, _ = read_tensors(path, forms)
-        _require_numbers(tensors["labels"], count)
-        return {**found, "given": (tensors["labels"].long(), tensors["scores"])}
-    rows, columns = header["atoms"]["shape"]
-    atoms, channels = header["features"]["shape"]
-    if not 1 <= count <= atoms:
-        raise ValueError(f"{count} segments of {str(atoms)[:20]} superpixels")
-    tensors, _ = read_tensors(
-        path,
-        {
-            "atoms": (torch.int32, (rows, columns)),
-            "heights": (torch.float64, (atoms - 1,)),
-            "features": (torch.float32, (atoms, channels)),
-        },
-    )
-    _require_numbers(tensors["atoms"], atoms)
-    heights = tensors["heights"].numpy()
-    if (heights < 0).any() or len(np.unique(heights)) < len(heights):
-        raise ValueError("costs of merges that are equal, or below 0")
-    return {**found, "tree": RegionTree(tensors["atoms"].numpy(), heights, tensors["features"].numpy())}
 
 
 def _require_numbers(labels: Int[Tensor, "rows columns"], count: int) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from hf_spectral.checks import require_extra
 from hf_spectral.errors import SpectralError
-from hf_spectral.visualization.palette import sequential_table
+from hf_spectral.visualization.palette import SEQUENTIAL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -144,22 +145,13 @@ def _lines(
     places[None] = len(layers) - 0.5 + max(1, 0.35 / room)  # The gap shows that this is not another layer.
     for name, scores in lines.items():
         shown = [layer for layer in layers if layer in scores]
-        style: dict[str, Any] = {
-            "color": colors[name],
-            "marker": "o",
-            "markeredgecolor": "white",
-            "clip_on": False,
-            "zorder": 3,
-        }
-        size = min(7.5, max(3, 36 * room))
-        values = [scores[layer] for layer in shown]
-        axes.plot([places[one] for one in shown], values, lw=2, ms=size, mew=size / 7, **style)
+        color, size = colors[name], min(7.5, max(3, 36 * room))
+        plot = functools.partial(axes.plot, color=color, marker="o", mec="white", clip_on=False, zorder=3)
+        plot([places[one] for one in shown], [scores[layer] for layer in shown], lw=2, ms=size, mew=size / 7)
         if None in scores:
-            point = places[None], scores[None]
-            axes.plot(*point, ms=12, **style)
-            axes.annotate(
-                f"{scores[None]:.2f}", point, (9, 0), textcoords="offset points", va="center", color=colors[name]
-            )
+            point, text = (places[None], scores[None]), f"{scores[None]:.2f}"
+            plot(*point, ms=12)
+            axes.annotate(text, point, (9, 0), textcoords="offset points", va="center", color=color)
     largest = max((value for scores in lines.values() for value in scores.values()), default=0.0)
     ticks = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(0, max(largest, 0.01))
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -175,7 +167,7 @@ def _cells(axes: Axes, table: np.ndarray, top: float, names: Sequence[object], r
     """Draw one table, where `room` is the width of a cell in inches."""
     from matplotlib.colors import ListedColormap
 
-    colors = ListedColormap(sequential_table() / 255)
+    colors = ListedColormap(SEQUENTIAL / 255)
     mesh = axes.pcolormesh(table, cmap=colors, vmin=0, vmax=max(top, 1e-12), edgecolors="white", linewidth=0.7)
     axes.invert_yaxis()
     axes.spines["bottom"].set_visible(False)

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from hf_spectral.errors import SpectralError
 from hf_spectral.torch_state import plain_torch
-from hf_spectral.visualization.palette import bytes_from_oklab, diverging_table
+from hf_spectral.visualization.palette import DIVERGING, bytes_from_oklab
 
 # Numbers as the pipelines give them, as rows of a dataset hold them, or as another library does.
 Numbers = Tensor | np.ndarray | Image.Image | Sequence
 
 
-def read_numbers(argument: str, values: Numbers, dimensions: int) -> Tensor:
+def read_numbers(argument: str, values: Numbers, dimensions: int) -> np.ndarray:
     """Read a tensor, an array, a PIL image of one channel, or nested lists.
 
     Args:
@@ -28,22 +28,23 @@ def read_numbers(argument: str, values: Numbers, dimensions: int) -> Tensor:
         dimensions: How many dimensions they must have.
 
     Returns:
-        Float64 tensor on the CPU.
+        Float64 array.
 
     Raises:
         SpectralError: If they have another number of dimensions, or lists are ragged.
     """
+    numbers = values.detach().cpu().double().numpy() if isinstance(values, Tensor) else values
     try:
-        tensor = values if isinstance(values, Tensor) else torch.from_numpy(np.array(values, dtype=np.float64))
+        array = np.array(numbers, dtype=np.float64)
     except (ValueError, TypeError) as error:
         raise SpectralError(
             argument, expected=f"numbers in {dimensions} dimensions", got=error, fix="Pass a tensor or an array"
         ) from error
-    if tensor.ndim != dimensions:
+    if array.ndim != dimensions:
         raise SpectralError(
-            argument, expected=f"{dimensions} dimensions", got=f"shape {tuple(tensor.shape)}", fix="Pass one image's"
+            argument, expected=f"{dimensions} dimensions", got=f"shape {array.shape}", fix="Pass one image's"
         )
-    return tensor.detach().cpu().double()
+    return array
 
 
 def eigenvector_image(values: Numbers, size: tuple[int, int] | None = None, bound: float | None = None) -> Image.Image:
@@ -73,9 +74,9 @@ def eigenvector_image(values: Numbers, size: tuple[int, int] | None = None, boun
     values = read_numbers("values", values, 2)
     maps = resized_maps(values[None], size)[0]
     if bound is None:
-        bound = max(float(np.percentile(np.abs(values.numpy()), 98)), 1e-12)
+        bound = max(float(np.percentile(np.abs(values), 98)), 1e-12)
     position = (np.clip(maps / bound, -1, 1) + 1) / 2
-    return Image.fromarray(diverging_table()[np.rint(position * 255).astype(np.intp)])
+    return Image.fromarray(DIVERGING[np.rint(position * 255).astype(np.intp)])
 
 
 def eigenvectors_to_rgb(
@@ -119,12 +120,12 @@ def eigenvectors_to_rgb(
         raise SpectralError(
             "eigenvectors", expected="at least 2", got=len(eigenvectors), fix="Solve with num_eigenvectors=4 or more"
         )
-    chosen = eigenvectors[1:4].flatten(1).numpy()
+    chosen = eigenvectors[1:4].reshape(len(eigenvectors[1:4]), -1)
     spread = _spread_over_image(chosen) if scale is None else norm.cdf(chosen / scale) - 0.5
     if eigenvalues is not None:
-        scales = (1 - read_numbers("eigenvalues", eigenvalues, 1)[1:4].numpy()).clip(1e-6)
+        scales = (1 - read_numbers("eigenvalues", eigenvalues, 1)[1:4]).clip(1e-6)
         spread = spread * (scales / scales[0]).clip(0.5, 1)[:, None]
-    maps = resized_maps(torch.from_numpy(spread).reshape(-1, *eigenvectors.shape[1:]), size).clip(-0.5, 0.5)
+    maps = resized_maps(spread.reshape(-1, *eigenvectors.shape[1:]), size).clip(-0.5, 0.5)
     lab = np.zeros((*maps.shape[1:], 3))
     lab[..., 0] = 0.66
     for axis, (values, gain) in zip((1, 2, 0), zip(maps, (0.34, 0.34, 0.46), strict=False), strict=False):
@@ -142,7 +143,9 @@ def _spread_over_image(values: np.ndarray) -> np.ndarray:
 
 
 @plain_torch()
-def resized_maps(maps: Float[Tensor, "channels _h _w"], size: tuple[int, int] | None) -> np.ndarray:
+def resized_maps(
+    maps: Float[np.ndarray, "channels _h _w"], size: tuple[int, int] | None
+) -> Float[np.ndarray, "channels _rows _columns"]:
     """Interpolate maps bicubically to the size of an image.
 
     Args:
@@ -152,7 +155,7 @@ def resized_maps(maps: Float[Tensor, "channels _h _w"], size: tuple[int, int] | 
     Returns:
         Float64 array. Interpolated values may slightly exceed the range of `maps`.
     """
-    values = maps.detach().cpu().double()
-    if size is not None:
-        values = torch.nn.functional.interpolate(values[None], tuple(size), mode="bicubic", align_corners=False)[0]
-    return values.numpy()
+    if size is None:
+        return maps
+    values = torch.from_numpy(maps)[None]
+    return torch.nn.functional.interpolate(values, tuple(size), mode="bicubic", align_corners=False)[0].numpy()

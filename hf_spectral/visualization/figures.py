@@ -49,12 +49,12 @@ def segmentation_overlay(
     """
     if not 0 <= alpha <= 1:
         raise SpectralError("alpha", expected="a number from 0 to 1", got=alpha, fix="Try 0.55")
-    labels = read_numbers("labels", labels, 2).long()
-    if int(labels.min()) < 0:
-        raise SpectralError("labels", expected="no negative label", got=int(labels.min()), fix="Count from 0")
+    known = read_numbers("labels", labels, 2).astype(np.intp)
+    if known.min() < 0:
+        raise SpectralError("labels", expected="no negative label", got=known.min(), fix="Count from 0")
     photo = np.asarray(image.convert("RGB"), dtype=np.float32)
-    rows, columns = (np.arange(n) * m // n for n, m in zip(photo.shape[:2], labels.shape, strict=True))
-    segments = labels.numpy()[np.ix_(rows, columns)]
+    rows, columns = (np.arange(n) * m // n for n, m in zip(photo.shape[:2], known.shape, strict=True))
+    segments = known[np.ix_(rows, columns)]
     count = int(segments.max()) + 1
     if fill == "mean":
         areas = np.maximum(np.bincount(segments.ravel(), minlength=count), 1)
@@ -102,7 +102,7 @@ def eigenvector_sheet(
     size = (max(1, round(tile_width * image.height / image.width)), tile_width)
     tiles = [("photo", image)]
     for index in range(1, len(eigenvectors)):
-        caption = f"eigenvector {index}   eigenvalue {float(eigenvalues[index]):.3f}"
+        caption = f"eigenvector {index}   eigenvalue {eigenvalues[index]:.3f}"
         tiles.append((caption, eigenvector_image(eigenvectors[index], size)))
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), max(1, columns))]
     return figure(rows, tile_width=tile_width)
@@ -221,18 +221,18 @@ def affinity_spotlight(image: Image.Image, affinity: Numbers, token: tuple[int, 
         >>> affinity_spotlight(Image.new("RGB", (60, 40), "white"), torch.rand(4, 6), token=(1, 2)).size
         (60, 40)
     """
-    values = read_numbers("affinity", affinity, 2).clamp_min(0).sqrt()
-    others = values.flatten()
+    values = np.sqrt(read_numbers("affinity", affinity, 2).clip(0))
+    others = values.ravel()
     height, width = values.shape
     if token is not None:
         if not (0 <= token[0] < height and 0 <= token[1] < width):
             raise SpectralError(
                 "token", expected=f"a row and a column of {height} x {width}", got=token, fix="Count from 0"
             )
-        flat = token[0] * width + token[1]
-        others = others[[index for index in range(len(others)) if index != flat]] if len(others) > 1 else others
-    low, high = np.quantile(others.numpy(), [0.02, 0.98])
-    light = resized_maps(((values - low) / max(high - low, 1e-12)).clamp(0, 1)[None], (image.height, image.width))[0]
+        if len(others) > 1:
+            others = np.delete(others, token[0] * width + token[1])
+    low, high = np.quantile(others, [0.02, 0.98])
+    light = resized_maps(((values - low) / max(high - low, 1e-12)).clip(0, 1)[None], (image.height, image.width))[0]
     light = (_REST + (1 - _REST) * light.clip(0, 1))[..., None]
     photo = np.asarray(image.convert("RGB"), dtype=np.float64)
     lit = Image.fromarray(np.rint(photo * light + np.array(_NIGHT) * (1 - light)).astype(np.uint8))

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageColor
 
 BACKGROUND = (255, 255, 255)
 INK = (40, 44, 52)
 _GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
-
-# Negative, zero, positive. The lightness falls evenly on both sides, so that equal magnitudes look equally strong.
-_DIVERGING_STOPS = ("#0a2348", "#1c4e8c", "#4a8fc4", "#a3cbe3", "#f6f3ee", "#f2b892", "#d9694a", "#a32639", "#4d0a2b")
-_SEQUENTIAL_STOPS = ("#f7f8fa", "#cfdcee", "#97b6dc", "#5a86bf", "#2c5697", "#142f63")
 
 # OKLab (Ottosson 2020) maps linear sRGB to cone responses, and their cube roots to lightness and two opponent axes.
 _CONES = np.array(
@@ -49,11 +44,6 @@ def segment_colors(count: int) -> np.ndarray:
     return bytes_from_oklab(lab)
 
 
-def label_type(num_labels: int) -> np.dtype:
-    """Return the type of a label map: one byte as far as it goes, which is as many colors as a palette holds."""
-    return np.dtype(np.uint8 if num_labels <= 256 else np.uint16)
-
-
 def label_picture(labels: np.ndarray, num_labels: int) -> Image.Image:
     """Return labels as a picture with a palette: its values are the labels, and viewers show the colors.
 
@@ -64,40 +54,11 @@ def label_picture(labels: np.ndarray, num_labels: int) -> Image.Image:
     Returns:
         Picture of mode "P", colored by `segment_colors`; beyond 256 labels of mode "I;16", without colors.
     """
-    picture = Image.fromarray(labels.astype(label_type(num_labels), copy=False))
+    picture = Image.fromarray(labels.astype(np.min_scalar_type(num_labels - 1), copy=False))
     if picture.mode == "L":
         picture.putpalette(segment_colors(num_labels).tobytes())
     picture.format = "PNG"  # Without a format, `datasets` stores a picture that has a palette as TIFF.
     return picture
-
-
-@functools.cache
-def diverging_table() -> np.ndarray:
-    """Return the diverging color map: 256 colors from blue over white to red.
-
-    Returns:
-        uint8 array of shape (256, 3).
-    """
-    return _table(_DIVERGING_STOPS)
-
-
-@functools.cache
-def sequential_table() -> np.ndarray:
-    """Return the sequential color map: 256 colors from nearly white to dark blue, with evenly falling lightness.
-
-    Returns:
-        uint8 array of shape (256, 3).
-    """
-    return _table(_SEQUENTIAL_STOPS)
-
-
-def _table(names: tuple[str, ...]) -> np.ndarray:
-    stops = np.array([[int(stop[i : i + 2], 16) for i in (1, 3, 5)] for stop in names]) / 255
-    linear = np.where(stops <= 0.04045, stops / 12.92, ((stops + 0.055) / 1.055) ** 2.4)
-    lab = np.cbrt(linear @ _CONES.T) @ _OPPONENTS.T
-    position = np.linspace(0, len(lab) - 1, 256)
-    table = np.stack([np.interp(position, np.arange(len(lab)), lab[:, c]) for c in range(3)], axis=1)
-    return bytes_from_oklab(table)
 
 
 def bytes_from_oklab(lab: np.ndarray) -> np.ndarray:
@@ -112,3 +73,21 @@ def bytes_from_oklab(lab: np.ndarray) -> np.ndarray:
     linear = ((lab @ np.linalg.inv(_OPPONENTS).T) ** 3 @ np.linalg.inv(_CONES).T).clip(0, 1)
     encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     return np.rint(encoded * 255).astype(np.uint8)
+
+
+def _color_map(*names: str) -> np.ndarray:
+    """Return 256 colors that pass through the given ones, uint8 array of shape (256, 3)."""
+    stops = np.array([ImageColor.getrgb(name) for name in names]) / 255
+    linear = np.where(stops <= 0.04045, stops / 12.92, ((stops + 0.055) / 1.055) ** 2.4)
+    lab = np.cbrt(linear @ _CONES.T) @ _OPPONENTS.T
+    position = np.linspace(0, len(lab) - 1, 256)
+    table = np.stack([np.interp(position, np.arange(len(lab)), lab[:, c]) for c in range(3)], axis=1)
+    return bytes_from_oklab(table)
+
+
+#: From blue over white to red; lightness falls evenly on both sides, so that equal magnitudes look equally strong.
+DIVERGING = _color_map(
+    "#0a2348", "#1c4e8c", "#4a8fc4", "#a3cbe3", "#f6f3ee", "#f2b892", "#d9694a", "#a32639", "#4d0a2b"
+)
+#: From nearly white to dark blue, with evenly falling lightness.
+SEQUENTIAL = _color_map("#f7f8fa", "#cfdcee", "#97b6dc", "#5a86bf", "#2c5697", "#142f63")

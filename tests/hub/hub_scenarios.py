@@ -555,7 +555,7 @@ def test_hardware_secrets_and_variables_of_a_new_space_and_of_one_that_exists(ap
     assert on_the_hub("space", "alice/set")["settings"] == said
 
     monkeypatch.setenv("FROM_HERE", "sesame-4")
-    monkeypatch.setattr("hf_spectral.hub.space._installed_app", lambda: contextlib.nullcontext(app))
+    monkeypatch.setattr("hf_spectral.hub.space._installed_app", lambda: app)
     words = ("--secrets", "FROM_HERE", "--secrets", "OTHER=sesame=5", "--variables", "THEME=light")
     code, out, err = run(
         "space", "alice/set", *words, "--hardware", "t4-medium", "--requirement", "hf-spectral[app] @ x"
@@ -627,7 +627,7 @@ def test_branches_pull_requests_and_private_repositories(basis, rows):
 
 def test_examples_of_docstrings_run(pipe, table, app, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("hf_spectral.hub.space._installed_app", lambda: contextlib.nullcontext(app))
+    monkeypatch.setattr("hf_spectral.hub.space._installed_app", lambda: app)
     (tmp_path / "photos").mkdir()
     for number, row in enumerate(table):
         row["image"].save(tmp_path / "photos" / f"{number}.png")
@@ -901,7 +901,7 @@ def test_commands_push_what_commands_have_written(pipe, basis, app, tmp_path, mo
     pipe.save_pretrained(tmp_path / "pipeline")
     assert run("push", tmp_path / "pipeline", "alice/cli-pipeline")[0] == 0
     assert "spectral_pathways.py" in on_the_hub("model", "alice/cli-pipeline")["files"]
-    monkeypatch.setattr("hf_spectral.hub.space._installed_app", lambda: contextlib.nullcontext(app))
+    monkeypatch.setattr("hf_spectral.hub.space._installed_app", lambda: app)
     code, out, _ = run("space", "alice/cli-space", "--basis", "alice/cli-basis")
     assert (code, out.startswith(f"{HUB}/spaces/alice/cli-space/commit/")) == (0, True)
     assert json.loads(on_the_hub("space", "alice/cli-space")["files"]["space.json"]) == {
@@ -911,7 +911,7 @@ def test_commands_push_what_commands_have_written(pipe, basis, app, tmp_path, mo
 
 
 def test_mistakes_of_the_commands_give_one_line_and_exit_code_2(app, tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_spectral.hub.space._installed_app", lambda: contextlib.nullcontext(app))
+    monkeypatch.setattr("hf_spectral.hub.space._installed_app", lambda: app)
     for words, message in (
         (("push", tmp_path, "alice/x"), "`PATH`: expected what fit, transform or analyze has written"),
         (("space", "alice/x", "--basis", "alice/absent"), "no alice/absent on the Hub"),

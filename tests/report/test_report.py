@@ -17,7 +17,7 @@ from hf_spectral.grid import TokenGrid
 from hf_spectral.records import AttentionRecord
 from hf_spectral.report import LayerReport, ReportRow, score_layers
 from hf_spectral.visualization import heat_maps, layer_chart
-from hf_spectral.visualization.palette import sequential_table
+from hf_spectral.visualization.palette import SEQUENTIAL
 from tests.synthetic import photo, random_record
 
 SETTINGS = {"num_eigenvectors": 4, "num_segments": 16, "num_reference": 7}
@@ -270,7 +270,7 @@ CELLS = {"one": {(0, 0): 0.0, (0, 1): 0.5, (0, 2): 1.0, (1, 0): 0.25}}
 def cells_of(pixels):
     """Return the mean row and column of the cells of each value, light to dark."""
     values = sorted(CELLS["one"].values())
-    colors = [sequential_table()[int(min(255, 256 * value))] for value in values]
+    colors = [SEQUENTIAL[int(min(255, 256 * value))] for value in values]
     return [np.argwhere((pixels == color).all(-1)).mean(0) for color in colors]
 
 
@@ -300,7 +300,7 @@ def test_names_of_columns_stand_below_a_heat_map():
 def test_cells_without_room_for_numbers_have_a_scale_beside_them():
     many = {"one": {(0, column): column / 60 for column in range(60)}}
     pixels = np.asarray(heat_maps(many, ("layer", "head"), 1, 600))
-    rows, columns = np.nonzero((pixels == sequential_table()[255]).all(-1))
+    rows, columns = np.nonzero((pixels == SEQUENTIAL[255]).all(-1))
     assert columns.max() > 540  # Beside the cells, the last of which is the darkest.
     assert not (np.abs(pixels[rows.min() : rows.max(), :500].astype(int) - (40, 44, 52)).sum(-1) < 9).any()
 

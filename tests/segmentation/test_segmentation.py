@@ -67,7 +67,7 @@ def test_ward_equals_scikit_learn(number):
     assert same(_ward_labels(embedding, (12, 16), number, 0.25, 20), expected)
     threshold = 0.2 * np.linalg.norm(embedding)
     model = AgglomerativeClustering(None, distance_threshold=threshold, connectivity=grid_to_graph(12, 16))
-    assert same(_ward_labels(embedding, (12, 16), "auto", 0.2, 192), model.fit_predict(embedding))
+    assert same(_ward_labels(embedding, (12, 16), None, 0.2, 192), model.fit_predict(embedding))
 
 
 def test_labels_are_numbered_by_area_without_gaps():
