@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and places that cannot be written, found out before there is work to lose."""
+"""Writing of files that appear whole or not at all, and checks that a place can be written before work is done."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def writing(place: Path, argument: str, fix: str = _FIX, kind: str = "place") ->
 
 @contextlib.contextmanager
 def replacing(path: Path, argument: str = "path", fix: str = _FIX, is_flushed: bool = False) -> Iterator[Path]:
-    """Write a file under another name, and give it its own once the block has ended well.
+    """Write a file under another name, and rename it once the block has ended without an error.
 
     Args:
         path: The file to make or replace; folders on the way are made.
@@ -90,18 +90,17 @@ def save_picture(picture: Image.Image, path: Path) -> None:
         picture.save(partial, format="png")
 
 
-def require_writable(folder: Path, argument: str, fix: str = _FIX) -> None:
+def require_writable(folder: Path, argument: str) -> None:
     """Refuse a folder that cannot be written, by writing to it, or to the nearest folder above that exists.
 
     Args:
         folder: The folder, which need not exist. Nothing is left in it, and it is not made.
         argument: Name of the folder as the caller wrote it.
-        fix: What to do about it.
 
     Raises:
         SpectralError: If it cannot be written.
     """
-    with writing(folder, argument, fix):
+    with writing(folder, argument):
         place = folder.absolute()
         while not _exists(place):
             place = place.parent

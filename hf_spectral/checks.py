@@ -1,4 +1,4 @@
-"""Checks of arguments: each refuses a value by the argument's name, or returns it in plain form."""
+"""Checks of arguments: each raises an error that names the argument, or returns the value as a plain Python type."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST_SEED = 2**32 - 1
 
 
 def is_int(value: object) -> TypeGuard[int]:
-    """Return whether a value is an integer, of Python or numpy; a boolean is none.
+    """Return whether a value is an integer, of Python or numpy; booleans do not count.
 
     Args:
         value: Anything.
@@ -28,7 +28,7 @@ def is_int(value: object) -> TypeGuard[int]:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Return whether a value is a finite real number, of Python or numpy; a boolean is none.
+    """Return whether a value is a finite real number, of Python or numpy; booleans do not count.
 
     Args:
         value: Anything.
@@ -45,7 +45,7 @@ def is_number(value: object) -> TypeGuard[float]:
 
 
 def require_positive_int(argument: str, value: object) -> int:
-    """Refuse anything but an integer of at least 1, be it Python's or numpy's.
+    """Require an integer of at least 1, of Python or numpy.
 
     Args:
         argument: Name to show in the message.
@@ -61,7 +61,7 @@ def require_positive_int(argument: str, value: object) -> int:
 
 
 def keep_ints(owner: object, *names: str, least: int = 1) -> None:
-    """Check fields of a frozen dataclass for integers, be they Python's or numpy's, and keep them as plain `int`.
+    """Require fields of a frozen dataclass to be integers, of Python or numpy, and keep them as plain `int`.
 
     Args:
         owner: The object; its fields are overwritten.
@@ -90,7 +90,7 @@ def keep_numbers(owner: object, **ranges: tuple[float, float]) -> None:
 
 
 def require_seed(seed: object) -> int:
-    """Refuse a seed that some generator would not take.
+    """Require a seed that every generator accepts.
 
     Args:
         seed: The value to check.
@@ -109,20 +109,20 @@ def require_seed(seed: object) -> int:
 
 
 def require_number(argument: str, value: object, least: float, most: float, fix: str = "Leave it out") -> float:
-    """Refuse anything but a number of a range, be it Python's or numpy's.
+    """Require a number within a range, of Python or numpy.
 
     Args:
         argument: Name to show in the message.
         value: The value to check.
-        least: Lower end of the range; it belongs to it.
-        most: Upper end of the range; it belongs to it.
+        least: Smallest value allowed.
+        most: Largest value allowed.
         fix: The next step, for the message.
 
     Returns:
         The same number as a plain `float`.
 
     Raises:
-        SpectralError: If `value` is no such number.
+        SpectralError: If `value` is not a number within the range.
     """
     if not is_number(value) or not least <= value <= most:
         span = f"from {least:g} to {most:g}" if math.isfinite(most) else f"of at least {least:g}"
@@ -131,7 +131,7 @@ def require_number(argument: str, value: object, least: float, most: float, fix:
 
 
 def require_fields(argument: str, kind: type, values: Mapping[str, Any]) -> None:
-    """Refuse values read from a file that are not exactly the fields of a dataclass.
+    """Require values read from a file to be exactly the fields of a dataclass.
 
     Args:
         argument: Name to show in the message.
@@ -174,7 +174,7 @@ def require_same(
     what: str = "",
     fix: str = "Use the settings and the backbone it was started with, or start anew",
 ) -> None:
-    """Refuse settings that differ.
+    """Require two groups of settings to be equal.
 
     Args:
         argument: Name to show in the message.
@@ -193,7 +193,7 @@ def require_same(
 
 
 def require_int(argument: str, value: object, least: int) -> int:
-    """Refuse anything but an integer of at least some value, be it Python's or numpy's.
+    """Require an integer of at least some value, of Python or numpy.
 
     Args:
         argument: Name to show in the message.
@@ -204,7 +204,7 @@ def require_int(argument: str, value: object, least: int) -> int:
         The same number as a plain `int`.
 
     Raises:
-        SpectralError: If `value` is no such integer.
+        SpectralError: If `value` is not an integer of at least `least`.
     """
     if not is_int(value) or value < least:
         raise SpectralError(argument, expected=f"an integer of at least {least}", got=repr(value), fix="Give a count")
@@ -212,16 +212,16 @@ def require_int(argument: str, value: object, least: int) -> int:
 
 
 def require_one_of(argument: str, value: object, allowed: tuple[str, ...], other: str = "") -> None:
-    """Refuse anything but one of some names.
+    """Require one of several names.
 
     Args:
         argument: Name to show in the message.
         value: The value to check.
         allowed: The names.
-        other: What else would do, for the message.
+        other: What else is allowed, for the message.
 
     Raises:
-        SpectralError: If `value` is none of them.
+        SpectralError: If `value` is not one of them.
     """
     if value not in allowed:
         names = ", ".join(map(repr, allowed)) + (other and f", or {other}")
@@ -229,7 +229,7 @@ def require_one_of(argument: str, value: object, allowed: tuple[str, ...], other
 
 
 def require_extra(extra: str, package: str) -> None:
-    """Refuse to go on without an optional package.
+    """Require an optional package to be installed.
 
     Args:
         extra: Extra of hf-spectral that installs it.

@@ -45,7 +45,7 @@ def located(source: str | os.PathLike[str], names: Iterable[str], argument: str,
 
 @contextlib.contextmanager
 def nor_here(argument: str) -> Iterator[None]:
-    """Let the Hub's refusal of a repository say that no file or folder of this machine has the name either.
+    """Add to an error of the Hub that no file or folder on this machine has the name either.
 
     Args:
         argument: Name of the argument as the user wrote it.

@@ -1,4 +1,4 @@
-"""States of a model that a capture changes for a time: how they come back, whatever line an exception strikes.
+"""Restores what a capture changes in a model for a time, whatever line an exception interrupts.
 
 An interrupt may be raised at any line, also between a change and the `finally` that is to undo it, or within that. So
 each undoing is registered before the change is made, may run twice, and does run again if it was cut short.

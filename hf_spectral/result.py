@@ -74,7 +74,7 @@ _REMEDIES = {
 
 
 def laplacian_eigenvalues(quotients: Float[Tensor, " eigenvectors"]) -> Float[Tensor, " eigenvectors"]:
-    """Return the eigenvalues of the normalized Laplacian, which lie between 0 and 2 or are wrong.
+    """Return the eigenvalues of the normalized Laplacian, after a check that they lie between 0 and 2.
 
     Args:
         quotients: Rayleigh quotients 1 - lambda of the affinity, one per eigenvector.
@@ -83,7 +83,7 @@ def laplacian_eigenvalues(quotients: Float[Tensor, " eigenvectors"]) -> Float[Te
         The eigenvalues lambda, float32, on the CPU.
 
     Raises:
-        SpectralError: If one lies outside by more than rounding explains, or is NaN: no eigenvector belongs to it.
+        SpectralError: If one lies outside by more than a rounding error, or is NaN.
     """
     eigenvalues = (1 - quotients).float().cpu()
     inside = (eigenvalues >= -_ROUNDING) & (eigenvalues <= 2 + _ROUNDING)

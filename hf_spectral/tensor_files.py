@@ -1,4 +1,4 @@
-"""Safetensors files of unknown origin: what the header announces is compared with what has to be there, then read."""
+"""Safetensors files, written whole, and read from unknown origin only after their header has been checked."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from hf_spectral.errors import SpectralError
 
 Form = tuple[torch.dtype, tuple[int, ...]]
 
-#: No description and no header of this package comes near; a description of a few hundred layers takes some 10 kB.
+#: Far above any header or description that this package writes: one of a few hundred layers takes about 10 kB.
 MAX_TEXT_BYTES = 4 << 20
 _DTYPES = {torch.float32: ("F32", 4), torch.float64: ("F64", 8), torch.int64: ("I64", 8), torch.int32: ("I32", 4)}
 
-#: What reading a hostile file can raise, before it is said in a sentence.
+#: What reading a hostile file can raise.
 _DAMAGE_OF_TEXT = (OSError, ValueError, RecursionError, OverflowError, csv.Error)
 DAMAGE = (*_DAMAGE_OF_TEXT, KeyError, TypeError, AttributeError, SafetensorError)
 

@@ -1,4 +1,4 @@
-"""What the program around has set in torch: kept away from our mathematics, so that it never changes a result."""
+"""Isolation from the caller's settings of torch (autocast, precision, default device): they never change a result."""
 
 from __future__ import annotations
 

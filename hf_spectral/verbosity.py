@@ -1,4 +1,4 @@
-"""How much the package says: as much as transformers, unless its own logger `hf_spectral` is told otherwise.
+"""The level of the package's logger, `hf_spectral`: that of transformers, unless it is given one of its own.
 
 One rule for all rooms. A warning: something is not as the caller may think, such as an image left out, a check that
 could not be made, another model in the place of the one asked for. Information: what is being done. Errors are raised.

@@ -70,7 +70,7 @@ class Engine:
         self._pipe: tuple[str, Any] | None = None
         self._basis: tuple[str, SpectralBasis] | None = None
         self._records: tuple[tuple[Any, ...], list[AttentionRecord]] | None = None
-        self._on_gpu = on_gpu(self._solve), on_gpu(self._compare)
+        self._solve_on_gpu, self._compare_on_gpu = on_gpu(self._solve), on_gpu(self._compare)
 
     def analyze(self, picture: Image.Image, settings: Settings) -> dict[str, dict[str, Any]]:
         """Find eigenvectors and segments.
@@ -91,7 +91,7 @@ class Engine:
                 self._kept.move_to_end(key)
                 return self._kept[key]
             self._ready(settings)  # Here, so that what is loaded stays where `_solve` runs in a fork.
-            found = self._on_gpu[0](picture, settings)
+            found = self._solve_on_gpu(picture, settings)
             if key[0] in self._examples:
                 # A mask per segment is most of an output, and the page makes its own.
                 self._kept[key] = {
@@ -129,7 +129,7 @@ class Engine:
         """
         with self._lock:
             self._ready(settings)
-            return self._on_gpu[1](picture, settings, position)
+            return self._compare_on_gpu(picture, settings, position)
 
     def _compare(
         self, picture: Image.Image, settings: Settings, position: tuple[float, float]

@@ -1,4 +1,4 @@
-"""What a Space owes its visitors: a GPU where ZeroGPU lends one, and mistakes told as sentences."""
+"""A GPU for the functions of a Space on ZeroGPU, and mistakes of visitors shown as sentences."""
 
 from __future__ import annotations
 

@@ -186,21 +186,7 @@ class Demo:
         Args:
             picture: The file of the analyzed picture.
             settings: Those it was analyzed with.
-            event: Where it was clicked.
-
-        Returns:
-            For each pathway whether it is shown, the picture of all layers together, and those of each layer.
-        """
-        with friendly():
-            return self.affinity_at(picture, settings, tuple(event.index))
-
-    def affinity_at(self, picture: str | None, settings: Settings | None, place: tuple[int, ...]) -> list[Any]:
-        """Show the affinities of a patch.
-
-        Args:
-            picture: The file of the analyzed picture.
-            settings: Those it was analyzed with.
-            place: Pixels from the left and from the top.
+            event: Where it was clicked, in pixels from the left and from the top.
 
         Returns:
             For each pathway whether it is shown, the picture of all layers together, and those of each layer.
@@ -208,15 +194,17 @@ class Demo:
         Raises:
             SpectralError: If no picture has been analyzed.
         """
-        if settings is None:
-            raise SpectralError("picture", expected="an analyzed picture", got="none", fix="Press Analyze first")
-        image = open_picture(picture)
-        found = self._engine.affinity(image, settings, (place[1] / image.height, place[0] / image.width))
-        values: list[Any] = []
-        for name in SHOWN_PATHWAYS:
-            values.append(gr.update(visible=name in found))
-            values += views.spotlights(image, found[name]) if name in found else [None, None]
-        return values
+        with friendly():
+            if settings is None:
+                raise SpectralError("picture", expected="an analyzed picture", got="none", fix="Press Analyze first")
+            image = open_picture(picture)
+            left, top = event.index
+            found = self._engine.affinity(image, settings, (top / image.height, left / image.width))
+            values: list[Any] = []
+            for name in SHOWN_PATHWAYS:
+                values.append(gr.update(visible=name in found))
+                values += views.spotlights(image, found[name]) if name in found else [None, None]
+            return values
 
     def describe_basis(self, basis: str, model: str) -> tuple[str, Any]:
         """Load a basis and say what it is.

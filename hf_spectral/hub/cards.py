@@ -36,6 +36,8 @@ TAGS = ("interpretability", "segmentation", "spectral-clustering")
 PIPELINE_TAG = "image-feature-extraction"
 #: What the Hub calls the license of files whose author states none.
 NO_LICENSE = "unknown"
+#: What a card says about the license; fields of `CardDetails` too.
+LICENSE_NAMES = ("license", "license_name", "license_link")
 _SHOWN_EIGENVALUES = 12
 _logger = logging.getLogger(__name__)
 
@@ -106,8 +108,7 @@ def licensed(
             why = f"that of {source}" if found.get("license") else f"since the card of {source} states none"
         except SpectralError as error:
             why = f"since the card of {source} cannot be read: {error.got}"
-    names = ("license", "license_name", "license_link")
-    taken = {name: found.get(name) for name in names} if found.get("license") else {"license": NO_LICENSE}
+    taken = {name: found.get(name) for name in LICENSE_NAMES} if found.get("license") else {"license": NO_LICENSE}
     _logger.warning("License: %s, %s. CardDetails(license=...), or --license, states another.", taken["license"], why)
     return dataclasses.replace(details, **taken)
 
@@ -194,8 +195,8 @@ def result_context(
     Returns:
         JSON values by name.
     """
-    names = ("solver", "steps", "status")
-    settings = {"config": result.config.to_dict(), **{name: getattr(result, name) for name in names}}
+    settings = {name: getattr(result, name) for name in ("solver", "steps", "status")}
+    settings["config"] = result.config.to_dict()
     return {
         **_of_solved(result, repo_id, details, pictures),
         "grid": [result.grid.height, result.grid.width],
@@ -218,14 +219,13 @@ def render(template: str, context: dict[str, Any]) -> str:
     from huggingface_hub import ModelCardData
 
     is_adapter = template == "basis" and context.get("base_model")
+    stated: dict[str, Any] = {name: context.get(name) for name in LICENSE_NAMES}
     metadata = ModelCardData(
         base_model=context.get("base_model"),
         base_model_relation="adapter" if is_adapter else None,
         datasets=[context["dataset"]] if context.get("dataset") else None,
         library_name=context.get("library", LIBRARY),
-        license=context.get("license"),
-        license_name=context.get("license_name"),
-        license_link=context.get("license_link"),
+        **stated,
         pipeline_tag=PIPELINE_TAG,
         tags=[*TAGS, f"{context['pathway']}-pathway"] if context["pathway"] in PATHWAYS else [*TAGS, LIBRARY],
     )
@@ -304,8 +304,7 @@ def _of_solved(
 
 
 def _said(details: CardDetails) -> dict[str, Any]:
-    names = ("summary", "dataset", "license", "license_name", "license_link")
-    return {name: getattr(details, name) for name in names}
+    return {name: getattr(details, name) for name in ("summary", "dataset", *LICENSE_NAMES)}
 
 
 def _loaded_by(name: str, revision: Any) -> str:

@@ -12,7 +12,7 @@ from huggingface_hub import DatasetCard
 from hf_spectral.basis import SpectralBasis, as_basis
 from hf_spectral.dataset.rows import ADDED_PICTURES, BASIS_FOLDER
 from hf_spectral.errors import SpectralError
-from hf_spectral.hub.cards import LIBRARY, TAGS, CardDetails, licensed, render, rows_context
+from hf_spectral.hub.cards import LIBRARY, LICENSE_NAMES, TAGS, CardDetails, licensed, render, rows_context
 from hf_spectral.hub.figures import rows_pictures
 from hf_spectral.hub.repository import CARD_NAME, Repository
 from hf_spectral.hub_errors import said_plainly
@@ -159,7 +159,7 @@ def rows_card(existing: str, context: dict[str, Any]) -> str:
     card.data["tags"] = sorted({*(card.data.get("tags") or ()), LIBRARY, *TAGS})
     name = re.sub(r"[-_]+", " ", context["repo_id"].rpartition("/")[2])
     own = {"pretty_name": name[:1].upper() + name[1:], "task_categories": list(_TASK_CATEGORIES)}
-    stated = {name: context[name] for name in ("license", "license_name", "license_link") if context[name]}
+    stated = {name: context[name] for name in LICENSE_NAMES if context[name]}
     if context["dataset"]:
         stated["source_datasets"] = [context["dataset"]]
     # What a user has written stays, unless it is stated anew.

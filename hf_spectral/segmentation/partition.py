@@ -1,4 +1,4 @@
-"""Cut one image into segments, their number given or found."""
+"""Segments of one image, their number given or found automatically."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from hf_spectral.torch_state import plain_torch
 
 SegmentationMethod = Literal["tree", "ward", "kmeans"]
 
-# Costs of a merge that is not made where the number of segments is automatic.
+# Where the number of segments is automatic, no merge of at least this cost is made.
 # Chosen on one half of the validation images of BSDS500 at a time, these hold on the other half.
 _THRESHOLDS = {"tree": 0.065, "ward": 0.25, "kmeans": 0}
 _REACH = 2  # tokens around a segment that soft upsampling may give it; measured: 1 to 4 are equal, unbounded is worse
@@ -155,7 +155,7 @@ def _reach(labels: np.ndarray, grid: tuple[int, int], distance: int) -> np.ndarr
 
 
 def _absorb_crumbs(embedding: np.ndarray, labels: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Return the labels with segments below a thousandth of the area, outlier tokens, given to the likest neighbor."""
+    """Merge segments below a thousandth of the area, which are outlier tokens, into the most similar neighbor."""
     small = np.bincount(labels) < len(labels) // 1000
     if not small.any() or small.all():
         return labels

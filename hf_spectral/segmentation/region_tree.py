@@ -29,7 +29,7 @@ _ITERATIONS = 5
 # lightness from 0 to 1) at which the border counts one more.
 _REACH = 0.57
 _EDGE = 0.03
-_FEW = 64  # Maps of at most so many segments are drawn from the borders of so many: fewer than those of superpixels.
+_FEW = 64  # Maps of up to this many segments are drawn from the runs of a map of this many, which has fewer of them.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ class RegionTree:
 
     @functools.cached_property
     def _runs(self) -> dict[tuple[int, int, bool], tuple[Int[np.ndarray, " runs"], Int[np.ndarray, " runs"]]]:
-        """Superpixel and length of each run of equal pixels of a map, once there was one: by its size, few segments."""
+        """Superpixel and length of each run of equal pixels of the maps drawn so far, by size and whether it is few."""
         return {}
 
     @functools.cached_property
@@ -130,7 +130,7 @@ def region_tree(
     picture: Image.Image,
     num_atoms: int = NUM_ATOMS,
 ) -> RegionTree:
-    """Merge superpixels of a picture, most alike neighbors first.
+    """Merge superpixels of a picture, the most similar neighbors first.
 
     Superpixels are those of SLIC (Achanta et al., TPAMI 2012). A merge costs the growth of the variance inside regions
     (Ward 1963) times the mean contrast of the shared border: that of the embedding, interpolated between tokens, which

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import quote, urlsplit
 
+import gradio as gr
 import httpx
 import numpy as np
 import pytest
@@ -93,6 +94,10 @@ def client(server, tmp_path_factory):
     return Client(server.url, verbose=False, download_files=str(tmp_path_factory.mktemp("client")))
 
 
+def click(left, top):
+    return gr.SelectData(None, {"index": (left, top), "value": None})
+
+
 def analyze(demo, picture, **changes):
     """Return what the page would show, by the id of its component."""
     (values,) = list(demo.analyze(picture, *choices(**changes), progress=lambda *_: None))
@@ -149,7 +154,7 @@ def test_code_that_is_shown_gives_the_same(demo, backbone, picture, tmp_path, mo
 
 def test_a_click_lights_up_the_row_of_that_token(demo, backbone, picture):
     settings = settings_of("", "", "both", 4, "auto", "")
-    values = demo.affinity_at(picture, settings, (80, 10))
+    values = demo.affinity(picture, settings, click(80, 10))
     assert [value["visible"] for value in values[::3]] == [True, True]
     assert [caption for _, caption in values[5]] == ["layer 0", "layer 1", "layer 2"]
     assert values[1].size == (90, 60)
@@ -160,8 +165,8 @@ def test_a_click_lights_up_the_row_of_that_token(demo, backbone, picture):
     pipe.records([pipe.preprocess(photo())], records.append)
     matrix = hf_spectral.build_problem(records, hf_spectral.SpectralConfig("where")).affinity.to_dense()
     torch.testing.assert_close(found["where"].joint.flatten(), matrix[7], atol=1e-6, rtol=1e-4)
-    with pytest.raises(SpectralError, match="Press Analyze first"):
-        demo.affinity_at(picture, None, (1, 1))
+    with pytest.raises(gr.Error, match="Press Analyze first"):
+        demo.affinity(picture, None, click(1, 1))
 
 
 def test_a_basis_gives_colors_that_mean_the_same_in_every_picture(backbone, basis, tmp_path):
@@ -290,7 +295,7 @@ def test_a_generative_backbone_is_read_with_noise(diffusion, backbone, picture):
         assert np.array_equal(shown[f"{name}-segments"][1][0][0] > 0, np.asarray(found[name]["segmentation"]) == 0)
         assert len(found[name].timesteps) == 3
     settings = settings_of(diffusion, "", "both", 4, "auto", "auto")
-    values = demo.affinity_at(picture, settings, (80, 10))
+    values = demo.affinity(picture, settings, click(80, 10))
     assert [caption for _, caption in values[5]] == [caption for _, caption in values[2]]
     assert len(values[5]) * 3 == len(found["what"].layers)
 
@@ -343,7 +348,7 @@ def test_zero_gpu_lends_a_gpu_to_what_computes(spaces, backbone, picture):
     plain = hf_spectral.pipeline(backbone)(photo(), pathway="where", num_eigenvectors=5)
     labels = np.asarray(plain["segmentation"])
     assert np.array_equal(shown["where-segments"][1][0][0] > 0, labels == 0)
-    values = demo.affinity_at(picture, settings_of("", "", "where", 4, "auto", ""), (80, 10))
+    values = demo.affinity(picture, settings_of("", "", "where", 4, "auto", ""), click(80, 10))
     assert len(values[2]) == 3
     assert spaces.runs == {"_solve": 1, "_compare": 1}
     with pytest.raises(Exception, match="`position`: expected two numbers from 0 to 1"):
