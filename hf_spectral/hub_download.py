@@ -31,7 +31,13 @@ def located(source: str | os.PathLike[str], names: Iterable[str], argument: str,
     Raises:
         SpectralError: If it is of another type, nothing lies there, or the Hub does not give it.
     """
-    require_source(source, argument)
+    if not isinstance(source, (str, os.PathLike)) or not os.fspath(source):
+        raise SpectralError(
+            argument,
+            expected="a path, or the id of a repository of the Hub",
+            got="an empty one" if isinstance(source, (str, os.PathLike)) else f"a {type(source).__name__}",
+            fix="Give what was saved or pushed",
+        )
     # A file is never the id of a repository, though `folder/file.safetensors` has the form of one.
     if is_repository(source) and not Path(source).exists() and not str(source).endswith(".safetensors"):
         with nor_here(argument):
@@ -65,29 +71,6 @@ def nor_here(argument: str) -> Iterator[None]:
         here = f"{error.got}; nor is there a file or folder of that name on this machine"
         refusal = SpectralError(argument, expected=str(error.expected), got=here, fix=str(error.fix))
     raise refusal from None  # `said_plainly` leaves out an error that may quote a token.
-
-
-def require_source(source: Any, argument: str) -> Any:
-    """Check that a value is a path or the id of a repository.
-
-    Args:
-        source: Path or repository, as the user gave it.
-        argument: Name of the argument as the user wrote it.
-
-    Returns:
-        The same.
-
-    Raises:
-        SpectralError: If it is of another type, or empty.
-    """
-    if not isinstance(source, (str, os.PathLike)) or not os.fspath(source):
-        raise SpectralError(
-            argument,
-            expected="a path, or the id of a repository of the Hub",
-            got="an empty one" if isinstance(source, (str, os.PathLike)) else f"a {type(source).__name__}",
-            fix="Give what was saved or pushed",
-        )
-    return source
 
 
 def is_repository(value: Any) -> bool:

@@ -100,7 +100,7 @@ class Kept:
         hub = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
         path = located(source, cls._files, cls._argument, **hub)
         with undamaged(cls._argument, source, cls._expected, cls._fix):
-            return cls._read(path / cls._files[0] if path.is_dir() and len(cls._files) == 1 else path)
+            return cls._read(path if path.is_file() or len(cls._files) > 1 else path / cls._files[0])
 
 
 def shown_eigenvalues(eigenvalues: Any) -> str:

@@ -23,7 +23,6 @@ from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
 from hf_spectral.fingerprint import WEIGHTS, require_same_weights
 from hf_spectral.grid import TokenGrid
-from hf_spectral.hub_download import require_source
 from hf_spectral.kept import Kept, Published, shown_eigenvalues
 from hf_spectral.problem import ProblemBuilder
 from hf_spectral.records import AttentionRecord, Pathway, unit_tokens
@@ -250,7 +249,7 @@ def as_basis(basis: Any) -> SpectralBasis:
     Raises:
         SpectralError: If it is neither.
     """
-    return basis if isinstance(basis, SpectralBasis) else SpectralBasis.from_pretrained(require_source(basis, "basis"))
+    return basis if isinstance(basis, SpectralBasis) else SpectralBasis.from_pretrained(basis)
 
 
 class Projector:

@@ -12,7 +12,7 @@ from PIL import Image
 from hf_spectral.basis import SpectralBasis
 from hf_spectral.hub.cards import CardDetails
 from hf_spectral.result import SpectralResult
-from hf_spectral.visualization import eigenvector_image, eigenvector_sheet, figure, segmentation_overlay
+from hf_spectral.visualization import eigenvector_sheet, figure, segmentation_overlay
 
 if TYPE_CHECKING:
     import datasets
@@ -48,14 +48,10 @@ def result_pictures(result: SpectralResult, details: CardDetails) -> dict[str, b
     Returns:
         PNG files by path.
     """
-    if details.examples:
-        return {SHEET: _sheet(details.examples[0][0], result.eigenvectors, result)}
-    scale = max(1, _TILE_WIDTH // result.grid.width)
-    size = (result.grid.height * scale, result.grid.width * scale)
-    shown = result.eigenvectors[1 : 1 + _SHOWN_EIGENVECTORS]
-    tiles = [(f"eigenvector {index}", eigenvector_image(one, size)) for index, one in enumerate(shown, 1)]
-    rows = [tiles[start : start + 4] for start in range(0, len(tiles), 4)]
-    return {SHEET: _png(figure(rows, _TILE_WIDTH))} if rows else {}
+    if not details.examples and len(result.eigenvalues) == 1:
+        return {}
+    photo = details.examples[0][0] if details.examples else None
+    return {SHEET: _sheet(photo, result.eigenvectors, result)}
 
 
 def rows_pictures(rows: datasets.Dataset, column: str, basis: SpectralBasis, name: str) -> dict[str, bytes]:
@@ -71,7 +67,7 @@ def rows_pictures(rows: datasets.Dataset, column: str, basis: SpectralBasis, nam
         PNG files by path.
     """
     first = rows[0]
-    maps = torch.from_numpy(np.asarray(first["eigenvectors"], dtype=np.float32).reshape(first["shape"]))
+    maps = np.asarray(first["eigenvectors"], dtype=np.float32).reshape(first["shape"])
     pictures = {f"images/{name}-eigenvectors.png": _sheet(first[column].convert("RGB"), maps, basis)}
     if "segmentation" in rows.column_names:
         shown = rows.select(range(min(_SHOWN_ROWS, len(rows))))
@@ -80,7 +76,7 @@ def rows_pictures(rows: datasets.Dataset, column: str, basis: SpectralBasis, nam
     return pictures
 
 
-def _sheet(photo: Image.Image, maps: torch.Tensor, solved: SpectralResult | SpectralBasis) -> bytes:
+def _sheet(photo: Image.Image | None, maps: torch.Tensor | np.ndarray, solved: SpectralResult | SpectralBasis) -> bytes:
     count = 1 + _SHOWN_EIGENVECTORS
     return _png(eigenvector_sheet(photo, maps[:count], solved.eigenvalues[:count], tile_width=_TILE_WIDTH))
 

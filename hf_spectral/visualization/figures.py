@@ -70,7 +70,7 @@ def segmentation_overlay(
 
 
 def eigenvector_sheet(
-    image: Image.Image,
+    image: Image.Image | None,
     eigenvectors: Numbers,
     eigenvalues: Numbers,
     columns: int = 4,
@@ -79,7 +79,7 @@ def eigenvector_sheet(
     """Draw a sheet of the photo and all eigenvectors after the trivial one, each with its index and eigenvalue.
 
     Args:
-        image: The photo.
+        image: The photo; None leaves it out.
         eigenvectors: Eigenvectors of the photo, (num_eigenvectors, height, width), with the trivial one at index 0: a
             tensor, an array or nested lists.
         eigenvalues: Eigenvalues of the normalized Laplacian, (num_eigenvectors,).
@@ -99,8 +99,9 @@ def eigenvector_sheet(
     """
     eigenvectors = read_numbers("eigenvectors", eigenvectors, 3)
     eigenvalues = read_numbers("eigenvalues", eigenvalues, 1)
-    size = (max(1, round(tile_width * image.height / image.width)), tile_width)
-    tiles = [("photo", image)]
+    height, width = eigenvectors.shape[1:] if image is None else (image.height, image.width)
+    size = (max(1, round(tile_width * height / width)), tile_width)
+    tiles = [] if image is None else [("photo", image)]
     for index in range(1, len(eigenvectors)):
         caption = f"eigenvector {index}   eigenvalue {eigenvalues[index]:.3f}"
         tiles.append((caption, eigenvector_image(eigenvectors[index], size)))
