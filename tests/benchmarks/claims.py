@@ -65,7 +65,7 @@ CLAIMS = (
     ),
     Claim(
         "image-quality-clip",
-        "The same on the image tower of CLIP ViT-B/16.",
+        "The same on the image tower of CLIP ViT-B/16, its weights rounded to 8 bits.",
         "single_image {data}/bsds500_val --backbone clip --resolution 448 --parts quality --images 20 --threads 1 "
         "--methods 'what, all layers' ncut 'k-means, last' 'layer 8 ' 'layer 10' 'layer 11'",
         "quality",
@@ -149,7 +149,7 @@ CLAIMS = (
     ),
     Claim(
         "dataset-quality-clip",
-        "The same on the image tower of CLIP ViT-B/16.",
+        "The same on the image tower of CLIP ViT-B/16, its weights rounded to 8 bits.",
         "dataset --msrc {data}/msrc_dev --backbone clip --resolution 448 --parts quality --single-layers 6 8 9 11 "
         "--threads 1",
         "quality",
