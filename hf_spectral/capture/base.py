@@ -1,11 +1,11 @@
-"""The one way in: find the host of a model, record its attention layers, check that nothing was missed."""
+"""The entry point: find the host of a model, record its attention layers, and check that none was missed."""
 
 from __future__ import annotations
 
 import contextlib
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from jaxtyping import Float
@@ -97,12 +97,12 @@ class Recorder:
         self._due.clear()
 
     def end_forward(self) -> None:
-        """Note that a forward pass came to its end, so that records are due, and raise what `require` found."""
+        """Note that a forward pass has ended, and raise the errors of numbers that `require` noted."""
         self._num_forwards += 1
         self._raise_due()
 
     def require(self, number: Float[Tensor, ""], refusal: HFSpectralError) -> None:
-        """Note what has to be finite when the forward pass ends: asked at once, the host would wait for the device.
+        """Note a number that has to be finite. It is read when the forward pass ends: to read it now, a GPU would stop.
 
         Args:
             number: A number on any device.
@@ -268,18 +268,16 @@ def unwrapped(model: Any) -> Any:
         elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             inside = model.module
             if len(devices := model.device_ids or ()) > 1:
-                refusal = _hidden(f"{name} over {len(devices)} devices", inside, "module")
-                raise refusal
+                _refuse_wrapper(f"{name} over {len(devices)} devices", inside, "module")
         elif hasattr(model, "_orig_mod"):
-            refusal = _hidden(f"{name} of torch.compile", model._orig_mod, "_orig_mod")
-            raise refusal
+            _refuse_wrapper(f"{name} of torch.compile", model._orig_mod, "_orig_mod")
         if inside is None:
             return model
         model = inside
 
 
-def _hidden(wrapper: str, inside: Any, attribute: str) -> UnsupportedBackboneError:
-    return UnsupportedBackboneError(
+def _refuse_wrapper(wrapper: str, inside: Any, attribute: str) -> NoReturn:
+    raise UnsupportedBackboneError(
         "model",
         expected="a model whose layers run one by one in this thread",
         got=f"{wrapper} around a {type(inside).__name__}",

@@ -23,16 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from hf_spectral.capture.base import Recorder
-from hf_spectral.capture.diffusers_projections import (
-    OBSERVED,
-    PROJECTIONS,
-    attention_from_projections,
-    is_attention,
-    projected_values,
-)
-from hf_spectral.capture.hooks import AttentionHooks, AttentionLayer, Call, is_compiled
+from hf_spectral.capture.hooks import AttentionHooks, AttentionLayer, Call, compiled
 from hf_spectral.capture.sdpa import AttentionTap
-from hf_spectral.errors import SpectralError, UnsupportedBackboneError
+from hf_spectral.errors import SpectralError, UnsupportedBackboneError, refuse_backbone
 from hf_spectral.families.attention_call import AttentionCall, LayerSkipped
 from hf_spectral.families.diffusers import family_of
 from hf_spectral.grid import TokenGrid
@@ -40,6 +33,14 @@ from hf_spectral.restoring import entered
 
 # The backends of diffusers' dispatcher that end in scaled_dot_product_attention.
 _VISIBLE_BACKENDS = frozenset({"native", "_native_cudnn", "_native_efficient", "_native_flash", "_native_math"})
+
+_PROJECTIONS = ("to_q", "to_k", "to_v")
+_FUSED = "to_qkv"
+# Linear attention normalizes before it splits heads, so that the norms' outputs are as wide as the projections'.
+_NORMS = {"norm_q": "to_q", "norm_k": "to_k"}
+_FUSED_WITH_MLP = "to_qkv_mlp_proj"
+# Children of an attention module whose outputs are of use.
+_OBSERVED = (*_PROJECTIONS, _FUSED, *_NORMS)
 
 
 class DenoiserHooks(AttentionHooks):
@@ -58,28 +59,22 @@ class DenoiserHooks(AttentionHooks):
     def check_supported(model: nn.Module) -> None:
         """Refuse a model of no known family, compiled in place, or with a kernel that shows no query and key."""
         _, layers = DenoiserHooks.attention(model)
-        if is_compiled(model):
-            raise UnsupportedBackboneError(
-                "model",
-                expected="a denoiser that is not compiled",
-                got=f"{type(model).__name__} compiled in place by model.compile()",
-                fix="Load it again and capture it uncompiled",
-            )
+        if (reason := compiled(model)) is not None:
+            refuse_backbone(type(model).__name__, reason)
         for layer in layers:
             backend = getattr(layer.module.processor, "_attention_backend", None)
             name = getattr(backend, "value", backend)
             if name is not None and name not in _VISIBLE_BACKENDS:
-                refusal = _hidden_attention(model, layer, f"the attention backend {name!r}")
-                raise refusal
+                raise _hidden_attention(model, layer, f"the attention backend {name!r}")
 
     @staticmethod
     def attention(model: nn.Module) -> tuple[Any, list[AttentionLayer]]:
         """Return the model, and the self-attention layers that see image tokens: no cross-attention, not text alone."""
         text_only = family_of(type(model)).text_only
         return model, [
-            AttentionLayer(name, name, module, PROJECTIONS)
+            AttentionLayer(name, name, module, _PROJECTIONS)
             for name, module in model.named_modules()
-            if is_attention(module)
+            if _is_attention(module)
             and not getattr(module, "is_cross_attention", False)
             and not (text_only is not None and name.startswith(text_only))
         ]
@@ -102,7 +97,7 @@ class DenoiserHooks(AttentionHooks):
 
     def children(self, layer: AttentionLayer) -> Iterable[str]:
         """Return the projections and norms that the module has."""
-        return (name for name in OBSERVED if isinstance(getattr(layer.module, name, None), nn.Module))
+        return (name for name in _OBSERVED if isinstance(getattr(layer.module, name, None), nn.Module))
 
     def further_hooks(self) -> Iterable[Callable[[], Any]]:
         """See the maps that blocks are given, and the rotations that the denoiser computes on its way."""
@@ -155,7 +150,7 @@ class DenoiserHooks(AttentionHooks):
             same = (found == expected.to(found.device)).all()
             self.recorder.require(torch.where(same, 0.0, torch.nan), refusal)
 
-        values = projected_values(call.layer.module, call.projected)
+        values = _projected_values(call)
         sees_image_alone = values is not None and values.shape[-2] < value.shape[-2]
         if sees_image_alone or getattr(call.layer.module, "added_kv_proj_dim", None) is not None:
             projected = None if values is None else values[..., : rows.stop - rows.start, :]
@@ -187,10 +182,17 @@ class DenoiserHooks(AttentionHooks):
         self._image_rotation = self._family.image_rotation(self.model, self.inputs, output)
 
     def _from_projections(self, call: Call) -> AttentionCall:
-        attention = attention_from_projections(self._family, call.layer.module, call.projected)
-        if attention is None:
-            raise _hidden_attention(self.model, call.layer, type(call.layer.module.processor).__name__)
-        return attention
+        """Return query, key and value as projected; the layer must not rotate, normalize or join text tokens then."""
+        module, projected = call.layer.module, call.projected
+        is_linear = self._family.where_refused is not None
+        normalizes = any(name in projected for name in _NORMS) and not is_linear
+        if self._family.text is not None or normalizes or not all(name in projected for name in _PROJECTIONS):
+            raise _hidden_attention(self.model, call.layer, type(module.processor).__name__)
+        latest = {**projected, **{_NORMS[name]: projected[name] for name in _NORMS if name in projected}}
+        query, key, value = (_split_heads(latest[name], module.heads) for name in _PROJECTIONS)
+        if is_linear:
+            query, key = query.relu(), key.relu()
+        return AttentionCall(query, key, value, float(module.scale))
 
 
 def _hidden_attention(model: nn.Module, layer: AttentionLayer, got: str) -> UnsupportedBackboneError:
@@ -224,3 +226,19 @@ def _map_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int] 
     if not isinstance(hidden_states, Tensor) or hidden_states.ndim != 4:
         return None
     return hidden_states.shape[-2], hidden_states.shape[-1]
+
+
+def _is_attention(module: nn.Module) -> bool:
+    """Tell whether a module projects queries, keys and values, each alone or all together."""
+    held = {name for name, child in module.named_children() if child is not None}
+    return held.issuperset(_PROJECTIONS) or bool(held & {_FUSED, _FUSED_WITH_MLP})
+
+
+def _projected_values(call: Call) -> Tensor | None:
+    """Return the values that the module projected, fused or not, as (images, heads, tokens, head_dim)."""
+    values = call.projected[_FUSED].chunk(3, dim=-1)[2] if _FUSED in call.projected else call.projected.get("to_v")
+    return None if values is None else _split_heads(values, call.layer.module.heads)
+
+
+def _split_heads(tokens: Tensor, heads: int) -> Tensor:
+    return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)

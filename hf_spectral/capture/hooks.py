@@ -257,13 +257,15 @@ class AttentionHooks(abc.ABC):
             self._calls[-1].given[name] = args[0] if args else None
 
 
-def is_compiled(model: nn.Module) -> bool:
-    """Tell whether a part of a model was compiled in place: a graph compiled earlier sees no hooks that come later.
+def compiled(model: nn.Module) -> str | None:
+    """Return why a model that was compiled in place cannot be captured: its graph sees no hooks that come later.
 
     Args:
         model: A model.
 
     Returns:
-        True if `Module.compile()` was called on it or a part of it; torch has no public sign of that.
+        A reason if `Module.compile()` was called on it or a part of it, else None; torch has no public sign of that.
     """
-    return any(module._compiled_call_impl is not None for module in model.modules())
+    if any(module._compiled_call_impl is not None for module in model.modules()):
+        return "compiled in place by model.compile(); load it again and capture it uncompiled"
+    return None

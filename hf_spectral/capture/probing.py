@@ -22,9 +22,9 @@ _logger = logging.getLogger(__name__)
 def attention_fingerprint(model: nn.Module) -> dict[str, Any]:
     """Describe the weights of a backbone: of the attention layers that a capture reads, whatever form they are kept in.
 
-    Each projection is run on fixed vectors, and what it answers is described by a few numbers. As the projection itself
-    is run, adapters and quantization are seen as they act. Of each other weight, on which the records depend as well, a
-    sample is described. The model keeps its mode, and no hook of a user is called.
+    Each projection is run on fixed vectors, and its outputs are described by a few numbers, so that adapters and
+    quantization count as they act. Each other weight, on which the records depend as well, is described by a sample.
+    The model keeps its mode, and no hook of a user is called.
 
     Args:
         model: A model that `check_supported` accepts.
@@ -78,7 +78,7 @@ def _projections(module: nn.Module, names: tuple[str, ...]) -> Iterator[tuple[st
 
 
 def _answer(projection: nn.Module, dtype: torch.dtype) -> Tensor | None:
-    """Return what a projection makes of the probes, or None if it cannot be run alone."""
+    """Run a projection on the probes; return None if it cannot be run alone."""
     parts = (getattr(module, "in_features", None) for module in projection.modules())
     width = next((part for part in parts if isinstance(part, int)), None)
     if width is None:

@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from hf_spectral.capture import interface
-from hf_spectral.capture.hooks import AttentionHooks, AttentionLayer, Call, is_compiled
+from hf_spectral.capture.hooks import AttentionHooks, AttentionLayer, Call, compiled
 from hf_spectral.capture.sdpa import AttentionTap
 from hf_spectral.capture.towers import attention_layers, interface_configs, vision_tower
 from hf_spectral.errors import refuse_backbone
@@ -63,9 +63,7 @@ class TowerHooks(AttentionHooks):
         reason = family.refusal
         if not layers:
             reason = "no self-attention: none of its modules projects queries, keys and values"
-        if reason is None and is_compiled(model):
-            reason = "compiled in place by model.compile(); load it again and capture it uncompiled"
-        reason = reason or family.input_refusal(tower)
+        reason = reason or compiled(model) or family.input_refusal(tower)
         if reason is not None:
             reason = reason if tower is model else f"in its {type(tower).__name__}: {reason}"
             refuse_backbone(type(model).__name__, reason)

@@ -1,4 +1,4 @@
-"""One attention call as a layer hands it over, and the sign that no record can hold it."""
+"""One attention call of a layer, and the exception for a call that no record can hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What both pipelines report about a backbone: its identity, why it fails, and how it reads pictures."""
+"""What both pipelines say about a backbone: its identity, why it fails, and how it reads pictures."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def backbone_of(basis: SpectralBasis, host: str | None = None) -> tuple[str, str
 
 @contextlib.contextmanager
 def blamed(model: Any, size: tuple[int, int], read: Callable[[Image.Image, int | None], object]) -> Iterator[None]:
-    """Blame the model, or the resolution, if a black picture fails as the picture inside the block did.
+    """Name the model, or the resolution, in the error of the block if a black picture fails as its picture did.
 
     Args:
         model: What reads the picture.

@@ -1,4 +1,4 @@
-"""The host that a model belongs to, found by small requests and without loading the model."""
+"""Find the library that a model belongs to, by small requests and without loading the model."""
 
 from __future__ import annotations
 

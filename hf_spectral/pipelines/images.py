@@ -1,4 +1,4 @@
-"""Pictures as users have them, read as RGB."""
+"""Read pictures as RGB from a path, a URL, bytes, an array or a PIL image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arguments that calls of both pipelines take: declared once, and checked."""
+"""The arguments that calls of both pipelines take: declared and checked once."""
 
 from __future__ import annotations
 
@@ -97,14 +97,14 @@ def configs_of(settings: Mapping[str, Any]) -> list[SpectralConfig]:
 
 
 def merged(defaults: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is said, None included, and else the defaults.
+    """Return the defaults, replaced by what a call says, None included.
 
-    A basis that is said takes the place of the default settings of an image's own problem; `basis=None` drops the
-    default basis with its `walk`.
+    A basis in the call replaces the default settings of an image's own problem too; `basis=None` drops the default
+    basis with its `walk`.
 
     Args:
         defaults: Settings by name.
-        said: Settings by name, which come first.
+        said: Settings of the call by name.
 
     Returns:
         Settings by name.
@@ -128,8 +128,8 @@ def over_defaults(defaults: Mapping[str, Any], said: Mapping[str, Any]) -> dict[
         Settings by name, `basis` and `solver` as objects.
 
     Raises:
-        SpectralError: If the basis or the solver is none, or the call, or the defaults, name a basis
-            and settings of an image's own problem.
+        SpectralError: If the basis or the solver is not one, or the call or the defaults give a basis and settings of
+            an image's own problem.
     """
     settings = merged(defaults, said)
     solver = settings.get("solver")

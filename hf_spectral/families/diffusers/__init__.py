@@ -27,7 +27,7 @@ FAMILIES: dict[str, DenoiserFamily] = {
 }
 
 
-# What the names of the host's classes say of those that make no pictures.
+# Why a class is of no family, by a pattern in its name.
 _OTHERWISE = {
     "1D|Audio|Music|Speech": "it makes sound, not pictures",
     "3D|Video|Motion|Temporal|I2V": "its tokens are laid out in three dimensions, as those of videos",

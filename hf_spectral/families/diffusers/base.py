@@ -80,7 +80,6 @@ class DenoiserFamily:
     Attributes:
         class_name: Name of the diffusers class.
         example: A published checkpoint, for the table of backbones.
-        tested_on: What the tests run it with, for the same table.
         is_flow: True if the denoiser was trained by flow matching, on straight lines from noise to data.
         text: Where text tokens stand in the layers that see them, relative to the image; None if no layer sees text.
         text_only: Start of the paths of layers that see text alone.
@@ -102,7 +101,6 @@ class DenoiserFamily:
 
     class_name: ClassVar[str]
     example: ClassVar[str] = ""
-    tested_on: ClassVar[str] = "random weights"
     is_flow: ClassVar[bool] = False
     text: Literal["first", "last"] | None = None
     text_only: ClassVar[str | None] = None

@@ -17,7 +17,7 @@ _FURTHER_CONDITIONS = [
 
 
 class UNet(DenoiserFamily):
-    """`UNet2DConditionModel`; the configuration tells XL and Kolors, which are also given a pooled prompt and sizes."""
+    """`UNet2DConditionModel`; XL and Kolors, told by their configuration, are also given a pooled prompt and sizes."""
 
     class_name = "UNet2DConditionModel"
     example = "stable-diffusion-v1-5/stable-diffusion-v1-5"

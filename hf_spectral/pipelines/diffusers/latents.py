@@ -7,7 +7,7 @@ import functools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import diffusers
 import numpy as np
@@ -26,8 +26,6 @@ from hf_spectral.records import Pathway
 from hf_spectral.restoring import evaluation_mode, undoing
 
 _PIXELS = {1: "L", 3: "RGB"}  # Channels of a denoiser of pixels, and how Pillow calls them.
-_EXPECTED = "a denoiser that is shown a picture and told a timestep and a prompt or class"
-_OTHER_PIPELINE = "Choose another text-to-image or class-to-image pipeline"
 
 
 def vae_factor(vae: Any) -> int:
@@ -87,7 +85,7 @@ def check_repository(repository: str | os.PathLike[str], given: Mapping[str, Any
     other = [part for part in index if part.endswith(("vae", "movq")) and any(index[part] or ())]
     if other and "vae" not in other:
         reason = f"its latents come from its {other[0]!r}, which is not known"
-        refuse_backbone(str(index.get("_class_name")), reason, _EXPECTED, _OTHER_PIPELINE)
+        _refuse(index.get("_class_name"), reason)
 
     def class_of(part: str) -> type | None:
         library, name = entries[part][:2]
@@ -102,9 +100,7 @@ def check_repository(repository: str | os.PathLike[str], given: Mapping[str, Any
 
     present = {part: given[part] if part in given else entries.get(part) for part in ("unet", "transformer")}
     if not any(present.values()):
-        refuse_backbone(
-            str(index.get("_class_name")), "it has neither a `unet` nor a `transformer`", _EXPECTED, _OTHER_PIPELINE
-        )
+        _refuse(index.get("_class_name"), "it has neither a `unet` nor a `transformer`")
     for part, found in present.items():
         denoiser_class = type(found) if part in given else found and class_of(part)
         if found and denoiser_class is not None:
@@ -124,8 +120,7 @@ def check_pipeline(family: DenoiserFamily, name: Any) -> None:
         UnsupportedBackboneError: If it is shown further pictures.
     """
     if family.other_pipelines is not None and re.search(family.other_pipelines, str(name)):
-        reason = f"{name} shows it further pictures, which are edited or split"
-        refuse_backbone(family.class_name, reason, _EXPECTED, _OTHER_PIPELINE)
+        _refuse(family.class_name, f"{name} shows it further pictures, which are edited or split")
 
 
 def _check_configs(family: DenoiserFamily, config: Any, vae_config: Mapping[str, Any] | None) -> None:
@@ -141,8 +136,13 @@ def _check_configs(family: DenoiserFamily, config: Any, vae_config: Mapping[str,
     if channels is not None and vae_config is not None and vae_config.get("latent_channels") is not None:
         _require_channels(family, config, vae_config["latent_channels"])
     if (reason := family.refusal(config)) is not None:
-        fix = f"{_OTHER_PIPELINE}, or run this denoiser by yourself inside capture_attention(...)"
-        refuse_backbone(family.class_name, reason, _EXPECTED, fix)
+        _refuse(family.class_name, reason, ", or run this denoiser by yourself inside capture_attention(...)")
+
+
+def _refuse(name: Any, reason: str, further_fix: str = "") -> NoReturn:
+    expected = "a denoiser that is shown a picture and told a timestep and a prompt or class"
+    fix = f"Choose another text-to-image or class-to-image pipeline{further_fix}"
+    refuse_backbone(str(name), reason, expected, fix)
 
 
 def _require_channels(family: DenoiserFamily, config: Any, given: int, source: str = "from the VAE") -> None:
@@ -150,7 +150,7 @@ def _require_channels(family: DenoiserFamily, config: Any, given: int, source: s
     predicted = family.latent_channels(FrozenDict({**config, "in_channels": config.get("out_channels") or 0}))
     if given < channels and predicted in (given, 2 * given):  # Mean alone, or mean and variance.
         reason = f"its input holds {channels - given} more channels than the {given} of a VAE: a mask or a picture"
-        refuse_backbone(family.class_name, reason, _EXPECTED, _OTHER_PIPELINE)
+        _refuse(family.class_name, reason)
     if given != channels:
         raise UnsupportedBackboneError(
             "vae",

@@ -1,4 +1,4 @@
-"""Where on the way from data to noise a denoiser is looked at, and the noise it sees there."""
+"""The timesteps at which a denoiser is run, and the noise that is added to the latents there."""
 
 from __future__ import annotations
 

@@ -25,19 +25,10 @@ from hf_spectral.families.diffusers import Condition, DenoiserFamily, family_of
 from hf_spectral.families.sizes import InputGeometry
 from hf_spectral.kept import Published
 from hf_spectral.pipelines.backbone import public_name
+from hf_spectral.pipelines.diffusers import latents as latents_of
 from hf_spectral.pipelines.diffusers import noise as noise_of
 from hf_spectral.pipelines.diffusers import prompt as prompts
 from hf_spectral.pipelines.diffusers.generating import GeneratedOutput, generated
-from hf_spectral.pipelines.diffusers.latents import (
-    check_components,
-    check_pathways,
-    check_pipeline,
-    check_repository,
-    encode_image,
-    geometry_of,
-    half_precision_explained,
-    to_pixels,
-)
 from hf_spectral.pipelines.diffusers.lora import NAMES as LORA_NAMES
 from hf_spectral.pipelines.diffusers.lora import LoraHost
 from hf_spectral.pipelines.diffusers.outputs import OutputType, SpectralDiffusionOutput, outputs_of
@@ -162,7 +153,7 @@ class SpectralDiffusionPipeline(Published, ImageReader, FromSingleFileMixin, Dif
             )
         check_supported(denoisers[0])
         self.register_modules(**given)
-        check_components(self.family, self.denoiser, self.vae, self.scheduler)
+        latents_of.check_components(self.family, self.denoiser, self.vae, self.scheduler)
         self._lora = LoraHost()
         self._told = checked_defaults(restored(defaults or {}))
         if backbone is not None:
@@ -185,7 +176,7 @@ class SpectralDiffusionPipeline(Published, ImageReader, FromSingleFileMixin, Dif
             SpectralError: If a part is missing that the denoiser needs.
             UnsupportedBackboneError: If its denoiser cannot be read, before any weight is downloaded or loaded.
         """
-        check_repository(pretrained_model_name_or_path, kwargs)
+        latents_of.check_repository(pretrained_model_name_or_path, kwargs)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
@@ -208,7 +199,7 @@ class SpectralDiffusionPipeline(Published, ImageReader, FromSingleFileMixin, Dif
         """
         try:
             if kwargs.get("config") is not None:
-                check_repository(kwargs["config"], kwargs)
+                latents_of.check_repository(kwargs["config"], kwargs)
             return super().from_single_file(pretrained_model_link_or_path, **kwargs)
         except SpectralError:
             raise
@@ -244,7 +235,7 @@ class SpectralDiffusionPipeline(Published, ImageReader, FromSingleFileMixin, Dif
         dtype = components.pop("torch_dtype", dtype)  # The host's former name for it.
         require_known(components, _COMPONENTS)
         found = cls(**{name: pipeline.components.get(name) for name in _COMPONENTS} | components)
-        check_pipeline(found.family, type(pipeline).__name__)
+        latents_of.check_pipeline(found.family, type(pipeline).__name__)
         if name_or_path := pipeline.config.get("_name_or_path"):
             found.register_to_config(_name_or_path=name_or_path)
         return found if dtype is None else found.to(dtype=dtype)
@@ -360,7 +351,7 @@ class SpectralDiffusionPipeline(Published, ImageReader, FromSingleFileMixin, Dif
         seed = found["seed"] = self._seed if said.get("seed") is None else said["seed"]
         configs, basis = configs_of(found), found.get("basis")
         if basis is None:
-            check_pathways(self.family, [config.pathway for config in configs])
+            latents_of.check_pathways(self.family, [config.pathway for config in configs])
         forms = ("pil",) if found.get("as_json") else get_args(OutputType)
         require_one_of("output_type", said["output_type"], forms)
         num_noise_samples = require_positive_int("num_noise_samples", said["num_noise_samples"])
@@ -420,7 +411,7 @@ class SpectralDiffusionPipeline(Published, ImageReader, FromSingleFileMixin, Dif
         own = {name: settings[name] for name in settings.keys() & _OF_GENERATION}
         kept = {name: one for name, one in self._told.items() if name in _OF_GENERATION}
         found = over_defaults({**kept, "seed": self._seed}, own)
-        check_pathways(self.family, [config.pathway for config in configs_of(found)])
+        latents_of.check_pathways(self.family, [config.pathway for config in configs_of(found)])
         call = {"output_type": self._told.get("output_type", "pil"), **settings}
         call = {name: one for name, one in call.items() if name not in own}
         with undoing(self.maybe_free_model_hooks):
@@ -471,9 +462,9 @@ class SpectralDiffusionPipeline(Published, ImageReader, FromSingleFileMixin, Dif
         return {**self._told, "seed": self._seed}
 
     def _encode(self, image: Image.Image, read_size: tuple[int, int]) -> dict[str, Any]:
-        pixels = to_pixels(image, read_size, 3 if self.vae is not None else self.denoiser.config.in_channels)
-        with half_precision_explained():
-            latents = encode_image(self.vae, pixels.to(self._execution_device), self.denoiser, self.family)
+        pixels = latents_of.to_pixels(image, read_size, 3 if self.vae is not None else self.denoiser.config.in_channels)
+        with latents_of.half_precision_explained():
+            latents = latents_of.encode_image(self.vae, pixels.to(self._execution_device), self.denoiser, self.family)
         return {"latents": latents, "digest": digest(pixels)}  # The digest tells images apart.
 
     @staticmethod
@@ -532,7 +523,7 @@ class SpectralDiffusionPipeline(Published, ImageReader, FromSingleFileMixin, Dif
             SpectralError: If the denoiser reads no such size, has no such layer or serves no such pathway, or the
                 prompt cannot be read.
         """
-        check_pathways(self.family, pathways)
+        latents_of.check_pathways(self.family, pathways)
         self._geometry.size_for(1, 10**6, resolution)
         with capture_attention(self.denoiser, layers=layers):
             pass
@@ -576,7 +567,7 @@ class SpectralDiffusionPipeline(Published, ImageReader, FromSingleFileMixin, Dif
 
     @property
     def _geometry(self) -> InputGeometry:
-        return geometry_of(self.family, self.denoiser, self.vae)
+        return latents_of.geometry_of(self.family, self.denoiser, self.vae)
 
     @property
     def family(self) -> DenoiserFamily:

