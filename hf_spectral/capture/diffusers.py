@@ -53,7 +53,7 @@ class DenoiserHooks(AttentionHooks):
         self._image_rotation: Tensor | None = None
         self._timestep: float | None = None
         self._rows = slice(None)
-        self._token_map: Callable[[], tuple[int, int]]
+        self._token_map: Callable[[], tuple[int, int]] = lambda: self._family.token_map(model, self.inputs)
 
     @staticmethod
     def check_supported(model: nn.Module) -> None:

@@ -8,9 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import diffusers
-import numpy as np
 from diffusers.utils import BaseOutput
-from PIL import Image
 from torch import Tensor
 
 from hf_spectral.capture import capture_attention
@@ -89,35 +87,11 @@ def generated(
         SpectralError: If the denoiser reads no prompt, its text encoders are not loaded, a step does not come, or
             arguments do not go together.
     """
-    name = pipe.family.prompt_host(pipe.denoiser.config)
-    embedded = any(call.get(one) is not None for one in PromptEmbeddings.__annotations__)
-    missing = [] if name is None or embedded else missing_encoders(pipe)
-    if name is None or missing or isinstance(prompt, str) == embedded:
-        got = f"{pipe.family.class_name}, which reads none" if name is None else f"no {', '.join(missing)}"
-        raise SpectralError(
-            "prompt",
-            expected="one string or its embeddings, and a denoiser that reads prompts, loaded with its text encoders",
-            got=repr(prompt) if name is not None and not missing else got,
-            fix="Or run the host's own pipeline inside capture_attention(denoiser, steps=[...])",
-        )
+    name = _checked_host(pipe, prompt, call)
     taken = inspect.signature(getattr(diffusers, name).__call__).parameters
     require_known(call, taken.keys() - {"self", "prompt"})
-    if call.get("num_images_per_prompt", 1) != 1 or not call.get("return_dict", True):
-        argument = "return_dict" if call.get("num_images_per_prompt", 1) == 1 else "num_images_per_prompt"
-        expected = "one picture, which `image` of the output holds"
-        raise SpectralError(argument, expected=expected, got=call[argument], fix="Leave it out")
-    if call.get("generator") is not None:
-        given_generators(call["generator"], 1)
-    of_prompt, negative = (call.get(f"{sign}prompt_embeds") for sign in ("", "negative_"))
-    if isinstance(of_prompt, Tensor) and isinstance(negative, Tensor) and of_prompt.shape != negative.shape:
-        raise SpectralError(
-            "negative_prompt_embeds",
-            expected=f"the shape of `prompt_embeds`, {tuple(of_prompt.shape)}",
-            got=tuple(negative.shape),
-            fix="Encode both alike",
-        )
+    _check_call(call)
     output_type = call.get("output_type", "pil")
-    require_one_of("output_type", output_type, (*get_args(OutputType), "latent"))
     is_latent = output_type == "latent"
     if is_latent and settings.get("method") == "tree":
         raise SpectralError("method", expected="'ward' or 'kmeans'", got="'tree' without a picture", fix="Leave it out")
@@ -138,11 +112,9 @@ def generated(
         expected, fix = f"arguments that {name} takes together", "Change them"
         raise SpectralError("settings", expected=expected, got=one_line(error), fix=fix) from error
     solving.finish()
-    picture = None if is_latent else read_image(image if isinstance(image, Image.Image) else np.asarray(image))
-    cut: dict[str, Any] = {one: settings[one] for one in CUT_NAMES & settings.keys()}
-    cut |= (
-        {"method": settings.get("method", "ward"), "output_type": "pt"} if is_latent else {"output_type": output_type}
-    )
+    picture = None if is_latent else read_image(image)
+    cut: dict[str, Any] = {"output_type": "pt", "method": "ward"} if is_latent else {"output_type": output_type}
+    cut |= {one: settings[one] for one in CUT_NAMES & settings.keys()}
     outputs = []
     for results, timestep in zip(solving.found, solving.timesteps, strict=True):
         grid = results[0].grid
@@ -150,3 +122,41 @@ def generated(
         seen = {"picture": None if picture is None else working_copy(picture), "size": size, "read_size": size}
         outputs.append(outputs_of(results, seen, (timestep,), **cut))
     return GeneratedOutput(image, tuple(chosen)[: len(outputs)], outputs)
+
+
+def _checked_host(pipe: Any, prompt: str | None, call: Mapping[str, Any]) -> str:
+    """Return the name of the host's pipeline, once it is known that it can read the prompt."""
+    name = pipe.family.prompt_host(pipe.denoiser.config)
+    is_encoded = any(call.get(one) is not None for one in PromptEmbeddings.__annotations__)
+    if name is None:
+        got = f"{pipe.family.class_name}, which reads none"
+    elif not is_encoded and (missing := missing_encoders(pipe)):
+        got = f"no {', '.join(missing)}"
+    elif isinstance(prompt, str) != is_encoded:
+        return name
+    else:
+        got = repr(prompt)
+    raise SpectralError(
+        "prompt",
+        expected="one string or its embeddings, and a denoiser that reads prompts, loaded with its text encoders",
+        got=got,
+        fix="Or run the host's own pipeline inside capture_attention(denoiser, steps=[...])",
+    )
+
+
+def _check_call(call: Mapping[str, Any]) -> None:
+    """Check what the host does not, or says less about."""
+    for argument, only in (("num_images_per_prompt", 1), ("return_dict", True)):
+        if call.get(argument, only) != only:
+            expected = "one picture, which `image` of the output holds"
+            raise SpectralError(argument, expected=expected, got=call[argument], fix="Leave it out")
+    given_generators(call.get("generator"), 1)
+    of_prompt, negative = (call.get(f"{sign}prompt_embeds") for sign in ("", "negative_"))
+    if isinstance(of_prompt, Tensor) and isinstance(negative, Tensor) and of_prompt.shape != negative.shape:
+        raise SpectralError(
+            "negative_prompt_embeds",
+            expected=f"the shape of `prompt_embeds`, {tuple(of_prompt.shape)}",
+            got=tuple(negative.shape),
+            fix="Encode both alike",
+        )
+    require_one_of("output_type", call.get("output_type", "pil"), (*get_args(OutputType), "latent"))
