@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -94,8 +93,7 @@ def diffusion_pipeline(model: Any, device: Any = None, **kwargs: Any) -> Spectra
     """
     from hf_spectral.pipelines.diffusers import SETTINGS, SpectralDiffusionPipeline
 
-    names = {*inspect.signature(SpectralDiffusionPipeline.at).parameters, *SETTINGS} - {"self", "settings"}
-    defaults = {name: kwargs.pop(name) for name in names & set(kwargs)}
+    defaults = {name: kwargs.pop(name) for name in SETTINGS & set(kwargs)}
     if not isinstance(model, (str, os.PathLike)):
         found = SpectralDiffusionPipeline.from_pipe(model, **kwargs)
         found = found if device is None else found.to(checked_device(device))

@@ -148,10 +148,10 @@ def _require_modest(image: Image.Image) -> None:
 
 
 def _decoded(image: Image.Image) -> Image.Image:
-    """Decode the pixels; those of a color file with 16 bits per channel in full, where Pillow keeps the high bytes.
+    """Decode the pixels of an image.
 
     Returns:
-        The image, or a copy of 8 bits.
+        The image, or a copy of 8 bits of a color file with 16 bits per channel.
 
     Raises:
         ValueError: If the image has no pixels, its file has been closed, or Pillow would decode it wrongly.
@@ -165,9 +165,14 @@ def _decoded(image: Image.Image) -> Image.Image:
     tags = getattr(image, "tag_v2", {})
     if tags.get(_PLANAR) == 2 and len(tags.get(_BITS, ())) > 1 and max(tags[_BITS]) > 8:
         raise ValueError("a TIFF of 16 bits with its channels apart, which Pillow misreads; save them together")
-    if _WIDE_COLOR.search(str(tiles)) is None:
-        image.load()
-        return image
+    if _WIDE_COLOR.search(str(tiles)) is not None:
+        return _decoded_in_full(image, file)
+    image.load()
+    return image
+
+
+def _decoded_in_full(image: Image.Image, file: Any) -> Image.Image:
+    """Decode a color file with 16 bits per channel, of which Pillow keeps the high byte alone, as a copy of 8 bits."""
     position, frame = file.tell(), image.tell()
     file.seek(0)
     content = file.read()
@@ -178,7 +183,7 @@ def _decoded(image: Image.Image) -> Image.Image:
     # Read in the other byte order, the high bytes are the low ones. Gray with alpha has no other order in Pillow, but
     # its two numbers fit into four bytes.
     other = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
-    is_gray = "'LA;16B'" in str(tiles)
+    is_gray = "'LA;16B'" in str(low.tile)
 
     def swapped(args: Any) -> Any:
         mode = args if isinstance(args, str) else args[0]

@@ -61,9 +61,9 @@ class DiffusionSettings(CallSettings, prompts.PromptEmbeddings, total=False):
     return_dict: bool
 
 
-#: Arguments whose defaults `at` sets, besides timesteps, prompt and seed.
-SETTINGS = (CALL_SETTINGS - {"seed"}) | prompts.PROMPT_NAMES - {"prompt"}
-SETTINGS |= {"num_noise_samples", "batch_size", "image_column", "output_type"}
+#: Arguments of `at`, which sets their defaults.
+SETTINGS = CALL_SETTINGS | prompts.PROMPT_NAMES
+SETTINGS |= {"timesteps", "num_noise_samples", "batch_size", "image_column", "output_type"}
 _OF_GENERATION = CALL_SETTINGS - {"basis", "walk", "resolution", "timeout"}
 _COMPONENTS = ["scheduler", "unet", "transformer", "vae", *prompts.ENCODERS]
 _SHIM = "pipeline"  # The module beside the index that names the class to load; it imports the installed package.
@@ -81,7 +81,7 @@ def checked_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         SpectralError: If one is unknown or out of range.
     """
-    require_known(settings, SETTINGS | {"timesteps", "prompt", "seed"})
+    require_known(settings, SETTINGS)
     configs_of(settings)
     require_one_of("output_type", settings.get("output_type", "pil"), get_args(OutputType))
     return checked_batching(settings)
