@@ -41,7 +41,7 @@ _NOT_LOADED: tuple[type[Exception], ...] = (
 def pipeline(
     task: Any = None, model: Any = None, **kwargs: Any
 ) -> SpectralPathwaysPipeline | SpectralDiffusionPipeline:
-    """Return the pipeline for a backbone of either host, as its repository or folder says whose it is.
+    """Return the pipeline for a backbone of transformers, timm or diffusers; its repository or folder tells which.
 
     Example:
         >>> pipe = hf_spectral.pipeline("facebook/dinov2-small")
@@ -74,7 +74,7 @@ def pipeline(
     model = task if model is None else model
     if kwargs.get("device") is not None:
         checked_device(kwargs["device"])  # Before anything is loaded.
-    model = unwrapped(getattr(model, "_orig_mod", model))  # What torch.compile made is run as it was before.
+    model = unwrapped(getattr(model, "_orig_mod", model))  # The model that torch.compile wraps is run uncompiled.
     try:
         host = host_of(model, *(kwargs.get(name) for name in ("revision", "token", "cache_dir")))
         if host == "basis":
@@ -114,7 +114,7 @@ def pipeline(
 
 
 def _name_of(model: Any) -> str:
-    """Return what a message calls a model."""
+    """Return how a message names a model."""
     if model is None:
         return "the default"
     return shown(str(model)) if isinstance(model, (str, os.PathLike)) else f"a {type(model).__name__}"

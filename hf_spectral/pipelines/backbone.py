@@ -21,7 +21,7 @@ TASK = "spectral-pathways"
 
 
 def describe_backbone(model: Any, image_processor: Any, resolution: int | None = None) -> dict[str, Any]:
-    """Describe a backbone and how it is fed, without a path of this machine.
+    """Describe a backbone and how it reads pictures, without a path of this machine.
 
     Args:
         model: The model; its vision tower counts.
@@ -51,7 +51,7 @@ def describe_backbone(model: Any, image_processor: Any, resolution: int | None =
 
 
 def basis_at(source: Any, hub: Mapping[str, Any]) -> SpectralBasis:
-    """Read the basis that is given in the place of a model.
+    """Read the basis that is given in place of a model.
 
     Args:
         source: Its folder or repository.
@@ -146,7 +146,7 @@ def blamed(model: Any, size: tuple[int, int], read: Callable[[Image.Image, int |
 
 
 def warn_once(pipe: Any, group: Iterable[Mapping[str, Any]]) -> None:
-    """Warn of the first note about how a pipeline reads pictures; the results of all others have theirs too.
+    """Warn once per pipeline of a note about how it reads pictures; every result has its notes anyway.
 
     Args:
         pipe: The pipeline, which remembers that it has warned.
@@ -172,7 +172,7 @@ def public_name(name: str) -> str:
 
 
 def saved_entry(config: Any) -> dict[str, Any]:
-    """Return what a saved pipeline has written into the configuration of its backbone, see `saved.described`.
+    """Return what a saved pipeline keeps in the configuration of its backbone, see `saved.described`.
 
     Args:
         config: Of any backbone.

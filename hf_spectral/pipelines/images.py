@@ -110,7 +110,7 @@ def _downloaded(url: str, timeout: float | None) -> bytes:
         raise ValueError(f"timeout={timeout}, which is not above 0")
     start = time.monotonic()
     content = bytearray()
-    # Packed, a small body could unfold to any size.
+    # A compressed body could unpack to any size.
     options: dict[str, Any] = {"headers": {"Accept-Encoding": "identity"}, "follow_redirects": True}
     with httpx.stream("GET", url, timeout=timeout, **options) as response:
         if response.status_code != 200:
@@ -136,7 +136,7 @@ def _from_data_url(url: str) -> bytes:
 
 
 def _require_modest(image: Image.Image) -> None:
-    """Refuse a file that announces more pixels than Pillow takes for harmless: it refuses only twice as many.
+    """Refuse a file with more than `PIL.Image.MAX_IMAGE_PIXELS`; Pillow itself refuses only twice as many.
 
     Raises:
         DecompressionBombError: Before a pixel is decoded.
@@ -212,7 +212,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 
 def _as_bytes(values: np.ndarray, has_alpha: bool = False) -> np.ndarray:
-    """Return numbers of any type as bytes: the rule that `read_image` describes.
+    """Return numbers of any type as bytes, by the rule that `read_image` describes.
 
     Raises:
         TypeError: If they are no real numbers.

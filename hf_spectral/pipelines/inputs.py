@@ -137,7 +137,7 @@ class ImageReader:
     def analyzed(
         self, batch: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], records: Callable[..., object]
     ) -> list[list[SpectralResult]]:
-        """Solve a problem per image and pathway, or project: the model runs once per group of equal sizes.
+        """Solve one problem per image and pathway, or project on a basis, with one run of the model per image size.
 
         Args:
             batch: What `preprocess` returned for each image.

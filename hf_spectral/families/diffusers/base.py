@@ -1,4 +1,4 @@
-"""What the code around a denoiser asks its family: the defaults suit a transformer on square patches of latents."""
+"""Base of the families of denoisers: a transformer on square patches of latents, unless a family overrides it."""
 
 from __future__ import annotations
 

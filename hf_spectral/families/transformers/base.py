@@ -1,4 +1,4 @@
-"""What a vision tower's family knows: the defaults suit prefix tokens, patches in raster order, suffix tokens."""
+"""Base of the families of vision towers: prefix tokens, patches in raster order, suffix tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hf_spectral.families.attention_call import AttentionCall, LayerSkipped
 from hf_spectral.families.sizes import InputGeometry
 from hf_spectral.grid import TokenGrid, as_pair
 
-# A backbone of no known family: so many tokens before the patches are taken for prefix tokens.
+# The most prefix tokens that are assumed in a backbone of no known family.
 _MAX_UNKNOWN_PREFIX = 16
 _logger = logging.getLogger(__name__)
 

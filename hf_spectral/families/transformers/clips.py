@@ -26,7 +26,7 @@ class VideoMae(VisionFamily):
         return config.patch_size, getattr(config, "crop_size", None) or config.image_size
 
     def input_refusal(self, tower: nn.Module) -> str | None:
-        """Refuse none: the configuration states all that is needed."""
+        """Accept every tower: its configuration states all that is needed."""
         return None
 
     def geometry(self, tower: nn.Module) -> InputGeometry:
@@ -66,7 +66,7 @@ class VJepa2(VideoMae):
 
 
 def _frames(tower: Any) -> int:
-    """Return as many frames as the positions are made for, or as one token spans where they are made for any."""
+    """Return the number of frames that the positions are made for; if they fit any, the frames of one token."""
     return getattr(tower.config, "num_frames", None) or tower.config.tubelet_size
 
 

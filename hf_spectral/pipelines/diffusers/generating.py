@@ -1,4 +1,4 @@
-"""A picture that a denoiser makes from a prompt, with the eigenvectors of its layers at chosen steps on the way."""
+"""Generate a picture from a prompt, with the eigenvectors of the denoiser's layers at chosen steps."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NOTHING_READ: Mapping[str, Any] = {"notes": ()}
 
 @dataclasses.dataclass
 class GeneratedOutput(BaseOutput):
-    """A generated picture, and what the denoiser's layers saw of it on the way.
+    """A generated picture, and the eigenvectors of the denoiser's layers at each step.
 
     Args:
         image: PIL image; with `output_type` an array, a tensor or latents, as the host gives them.
@@ -145,7 +145,7 @@ def _checked_host(pipe: Any, prompt: str | None, call: Mapping[str, Any]) -> str
 
 
 def _check_call(call: Mapping[str, Any]) -> None:
-    """Check what the host does not, or says less about."""
+    """Check arguments of the host's call that it does not check, or whose errors say less."""
     for argument, only in (("num_images_per_prompt", 1), ("return_dict", True)):
         if call.get(argument, only) != only:
             expected = "one picture, which `image` of the output holds"

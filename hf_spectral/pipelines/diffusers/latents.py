@@ -69,7 +69,7 @@ def check_components(family: DenoiserFamily, denoiser: Any, vae: Any, scheduler:
 
 
 def check_repository(repository: str | os.PathLike[str], given: Mapping[str, Any]) -> None:
-    """Refuse a repository whose denoiser cannot be read, by its files of a few hundred bytes: before any weight.
+    """Refuse a repository whose denoiser cannot be read, from its small files alone: no weight is downloaded.
 
     Args:
         repository: Id or folder of a pipeline.
@@ -110,7 +110,7 @@ def check_repository(repository: str | os.PathLike[str], given: Mapping[str, Any
 
 
 def check_pipeline(family: DenoiserFamily, name: Any) -> None:
-    """Refuse a denoiser that its own pipeline shows more than a picture, where its configuration does not tell.
+    """Refuse a denoiser whose own pipeline shows it further pictures, if its configuration does not say so.
 
     Args:
         family: Of the denoiser.

@@ -56,10 +56,10 @@ class LoraHost:
         return getattr(host, name)
 
     def state(self, models: Iterable[Any]) -> object:
-        """Return what differs once LoRA weights have been loaded or set anew, by this pipeline or by others.
+        """Return a value that changes when LoRA weights are loaded or set anew, by this pipeline or by others.
 
         Args:
-            models: Models that share in them; anything else is passed over.
+            models: Models that may have such weights; anything else is passed over.
 
         Returns:
             A value to compare.

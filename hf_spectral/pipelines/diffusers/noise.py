@@ -15,7 +15,7 @@ from hf_spectral.errors import SpectralError
 from hf_spectral.families.diffusers import DenoiserFamily
 
 _DEFAULT_NUM_TIMESTEPS = 1000
-# The paper draws timesteps from the low-noise quarter of the schedule: there the picture is still all in the latents.
+# The paper draws timesteps from the low-noise quarter of the schedule, where the latents still hold the whole picture.
 _DEFAULT_SHARES = (0.05, 0.15, 0.25)
 
 
@@ -136,7 +136,7 @@ def noised(
 
 
 def told(timestep: float, scheduler: Any) -> float:
-    """Return the number that stands for a timestep in the denoiser's own units.
+    """Return a timestep in the denoiser's own units.
 
     Args:
         timestep: From 0 (clean) to `num_timesteps`.
@@ -158,7 +158,7 @@ def _is_preconditioned(scheduler: Any) -> bool:
 
 
 def _sigma(scheduler: Any, timestep: float) -> float:
-    """Return the noise of a timestep, on the way from the least to the most noise that the scheduler states."""
+    """Return the standard deviation of the noise at a timestep, between the scheduler's smallest and largest."""
     config, share = scheduler.config, timestep / num_timesteps(scheduler)
     least, most = (config[name] ** (1 / config.rho) for name in ("sigma_min", "sigma_max"))
     return float((least + share * (most - least)) ** config.rho)

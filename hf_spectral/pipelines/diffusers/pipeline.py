@@ -70,7 +70,7 @@ _SHIM = "pipeline"  # The module beside the index that names the class to load; 
 
 
 def checked_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Check settings that stand in for what calls leave out.
+    """Check the defaults of calls.
 
     Args:
         settings: Arguments of `SpectralDiffusionPipeline.at` by name.
@@ -269,7 +269,7 @@ class SpectralDiffusionPipeline(Published, ImageReader, FromSingleFileMixin, Dif
         save_pipeline(self, save_directory, settings, save, self.components, merge)
 
     def register_to_config(self, **kwargs: Any) -> None:
-        """Keep values as the host does; once it is known where a saved pipeline lies, read its basis."""
+        """Keep values as the host does, and read the basis of a saved pipeline once its folder is known."""
         super().register_to_config(**kwargs)
         if self._told.get("basis") == BASIS_FOLDER and "_name_or_path" in kwargs:
             revision = extract_commit_hash(str(self.denoiser.config.get("_name_or_path") or ""), None)
@@ -277,7 +277,7 @@ class SpectralDiffusionPipeline(Published, ImageReader, FromSingleFileMixin, Dif
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike[str]) -> dict[str, Any]:
-        """Read an index; a saved pipeline names a module of its folder, whose place the installed class takes."""
+        """Read an index; where that of a saved pipeline names a module of its folder, take the installed class."""
         index = super()._dict_from_json_file(json_file)
         return index | {"_class_name": cls.__name__} if isinstance(index.get("_class_name"), list) else index
 
@@ -458,7 +458,7 @@ class SpectralDiffusionPipeline(Published, ImageReader, FromSingleFileMixin, Dif
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Settings that `at` has set, which stand in for what a call leaves out."""
+        """Settings that `at` has set: they hold where a call leaves them out."""
         return {**self._told, "seed": self._seed}
 
     def _encode(self, image: Image.Image, read_size: tuple[int, int]) -> dict[str, Any]:
@@ -534,7 +534,7 @@ class SpectralDiffusionPipeline(Published, ImageReader, FromSingleFileMixin, Dif
         return self._defaults.describe(self, resolution)
 
     def _reading_of(self, said: Mapping[str, Any]) -> Reading:
-        """Return how pictures are read by a call; what is None comes from `at`, or else from the defaults."""
+        """Return how a call reads pictures; `at` gives what is None, or else the defaults do."""
         named = {name: self._told.get(name) if said.get(name) is None else said[name] for name in ("timesteps", "seed")}
         steps = noise_of.checked_timesteps(named["timesteps"], self.family, self.scheduler)
         seed = require_seed(0 if named["seed"] is None else named["seed"])

@@ -44,7 +44,7 @@ PROMPT_NAMES = frozenset(PromptEmbeddings.__annotations__) | {"prompt"}
 
 
 def refuse_negative(settings: Mapping[str, Any]) -> None:
-    """Refuse what guidance is told to avoid, where there is no guidance.
+    """Refuse negative prompts: a picture is read without guidance.
 
     Args:
         settings: Arguments of a call by name.
@@ -100,7 +100,7 @@ def condition_of(pipe: Any, given: Mapping[str, Any]) -> tuple[str, Condition]:
     family, device, host = pipe.family, pipe._execution_device, prompt_host(pipe)
     taken = [] if host is None else inspect.signature(type(host).__call__).parameters
     names = [name for name in PromptEmbeddings.__annotations__ if name in taken]
-    # The host drops a mask that leaves out nothing, and so may have given none.
+    # The host gives no mask if it would mask nothing.
     missing = [name for name in names if name not in given and name != "prompt_embeds_mask"]
     if wrong := sorted(given.keys() - set(names)) + missing:
         raise SpectralError(
@@ -250,7 +250,7 @@ def forward_arguments(
 
 
 def _for_each(latents: Tensor, told: Tensor) -> Tensor:
-    """Return what one picture is told, `(1, ...)`, for every picture, where and in which precision the latents are."""
+    """Repeat an embedding `(1, ...)` for every picture, on the device and in the precision of the latents."""
     placed = told.to(latents.device, latents.dtype if told.is_floating_point() else None)
     return placed.expand(len(latents), *placed.shape[1:])
 
