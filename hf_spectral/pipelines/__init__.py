@@ -72,8 +72,7 @@ def pipeline(
             "task", expected=f"{TASK!r} beside a model", got=_name_of(task), fix=f"Call pipeline({TASK!r}, model=...)"
         )
     model = task if model is None else model
-    if kwargs.get("device") is not None:
-        checked_device(kwargs["device"])  # Before anything is loaded.
+    checked_device(kwargs.get("device"))  # Before anything is loaded.
     model = unwrapped(getattr(model, "_orig_mod", model))  # The model that torch.compile wraps is run uncompiled.
     try:
         host = host_of(model, *(kwargs.get(name) for name in ("revision", "token", "cache_dir")))

@@ -96,8 +96,7 @@ class SpectralPathwaysPipeline(Published, ImageReader, Pipeline):
         # Of what a basis of the Hub brought, of a saved pipeline, and of the call, the last comes first.
         brought = vars(model).pop(_BROUGHT, {})
         kwargs = checked_batching(merged(brought or saved_defaults(model.config, kwargs), kwargs))
-        if kwargs.get("device") is not None:
-            checked_device(kwargs["device"])
+        checked_device(kwargs.get("device"))
         host = {name: kwargs[name] for name in HOST_NAMES & set(kwargs) if kwargs[name] is not None}
         given = {name: kwargs.pop(name) for name in SETTINGS & set(kwargs)}
         kwargs.pop("image_column", None)
