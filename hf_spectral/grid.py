@@ -40,6 +40,11 @@ class TokenGrid:
             )
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.height, self.width
+
+    @property
     def num_nodes(self) -> int:
         """Tokens on the map, prefix tokens not counted."""
         return self.height * self.width
@@ -80,17 +85,6 @@ class TokenGrid:
             One map per channel, contiguous.
         """
         return nodes.T.reshape(-1, self.height, self.width).contiguous()
-
-    def same_map(self, other: TokenGrid) -> bool:
-        """Tell whether the other grid has the same rows and columns (prefix tokens do not count).
-
-        Args:
-            other: The grid to compare with.
-
-        Returns:
-            True if both maps have the same size.
-        """
-        return (self.height, self.width) == (other.height, other.width)
 
 
 def area_pooling(fine: int, coarse: int) -> Float[Tensor, "coarse fine"]:

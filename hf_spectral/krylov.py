@@ -198,6 +198,19 @@ class _Basis:
         self._projected[:count, :count] = torch.diag(values.cpu().double())
 
 
+def fix_signs(vectors: Float[Tensor, "rows eigenvectors"]) -> Float[Tensor, "rows eigenvectors"]:
+    """Make the entry of largest magnitude of every column positive.
+
+    Args:
+        vectors: One vector per column.
+
+    Returns:
+        The columns, each times +1 or -1.
+    """
+    largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
+    return torch.where(largest < 0, -vectors, vectors)
+
+
 def _orthonormalizing(gram: Tensor) -> Tensor:
     """Return what makes a block with this Gram matrix orthonormal; dependent directions fall out.
 

@@ -91,22 +91,28 @@ class LayerChoice:
 def taking_part(
     records: Iterable[AttentionRecord], config: SpectralConfig
 ) -> tuple[list[tuple[AttentionRecord, float]], tuple[SkippedLayer, ...]]:
-    """Return the records of a forward pass that take part in a problem: see `LayerChoice`.
+    """Return the records of one image that take part in a problem: see `LayerChoice`.
 
     Args:
-        records: All of them, in call order.
+        records: All of a forward pass, in call order.
         config: Pathway, layers and layer weights.
 
     Returns:
         Each record with how much it counts beside the others, and the layers left out, with reasons.
 
     Raises:
-        SpectralError: If there are none, or the settings do not fit the layers.
+        SpectralError: If there are none, they hold several images, or the settings do not fit the layers.
     """
     choice = LayerChoice(config)
     weighed = [(record, choice.weight(record)) for record in counted(records)]
     choice.check()
-    return [(record, weight) for record, weight in weighed if weight > 0], tuple(choice.skipped)
+    chosen = [(record, weight) for record, weight in weighed if weight > 0]
+    num_images = max(record.num_images for record, _ in chosen)
+    if num_images != 1:
+        raise SpectralError(
+            "records", expected="layers of one image", got=f"{num_images} images", fix="Use record.image(position)"
+        )
+    return chosen, tuple(choice.skipped)
 
 
 def counted(records: Iterable[AttentionRecord]) -> list[AttentionRecord]:

@@ -514,7 +514,6 @@ def nearest_neighbors(
     num_neighbors: int,
     threshold: float,
     *,
-    asking: Int[Tensor, " asking"] | None = None,
     images: Int[Tensor, " nodes"] | None = None,
     num_between: int = 0,
     block_size: int = 1024,
@@ -528,25 +527,23 @@ def nearest_neighbors(
         right: Unit vectors b, for the symmetric cosine of queries and keys; None compares `left` with itself.
         num_neighbors: Neighbors per token at most.
         threshold: Tokens with cosines at or below it are not neighbors.
-        asking: Tokens whose neighbors are sought; None means all.
         images: Image of each token; neighbors are then sought in the token's own image.
         num_between: Further neighbors per token, sought among the other images; used with `images` only.
         block_size: Tokens per block of the search: bounds the memory, does not change the result.
 
     Returns:
-        For each pair: position of the first token in `asking`, index of its neighbor, and their cosine.
+        For each pair: index of the token, index of its neighbor, and their cosine.
     """
     num_nodes = left.shape[0]
-    asking = torch.arange(num_nodes, device=left.device) if asking is None else asking
     found: list[Edges] = []
-    for start, block in zip(range(0, len(asking), block_size), asking.split(block_size), strict=True):
+    for block in torch.arange(num_nodes, device=left.device).split(block_size):
         cosines = cosines_with_others(left, right, block)
         own = None if images is None else images[block, None] == images
         for count, left_out in [(num_neighbors, None)] if own is None else [(num_neighbors, ~own), (num_between, own)]:
             candidates = cosines if left_out is None else cosines.masked_fill(left_out, -torch.inf)
             values, neighbors = candidates.topk(min(count, num_nodes - 1), dim=1)
             rows, ranks = (values > threshold).nonzero(as_tuple=True)
-            found.append((start + rows, neighbors[rows, ranks], values[rows, ranks]))
+            found.append((block[rows], neighbors[rows, ranks], values[rows, ranks]))
     rows, columns, weights = (torch.cat(part) for part in zip(*found, strict=True))
     return rows, columns, weights
 

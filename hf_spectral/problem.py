@@ -140,7 +140,7 @@ class ProblemBuilder:
             return
         if weight is None and self.config.layer_weights != "auto":
             weight = own
-        shape = (record.grid.height, record.grid.width)
+        shape = record.grid.shape
         if shape not in self._sums:
             self._sums[shape] = _GridSum(TokenGrid(*shape), self.max_dense_bytes)
         self._weights.append(self._sums[shape].add_layer(affinity_operators(record, self.config), weight))
@@ -212,31 +212,25 @@ class _GridSum:
 
     def _add_kernel(self, affinity: KernelOperator, share: float, weight: float | None) -> Weight:
         """Form the kernel once, in memory kept between layers, then normalize it on its way into the sum."""
+        size, device = affinity.num_nodes, affinity.device
         if self._scratch is None:
-            self._scratch = torch.empty(
-                affinity.num_nodes, affinity.num_nodes, dtype=torch.float32, device=affinity.device
-            )
+            self._scratch = torch.empty(size, size, dtype=torch.float32, device=device)
         if self._dense is None:
             self._dense = torch.zeros_like(self._scratch)
-        degree = torch.zeros(affinity.num_nodes, dtype=torch.float32, device=affinity.device)
-        for block, columns, rows in affinity.sweep(self._scratch):
+        kernel, degree = self._scratch, torch.zeros(size, dtype=torch.float32, device=device)
+        for block, columns, rows in affinity.sweep(kernel):
             degree[block] += rows.sum(1) / 2
             degree[columns] += rows.sum(0) / 2
         scale = inverse_root_degree(degree)
-        used: Weight
-        if weight is None:
-            used = share * _automatic(lambda vectors: self._normalized_product(affinity, scale, vectors), scale)
-        else:
-            used = share * weight
+
+        def multiply(vectors: Tensor) -> Tensor:
+            return scale[:, None] * symmetric_product(affinity.parts(kernel), scale[:, None] * vectors)
+
+        used = share * (_automatic(multiply, scale) if weight is None else weight)
         left = used * scale
-        for block, columns, rows in affinity.parts(self._scratch):
+        for block, columns, rows in affinity.parts(kernel):
             self._dense[block, columns].addcmul_(rows * scale[columns], left[block, None])
         return used
-
-    def _normalized_product(self, affinity: KernelOperator, scale: Tensor, vectors: Tensor) -> Tensor:
-        """Multiply the kernel held in memory, normalized, with a few vectors."""
-        assert self._scratch is not None
-        return scale[:, None] * symmetric_product(affinity.parts(self._scratch), scale[:, None] * vectors)
 
 
 def affinity_operators(record: AttentionRecord, config: SpectralConfig) -> list[AffinityOperator]:
@@ -314,13 +308,13 @@ def _on_common_grid(parts: list[_GridSum], scale: float) -> tuple[TokenGrid, Aff
     for part in parts:
         operator = part.finish(scale)
         mass = float(part.weight) * scale * IdentityOperator(part.grid.num_nodes, operator.device)
-        if part.grid.same_map(common):
+        if part.grid.shape == common.shape:
             affinities.append(operator)
             masses.append(mass)
             continue
         pools = [
             area_pooling(fine, coarse).to(operator.device, torch.float32)
-            for fine, coarse in ((common.height, part.grid.height), (common.width, part.grid.width))
+            for fine, coarse in zip(common.shape, part.grid.shape, strict=True)
         ]
         affinities.append(ResampledOperator(operator, *pools))
         masses.append(ResampledOperator(mass, *pools))

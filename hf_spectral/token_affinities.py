@@ -68,23 +68,16 @@ def token_affinity(
             "position", expected="two numbers from 0 to 1", got=repr(position), fix="Give shares of height and width"
         )
     serving, skipped = taking_part(records, config)
-    if any(record.num_images != 1 for record, _ in serving):
-        raise SpectralError(
-            "records",
-            expected="layers of one image",
-            got=f"{max(record.num_images for record, _ in serving)} images",
-            fix="Use record.image(position)",
-        )
     grid = finest([record.grid for record, _ in serving])
     token = (min(int(position[0] * grid.height), grid.height - 1), min(int(position[1] * grid.width), grid.width - 1))
-    joint = torch.zeros(grid.height, grid.width, dtype=torch.float32, device=serving[0][0].value.device)
+    joint = torch.zeros(grid.shape, dtype=torch.float32, device=serving[0][0].value.device)
     layers: dict[int, list[Tensor]] = {}
     total: Weight = 0.0
     pools: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
     for record, weight in serving:
-        shape = record.grid.height, record.grid.width
+        shape = record.grid.shape
         if shape not in pools:
-            row_pool, column_pool = map(area_pooling, (grid.height, grid.width), shape)
+            row_pool, column_pool = map(area_pooling, grid.shape, shape)
             pools[shape] = row_pool.to(joint), column_pool.to(joint)
         rows, columns = pools[shape]
         start = (rows[:, token[0], None] * columns[None, :, token[1]]).reshape(-1, 1)

@@ -194,7 +194,7 @@ class BasisAccumulator:
             them in place: all after the first pass, those whose names begin with `gram` after the second.
             `description`: settings and layers, ready for JSON.
         """
-        description = {**self._settings(), "known_layers": [layer.to_dict() for layer in self.layers]}
+        description = {**self._settings(), "known_layers": [dataclasses.asdict(layer) for layer in self.layers]}
         return {"tensors": self._totals.tensors() if self._totals else {}, "description": description}
 
     @plain_torch()
@@ -262,18 +262,13 @@ class BasisAccumulator:
             tokens = reduced(tuple(part.to(self.device) for part in parts), columns)
             width = tokens[0].shape[2]
             layer = BasisLayer(record.name, record.index, record.timestep, width, width)
-            arrived.append(_Arrived(layer, tokens, (record.grid.height, record.grid.width)))
+            arrived.append(_Arrived(layer, tokens, record.grid.shape))
 
     @plain_torch()
     def _commit_sums(self, arrived: list[_Arrived]) -> None:
-        before = self._totals, self._columns
-        try:
-            if self._totals is None:
-                arrived = self._first_image(arrived)
-            arrived = _in_order(arrived, self.layers)
-        except SpectralError:
-            self._totals, self._columns = before
-            raise
+        arrived = _in_order(arrived, self.layers or [one.layer for one in arrived])
+        if self._totals is None:
+            arrived = self._first_image(arrived)
         images = range(arrived[0].tokens[0].shape[0])
         parts = [[factor(one.tokens, image).sum(0, dtype=torch.float64) for image in images] for one in arrived]
         sums = [torch.stack(part).sum(0) for part in parts]

@@ -101,9 +101,7 @@ def leading_eigenpairs(pencil: Pencil, count: int, seed: int, tolerance: float =
     values, vectors, residuals = _refined(pencil, vectors[:, values > _ZERO])
     # Within its residual of mu lies an eigenvalue: where that may be zero, the pair is rounding of float32 products.
     kept = values > residuals.clamp_min(_ZERO)
-    values, vectors, residuals = values[kept], vectors[:, kept], residuals[kept]
-    largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True)) if kept.any() else vectors[:1]
-    return Eigenpairs(values, torch.where(largest < 0, -vectors, vectors), residuals, steps)
+    return Eigenpairs(values[kept], krylov.fix_signs(vectors[:, kept]), residuals[kept], steps)
 
 
 def solve_totals(

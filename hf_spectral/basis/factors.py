@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -72,10 +71,6 @@ class BasisLayer:
         if pathway == "where":
             signs[self.kept : -1] = -1
         return signs
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-ready values."""
-        return dataclasses.asdict(self)
 
 
 def reduced(tokens: UnitTokens, columns: Float[Tensor, "kept fewer"] | None) -> tuple[Tensor, ...]:

@@ -205,7 +205,7 @@ class SpectralBasis(Kept, Published):
         for position, (projection, total) in enumerate(zip(self.projections, self.sums, strict=True)):
             tensors |= {f"projection.{position}": projection, f"sum.{position}": total}
         described = {
-            "layers": [layer.to_dict() for layer in self.layers],
+            "layers": [dataclasses.asdict(layer) for layer in self.layers],
             "weights": list(self.weights),
             "num_images": self.num_images,
             "num_nodes": self.num_nodes,
@@ -292,7 +292,7 @@ class Projector:
                 got=f"{record.name} again or with {record.num_images} images",
                 fix="Take a new projector for every batch",
             )
-        shape = self._shapes[position] = (record.grid.height, record.grid.width)
+        shape = self._shapes[position] = record.grid.shape
         self._device = with_float64(record.value.device)
         columns, projection, total = basis.layer_map(position, self._device)
         tokens = reduced(tuple(part.to(self._device) for part in unit_tokens(record, pathway)), columns)

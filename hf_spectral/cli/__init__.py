@@ -21,8 +21,9 @@ import transformers
 from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 
 import hf_spectral
+from hf_spectral.atomic import require_writable
 from hf_spectral.cli import analyze, dataset, demo, hub, layers, report
-from hf_spectral.cli.common import CLOSED_PIPE, INTERRUPTED, MISTAKE, Parser, complain
+from hf_spectral.cli.common import CLOSED_PIPE, DONE, INTERRUPTED, MISTAKE, Parser, complain
 from hf_spectral.errors import HFSpectralError
 
 _FIRST = """\
@@ -96,9 +97,11 @@ def _run(arguments: Sequence[str] | None) -> int:
     logging.getLogger("hf_spectral").setLevel(verbosity)
     transformers.utils.logging.set_verbosity_error()
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    command: Callable[[argparse.Namespace], int] = options.command
+    command: Callable[[argparse.Namespace], int | None] = options.command
     try:
-        return command(options)
+        if "output" in options:  # Before there is work to lose.
+            require_writable(options.output, "--output")
+        return command(options) or DONE
     except HFSpectralError as error:
         complain(str(error))
         return MISTAKE

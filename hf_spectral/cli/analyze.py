@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 import hf_spectral
 from hf_spectral.affinities import AFFINITIES
-from hf_spectral.atomic import replacing, require_writable, save_picture
+from hf_spectral.atomic import replacing, save_picture
 from hf_spectral.checks import require_int
 from hf_spectral.cli.common import (
     DATASET,
@@ -34,7 +34,7 @@ from hf_spectral.cli.common import (
     count_or_auto,
     load,
 )
-from hf_spectral.dataset.ahead import Ahead
+from hf_spectral.dataset.ahead import ahead
 from hf_spectral.dataset.folder import list_pictures
 from hf_spectral.dataset.opening import open_source
 from hf_spectral.dataset.source import Find, Item
@@ -42,7 +42,7 @@ from hf_spectral.errors import HFSpectralError, SpectralError, shown
 from hf_spectral.fingerprint import WEIGHTS
 from hf_spectral.pipelines.images import read_image
 from hf_spectral.pipelines.inputs import image_column
-from hf_spectral.pipelines.settings import SOLVERS, configs_of
+from hf_spectral.pipelines.settings import SETTINGS, SOLVERS, configs_of
 from hf_spectral.records import PATHWAYS
 from hf_spectral.visualization import eigenvector_sheet, eigenvectors_to_rgb, pathways_figure, segmentation_overlay
 
@@ -50,61 +50,40 @@ from hf_spectral.visualization import eigenvector_sheet, eigenvectors_to_rgb, pa
 _UNSAFE = re.compile(r'[\x00-\x1f/\\:*?"<>|\ud800-\udfff]')
 # Longest name of an output: with the longest ending it stays below the 255 bytes that file systems take.
 _MAX_STEM_BYTES = 160
-_SETTINGS = ("pathway", "num_eigenvectors", "num_segments", "resolution", "affinity", "layers", "solver", "seed")
 
 
 def add_parsers(commands: Any) -> None:
-    """Add both commands.
-
-    Args:
-        commands: Subparsers of the program.
-    """
+    """Add `quickstart` and `analyze` to the subparsers of the program."""
     folder = Path("spectral-output")
     text = "analyze a sample picture; needs no Hub"
-    add_command(commands, "quickstart", quickstart, text, "--output --device", output=folder)
+    add_command(commands, "quickstart", _quickstart, text, "--output --device", output=folder)
 
     read = f"--dataset {DATASET.removeprefix('dataset')} {MODEL}"
     shared = f"{read} --pathway --num-eigenvectors --resolution --layers --seed --timesteps --prompt --output"
     text = "eigenvectors and segments of pictures"
-    many = add_command(commands, "analyze", analyze, text, shared, num_eigenvectors=16, output=folder)
+    many = add_command(commands, "analyze", _analyze, text, shared, num_eigenvectors=16, output=folder)
     many.add_argument("images", nargs="*", metavar="IMAGE", help="file, URL, or folder with its subfolders")
     many.add_argument("--num-segments", type=count_or_auto, default="auto", metavar="N", help="a number, auto or none")
     many.add_argument("--affinity", choices=AFFINITIES, help="default: attention for where, exponential for what")
     many.add_argument("--solver", choices=sorted(SOLVERS), default="eigen", help="default: eigen")
 
 
-def quickstart(options: argparse.Namespace) -> int:
-    """Analyze a sample picture that scikit-learn ships, with the default backbone, and say where the pictures are.
-
-    Args:
-        options: `output`, `device`.
-
-    Returns:
-        The exit code.
-    """
+def _quickstart(options: argparse.Namespace) -> None:
+    """Analyze a sample picture that scikit-learn ships, with the default backbone, and say where the pictures are."""
     from sklearn.datasets import load_sample_image
 
-    require_writable(options.output, "--output")
     image = Image.fromarray(load_sample_image("china.jpg"))
     pipe = load(options)
     _write_image(pipe, image, "china", options.output, {"pathway": "both", "resolution": 896})
     print(f"Where and what side by side: {options.output / 'china.pathways.png'}")
     print(f"Eigenvectors, segmentations and tensors: {options.output}")
-    return DONE
 
 
-def analyze(options: argparse.Namespace) -> int:
-    """Analyze pictures one by one; a bad one is named and does not stop the others.
-
-    Args:
-        options: What `analyze --help` lists.
-
-    Returns:
-        The exit code.
-    """
-    require_writable(options.output, "--output")
-    given = {name: getattr(options, name) for name in _SETTINGS}
+def _analyze(options: argparse.Namespace) -> int:
+    """Analyze pictures one by one; a bad one is named and does not stop the others."""
+    given = {name: value for name, value in vars(options).items() if name in SETTINGS}
     settings = {name: value for name, value in given.items() if value is not None or name == "num_segments"}
+    num_workers = require_int("num_workers", options.num_workers, 0)
     configs = configs_of(settings)
     finds, total = _pictures(options)
     pipe = load(options)
@@ -113,9 +92,9 @@ def analyze(options: argparse.Namespace) -> int:
     done: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
     taken: set[str] = set()
-    ahead = Ahead(require_int("num_workers", options.num_workers, 0))
+    read = ahead(_read, finds, num_workers)
     try:
-        for item, image in tqdm(ahead.map(_read, finds), total=total, unit="image", disable=total == 1):
+        for item, image in tqdm(read, total=total, unit="image", disable=total == 1):
             name = _unique_name(item.image if options.dataset is None else f"image-{item.position}", taken)
             try:
                 if isinstance(image, HFSpectralError):
@@ -125,7 +104,7 @@ def analyze(options: argparse.Namespace) -> int:
                 failed.append({"image": item.name, "reason": str(error)})
                 complain(f"{item.name}: {error}")
     finally:
-        ahead.close()
+        read.close()
         _write_summary(options, settings, pipe, done, failed)
     if done:
         print(f"{len(done)} of {len(done) + len(failed)} images written to {options.output}")

@@ -97,14 +97,19 @@ _SHARED: dict[str, dict[str, Any]] = {
 
 
 def add_command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str, shared: str = "", **defaults: Any
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], int | None],
+    text: str,
+    shared: str = "",
+    **defaults: Any,
 ) -> argparse.ArgumentParser:
     """Add a command.
 
     Args:
         commands: Subparsers of the program.
         name: Name of the command.
-        run: Called with the parsed options; returns the exit code.
+        run: Called with the parsed options; returns the exit code, None if all is done.
         text: Help text.
         shared: Options that it shares with other commands, separated by spaces.
         **defaults: Defaults of these options, where they have none or another one.

@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hf_spectral.atomic import require_writable
 from hf_spectral.basis import SpectralBasis
 from hf_spectral.cli.common import DATASET, DONE, MODEL, SOME_FAILED, add_command, chosen, count_or_auto, load
 from hf_spectral.dataset import fit, transform
@@ -15,15 +14,11 @@ from hf_spectral.records import PATHWAYS
 
 
 def add_parsers(commands: Any) -> None:
-    """Add both commands.
-
-    Args:
-        commands: Subparsers of the program.
-    """
+    """Add `fit` and `transform` to the subparsers of the program."""
     read = f"{DATASET} {MODEL} --batch-size --on-error --output"
     solved = "--resolution --layers --max-width --seed --timesteps --prompt"
     text = "one basis for all pictures of a folder"
-    fitting = add_command(commands, "fit", run_fit, text, f"{read} {solved}", output=Path("basis"))
+    fitting = add_command(commands, "fit", _fit, text, f"{read} {solved}", output=Path("basis"))
     number = "default: 128, or as many as there are"
     fitting.add_argument("--num-eigenvectors", type=int, metavar="N", help=number)
     fitting.add_argument("--pathway", choices=PATHWAYS, default="what", help="default: what")
@@ -40,7 +35,7 @@ def add_parsers(commands: Any) -> None:
     fitting.add_argument("--checkpoint-every", type=int, default=500, metavar="N", help="images; default: 500")
 
     text = "eigenvectors of all pictures of a folder, as rows of a dataset"
-    rows = add_command(commands, "transform", run_transform, text, read.replace("--model ", ""), output=Path("rows"))
+    rows = add_command(commands, "transform", _transform, text, read.replace("--model ", ""), output=Path("rows"))
     rows.add_argument("--model", help="repository id or folder; default: the backbone that the basis names")
     rows.add_argument("--basis", required=True, metavar="DIR", help="folder written by fit, or user/name on the Hub")
     clusters = "clusters over all pictures, or auto for those that the basis has; default: none"
@@ -50,16 +45,8 @@ def add_parsers(commands: Any) -> None:
     rows.add_argument("--row-dtype", dest="dtype", choices=("float16", "float32"), default="float16", help=numbers)
 
 
-def run_fit(options: argparse.Namespace) -> int:
-    """Fit a basis and write it, with `fit.json` beside it.
-
-    Args:
-        options: What `fit --help` lists.
-
-    Returns:
-        The exit code.
-    """
-    require_writable(options.output, "--output")
+def _fit(options: argparse.Namespace) -> int:
+    """Fit a basis and write it, with `fit.json` beside it."""
     options.device = announced_device(options.device)
     pipe = load(options)
     settings = {**chosen(options, fit), "layer_weights": _layer_weights(options.layer_weights)}
@@ -73,16 +60,8 @@ def run_fit(options: argparse.Namespace) -> int:
     return SOME_FAILED if report.skipped else DONE
 
 
-def run_transform(options: argparse.Namespace) -> int:
-    """Write the rows of a folder of pictures.
-
-    Args:
-        options: What `transform --help` lists.
-
-    Returns:
-        The exit code.
-    """
-    require_writable(options.output, "--output")
+def _transform(options: argparse.Namespace) -> int:
+    """Write the rows of a folder of pictures."""
     basis = SpectralBasis.from_pretrained(options.basis)
     fitted = basis.backbone  # A diffusion model reads pictures at the timesteps and with the prompt of the fit.
     told = {"timesteps": fitted.get("timesteps"), "prompt": fitted.get("prompt")}

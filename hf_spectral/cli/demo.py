@@ -5,17 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from hf_spectral.cli.common import DONE, add_command
+from hf_spectral.cli.common import add_command
 from hf_spectral.errors import SpectralError
 
 
 def add_parsers(commands: Any) -> None:
-    """Add the command.
-
-    Args:
-        commands: Subparsers of the program.
-    """
-    demo = add_command(commands, "demo", run_demo, "look at pictures in the browser", "--model")
+    """Add `demo` to the subparsers of the program."""
+    demo = add_command(commands, "demo", _demo, "look at pictures in the browser", "--model")
     demo.add_argument("--basis", help="repository id or folder of a basis to start with (default: none)")
     demo.add_argument("--port", type=_port, help="default: the first free one from 7860 on")
     demo.add_argument("--share", action="store_true", help="make a public link, by gradio's servers (default: no)")
@@ -27,18 +23,8 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def run_demo(options: argparse.Namespace) -> int:
-    """Serve the page until it is interrupted; who can reach this machine only by the link may not name its folders.
-
-    Args:
-        options: What `demo --help` lists.
-
-    Returns:
-        The exit code.
-
-    Raises:
-        SpectralError: If the extra `[app]` is not installed, or the port is taken.
-    """
+def _demo(options: argparse.Namespace) -> None:
+    """Serve the page until it is interrupted; who can reach this machine only by the link may not name its folders."""
     try:
         from spaces_app.app import build
     except ModuleNotFoundError as error:
@@ -55,4 +41,3 @@ def run_demo(options: argparse.Namespace) -> int:
         raise SpectralError(
             "--port", expected="a free port", got=options.port or error, fix="Leave it out, or name another one"
         ) from error
-    return DONE

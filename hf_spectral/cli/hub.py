@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from hf_spectral.basis import SpectralBasis
-from hf_spectral.cli.common import DONE, add_command, chosen, load
+from hf_spectral.cli.common import add_command, chosen, load
 from hf_spectral.errors import SpectralError
 from hf_spectral.hub_download import located, require_repository
 from hf_spectral.pipelines import SpectralPathwaysPipeline
@@ -27,12 +27,8 @@ _ACCEPTED = (
 
 
 def add_parsers(commands: Any) -> None:
-    """Add both commands.
-
-    Args:
-        commands: Subparsers of the program.
-    """
-    push = add_command(commands, "push", run_push, "push a basis, rows, a result or a pipeline to the Hub")
+    """Add `push` and `space` to the subparsers of the program."""
+    push = add_command(commands, "push", _push, "push a basis, rows, a result or a pipeline to the Hub")
     push.add_argument("path", type=Path, metavar="PATH", help=_ACCEPTED)
     push.add_argument("repo_id", metavar="REPO", help="user/name")
     push.add_argument("--basis", metavar="DIR", help="of rows: the basis that made them; default: the one beside them")
@@ -46,7 +42,7 @@ def add_parsers(commands: Any) -> None:
     push.add_argument("--revision", metavar="BRANCH", help="default: main")
     push.add_argument("--create-pr", action="store_true", help="propose it as a pull request")
 
-    space = add_command(commands, "space", run_space, "create or update a Space that shows the app")
+    space = add_command(commands, "space", _space, "create or update a Space that shows the app")
     space.add_argument("repo_id", metavar="REPO", help="user/name")
     space.add_argument("--basis", metavar="REPO", help="basis on the Hub that the app starts with; default: none")
     space.add_argument("--hardware", metavar="NAME", help="such as t4-small or zero-a10g; default: as it is")
@@ -71,15 +67,8 @@ class _Variables(argparse.Action):
         setattr(namespace, self.dest, {**(getattr(namespace, self.dest) or {}), name: value if equals else None})
 
 
-def run_push(options: argparse.Namespace) -> int:
-    """Push what lies at a path, and say where it is.
-
-    Args:
-        options: What `push --help` lists.
-
-    Returns:
-        The exit code.
-    """
+def _push(options: argparse.Namespace) -> None:
+    """Push what lies at a path, and say where it is."""
     from hf_spectral.hub import CardDetails, push_to_hub
 
     require_repository(options.repo_id, "REPO")  # Before the backbone runs.
@@ -94,7 +83,6 @@ def run_push(options: argparse.Namespace) -> int:
         settings["basis"] = SpectralBasis.from_pretrained(options.basis)
     info = push_to_hub(thing, **settings, details=CardDetails(**details))
     print(info.pr_url or info.commit_url)
-    return DONE
 
 
 def _example(options: argparse.Namespace, basis: SpectralBasis) -> tuple[Image.Image, SpectralResult]:
@@ -107,18 +95,8 @@ def _example(options: argparse.Namespace, basis: SpectralBasis) -> tuple[Image.I
     return photo, pipe(photo, basis=basis, num_segments=None, return_result=True)["result"]
 
 
-def run_space(options: argparse.Namespace) -> int:
-    """Push the app, and say where it is.
-
-    Args:
-        options: What `space --help` lists.
-
-    Returns:
-        The exit code.
-
-    Raises:
-        SpectralError: If a value is to be read from the environment and is not there.
-    """
+def _space(options: argparse.Namespace) -> None:
+    """Push the app, and say where it is."""
     from hf_spectral.hub import push_space
 
     settings = chosen(options, push_space)
@@ -133,7 +111,6 @@ def run_space(options: argparse.Namespace) -> int:
             )
         settings[argument] = {name: os.environ[name] if value is None else value for name, value in said.items()}
     print(push_space(**settings).commit_url)
-    return DONE
 
 
 def _read(path: Path) -> Any:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hf_spectral.atomic import require_writable, save_picture
+from hf_spectral.atomic import save_picture
 from hf_spectral.checks import require_extra
 from hf_spectral.cli.common import DATASET, DONE, MODEL, SOME_FAILED, add_command, chosen, load
 from hf_spectral.records import PATHWAYS
@@ -14,30 +14,18 @@ from hf_spectral.report import LayerReport, layer_report
 
 
 def add_parsers(commands: Any) -> None:
-    """Add the command.
-
-    Args:
-        commands: Subparsers of the program.
-    """
+    """Add `report` to the subparsers of the program."""
     text = "where-score and what-score of every layer, as a table and a chart"
     read = f"{DATASET} {MODEL} --batch-size --on-error --timesteps --prompt --output"
     solved = "--pathway --num-eigenvectors --resolution --max-width --seed"
     defaults = {"num_eigenvectors": 13, "output": Path("report")}
-    parser = add_command(commands, "report", run_report, text, f"{read} {solved}", **defaults)
+    parser = add_command(commands, "report", _report, text, f"{read} {solved}", **defaults)
     parser.add_argument("--by-head", action="store_true", help="score every head on its own")
     parser.add_argument("--max-images", type=int, metavar="N", help="default: all; a hundred give steady scores")
 
 
-def run_report(options: argparse.Namespace) -> int:
-    """Score the layers over a folder of pictures; write `layers.csv` and `layers.png`, and print the table.
-
-    Args:
-        options: What `report --help` lists.
-
-    Returns:
-        The exit code.
-    """
-    require_writable(options.output, "--output")
+def _report(options: argparse.Namespace) -> int:
+    """Score the layers over a folder of pictures; write `layers.csv` and `layers.png`, and print the table."""
     require_extra("charts", "matplotlib")  # Before the passes over the images, not after them.
     pipe = load(options)
     pathways = PATHWAYS if options.pathway == "both" else (options.pathway,)
@@ -65,10 +53,6 @@ def _as_text(report: LayerReport) -> str:
 def _cell(name: str, value: Any) -> str:
     if value is None:
         return "all" if name == "layer" else ""
-    return (
-        f"{value:.3f}"
-        if name.endswith("score") or name == "weight"
-        else f"{value:g}"
-        if name == "timestep"
-        else str(value)
-    )
+    if name.endswith("score") or name == "weight":
+        return f"{value:.3f}"
+    return f"{value:g}" if name == "timestep" else str(value)

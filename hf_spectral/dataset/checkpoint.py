@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from hf_spectral.atomic import replacing, writing
 from hf_spectral.checks import require_same
@@ -146,14 +145,11 @@ class Checkpoint:
         tensors = {key: tensor.cpu().contiguous() for key, tensor in progress.state["tensors"].items()}
         tensors[_DIGESTS] = torch.from_numpy(np.frombuffer(bytearray(progress.digests), np.uint8))
         with replacing(self._path(name), "checkpoint_dir", _FIX, is_flushed=True) as partial:
-            _write(partial, tensors, {"hf_spectral": json.dumps(said)})
+            try:
+                save_file(tensors, partial, {"hf_spectral": json.dumps(said)})
+            except SafetensorError as error:  # Such as that of a full disk.
+                full = OSError(str(error))
+                raise full from error
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}-{self.rank:05d}.safetensors"
-
-
-def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    try:
-        save_file(tensors, path, metadata)
-    except SafetensorError as error:  # Such as that of a full disk.
-        raise OSError(str(error)) from error

@@ -9,17 +9,20 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from hf_spectral.basis import BasisAccumulator, SpectralBasis
 from hf_spectral.checks import require_positive_int
 from hf_spectral.config import SpectralConfig, defaults_hold
 from hf_spectral.dataset.checkpoint import Checkpoint, Progress
-from hf_spectral.dataset.reading import Backbone, FitReport, OnError, Reader
+from hf_spectral.dataset.reading import Backbone, FitReport, OnError, Reader, ReadSettings
 from hf_spectral.dataset.source import Skipped, none_left
 from hf_spectral.layer_weights import as_weighting
 from hf_spectral.records import Pathway
 from hf_spectral.torch_state import plain_torch, with_float64
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _logger = logging.getLogger(__name__)
 _SUMS, _GRAM = "sums", "gram"
@@ -29,44 +32,34 @@ _NUM_EIGENVECTORS = 128
 _MAX_LISTED = 1000
 
 
+class FitSettings(ReadSettings, total=False):
+    """Arguments of `fit` by name."""
+
+    pathway: Pathway
+    num_eigenvectors: int | None
+    layers: Sequence[int] | None
+    resolution: int | None
+    max_width: int | None
+    degree_images: int | None
+    layer_weights: str | Mapping[int, float] | Sequence[float]
+    checkpoint_dir: str | os.PathLike[str] | None
+    checkpoint_every: int
+    seed: int
+
+
 @overload
 def fit(
-    pipe: Backbone,
-    dataset: Any,
-    *,
-    pathway: Pathway = ...,
-    num_eigenvectors: int | None = ...,
-    image_column: str | None = ...,
-    split: str | None = ...,
-    streaming: bool = ...,
-    revision: str | None = ...,
-    batch_size: int = ...,
-    num_workers: int = ...,
-    layers: Sequence[int] | None = ...,
-    resolution: int | None = ...,
-    max_width: int | None = ...,
-    degree_images: int | None = ...,
-    layer_weights: str | Mapping[int, float] | Sequence[float] = ...,
-    checkpoint_dir: str | os.PathLike[str] | None = ...,
-    checkpoint_every: int = ...,
-    on_error: OnError = ...,
-    seed: int = ...,
-    progress: bool = ...,
-    return_report: Literal[False] = False,
+    pipe: Backbone, dataset: Any, *, return_report: Literal[False] = False, **settings: Unpack[FitSettings]
 ) -> SpectralBasis: ...
 
 
 @overload
 def fit(
-    pipe: Backbone,
-    dataset: Any,
-    *,
-    return_report: Literal[True],
-    **settings: Any,
+    pipe: Backbone, dataset: Any, *, return_report: Literal[True], **settings: Unpack[FitSettings]
 ) -> tuple[SpectralBasis, FitReport]: ...
 
 
-@defaults_hold  # type: ignore[misc]  # The second overload takes any setting.
+@defaults_hold
 @plain_torch()
 def fit(
     pipe: Backbone,
@@ -176,21 +169,20 @@ def fit(
     device, estimates_degrees = with_float64(pipe.device), degree_images is not None
     accumulator = BasisAccumulator(config, max_width, device, estimates_degrees)
     pipe.check_reading(resolution, config.layers, [pathway])
-    hub: dict[str, Any] = {"split": split, "streaming": streaming, "revision": revision}
-    with Reader(
-        pipe, dataset, image_column, batch_size, resolution, on_error, progress, num_workers=num_workers, **hub
-    ) as reader:
-        backbone = pipe.describe_backbone(resolution)
-        run = _Run(reader, accumulator, checkpoint_every, degree_images)
-        if checkpoint_dir is not None:
-            # The number of eigenvectors is chosen when solving, and an image that failed may be skipped the next time.
-            settings = {**config.to_dict(), "max_width": accumulator.max_width, "batch_size": reader.batch_size}
-            settings |= {"num_images": reader.source.length, "num_processes": reader.processes.count}
-            settings |= {"backbone": backbone, "degree_images": degree_images}
-            settings.pop("num_eigenvectors")
-            run.checkpoint = Checkpoint(Path(checkpoint_dir), settings, reader.processes.rank)
-        basis = run.basis(backbone, exactly=num_eigenvectors is not None)
-        report = reader.finish(basis.num_images)
+    reader = Reader(
+        pipe, dataset, image_column, split, streaming, revision, batch_size, num_workers, resolution, on_error, progress
+    )
+    backbone = pipe.describe_backbone(resolution)
+    run = _Run(reader, accumulator, checkpoint_every, degree_images)
+    if checkpoint_dir is not None:
+        # The number of eigenvectors is chosen when solving, and an image that failed may be skipped the next time.
+        settings = {**config.to_dict(), "max_width": accumulator.max_width, "batch_size": reader.batch_size}
+        settings |= {"num_images": reader.source.length, "num_processes": reader.processes.count}
+        settings |= {"backbone": backbone, "degree_images": degree_images}
+        settings.pop("num_eigenvectors")
+        run.checkpoint = Checkpoint(Path(checkpoint_dir), settings, reader.processes.rank)
+    basis = run.basis(backbone, exactly=num_eigenvectors is not None)
+    report = reader.finish(basis.num_images)
     basis = dataclasses.replace(basis, skipped=_listed(report.skipped))
     return (basis, report) if return_report else basis
 
@@ -224,13 +216,8 @@ class _Run:
                 self._pass(_GRAM)
             tensors = self.accumulator.state_dict()["tensors"]
             processes.add_up({name: tensor for name, tensor in tensors.items() if name.startswith("gram")})
-            found: SpectralBasis | None = None
-            with processes.agreed():
-                if processes.is_main:
-                    count, seed = config.num_eigenvectors, config.seed
-                    found = self.accumulator.solve(count, seed, backbone=backbone, exactly=exactly)
-            basis: SpectralBasis = processes.from_main(found)
-            return basis
+            count, seed = config.num_eigenvectors, config.seed
+            return processes.in_main(lambda: self.accumulator.solve(count, seed, backbone=backbone, exactly=exactly))
 
     def _pass(self, name: str) -> None:
         reader, is_first = self.reader, name == _SUMS

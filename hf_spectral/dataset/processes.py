@@ -5,8 +5,8 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -14,6 +14,8 @@ from accelerate.utils import broadcast_object_list, gather_object, reduce
 from torch import Tensor
 
 from hf_spectral.errors import HFSpectralError, SpectralError
+
+Result = TypeVar("Result")
 
 
 class Processes:
@@ -64,16 +66,18 @@ class Processes:
         """
         return list(gather_object([value])) if self.count > 1 else [value]
 
-    def from_main(self, value: Any) -> Any:
-        """Send the value of the first process to all processes.
+    def in_main(self, function: Callable[[], Result]) -> Result:
+        """Call a function in the first process alone, and send its result, or its error, to all processes.
 
         Args:
-            value: The value; ignored in all processes but the first.
+            function: The function; its result can be pickled.
 
         Returns:
-            The value of the first process.
+            The result, in all processes.
         """
-        return broadcast_object_list([value if self.is_main else None])[0] if self.count > 1 else value
+        with self.agreed():
+            result: Any = function() if self.is_main else None
+        return broadcast_object_list([result])[0] if self.count > 1 else result
 
     @contextlib.contextmanager
     def agreed(self) -> Iterator[None]:

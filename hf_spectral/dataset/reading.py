@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, TypedDict, get_args
 
 import torch
 from PIL import Image
@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from hf_spectral.atomic import replacing
 from hf_spectral.checks import require_int, require_positive_int
-from hf_spectral.dataset.ahead import Ahead
+from hf_spectral.dataset.ahead import ahead
 from hf_spectral.dataset.opening import open_source
 from hf_spectral.dataset.processes import Processes
 from hf_spectral.dataset.source import Find, Item, Skipped
@@ -33,6 +33,19 @@ DIGEST_BYTES = 16
 _UNREADABLE = bytes(DIGEST_BYTES)
 Add = Callable[[AttentionRecord], None]
 _logger = logging.getLogger(__name__)
+
+
+class ReadSettings(TypedDict, total=False):
+    """Arguments of `fit` and `transform` that tell what is read of a dataset, and how: see `fit`."""
+
+    image_column: str | None
+    split: str | None
+    streaming: bool
+    revision: str | None
+    batch_size: int
+    num_workers: int
+    on_error: OnError
+    progress: bool
 
 
 class Backbone(Protocol):
@@ -150,13 +163,15 @@ class Reader:
         pipe: The pipeline.
         dataset: What the user calls a dataset, see `open_source`.
         image_column: Column of the pictures; None finds the only image column.
+        split: As for `open_source`.
+        streaming: As for `open_source`.
+        revision: As for `open_source`.
         batch_size: Images that are read together.
+        num_workers: Threads that read images ahead; 0 reads each one when it is needed.
         resolution: Longer side in pixels, or None.
         on_error: "raise" or "skip".
         progress: True shows a bar for each pass.
         whole_rows: False reads the column of pictures only.
-        num_workers: Threads that read images ahead; 0 reads each one when it is needed.
-        **hub: `split`, `streaming` and `revision`, as for `open_source`.
 
     Attributes:
         skipped: Images that were left out, by position.
@@ -172,21 +187,23 @@ class Reader:
         pipe: Backbone,
         dataset: Any,
         image_column: str | None,
+        split: str | None,
+        streaming: bool,
+        revision: str | None,
         batch_size: int,
+        num_workers: int,
         resolution: int | None,
         on_error: OnError,
-        progress: bool = False,
+        progress: bool,
         whole_rows: bool = False,
-        num_workers: int = 0,
-        **hub: Any,
     ) -> None:
         self._begun = time.perf_counter()
         if on_error not in get_args(OnError):
             raise SpectralError("on_error", expected="'raise' or 'skip'", got=repr(on_error), fix="Choose one of these")
         self.batch_size = require_positive_int("batch_size", batch_size)
         self.pipe, self.resolution, self.on_error, self.progress = pipe, resolution, on_error, progress
-        self._ahead = Ahead(require_int("num_workers", num_workers, 0))
-        self.source = open_source(dataset, image_column, pipe.image_column, whole_rows, **hub)
+        self._num_workers = require_int("num_workers", num_workers, 0)
+        self.source = open_source(dataset, image_column, pipe.image_column, whole_rows, split, streaming, revision)
         self.processes = Processes(pipe.device)
         self.skipped: dict[int, Skipped] = {}
         self.digests = bytearray()
@@ -227,14 +244,14 @@ class Reader:
             UnsupportedBackboneError: If the backbone can read no image at all.
         """
         self._takes_new, self._count = takes_new, 0
-        numbered = enumerate(itertools.islice(self.source.share(self.processes), limit))
-        reads = self._ahead.map(lambda one: self._found(one[1], is_compared_only=one[0] < done), numbered)
-        total = self.source.share_length(self.processes)
+        share, total = self.source.share(self.processes)
+        numbered = enumerate(itertools.islice(share, limit))
+        found = ahead(lambda one: self._found(one[1], is_compared_only=one[0] < done), numbered, self._num_workers)
         if total is None and not takes_new:  # A stream that has been read once.
             total = len(self.digests) // DIGEST_BYTES
         if limit is not None:
             total = limit if total is None else min(total, limit)
-        with self.bar(title, total, done) as bar:
+        with contextlib.closing(found) as reads, self.bar(title, total, done) as bar:
             for read in itertools.islice(reads, done):
                 self._compare(read)
             while batch := list(itertools.islice(reads, min(self.batch_size, sys.maxsize))):
@@ -257,12 +274,6 @@ class Reader:
         """
         shown = self.progress and self.processes.is_main
         return tqdm(desc=title, total=total, initial=done, unit="image", disable=not shown)
-
-    def __enter__(self) -> Reader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ahead.close()
 
     def all_skipped(self) -> tuple[Skipped, ...]:
         """Return the images that were left out in any process, in the order of the dataset; all processes must call."""

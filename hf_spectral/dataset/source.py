@@ -100,8 +100,8 @@ class Source:
     column: str
     images: Callable[[slice], Iterator[Find]]
 
-    def share(self, processes: Processes) -> Iterator[Find]:
-        """Iterate over the images of this process.
+    def share(self, processes: Processes) -> tuple[Iterator[Find], int | None]:
+        """Return the images of this process.
 
         A dataset of known length is cut into contiguous blocks; of a stream each process takes every n-th image, so
         that positions are known without communication: the others are read past, but not decoded.
@@ -110,23 +110,12 @@ class Source:
             processes: Which one of how many this is.
 
         Returns:
-            The images, in order.
+            The images, in order, and their number, None for a stream.
         """
         if self.length is None:
-            return self.images(slice(processes.rank, None, processes.count))
+            return self.images(slice(processes.rank, None, processes.count)), None
         block = processes.block(self.length)
-        return self.images(slice(block.start, block.stop))
-
-    def share_length(self, processes: Processes) -> int | None:
-        """Return the number of images of this process.
-
-        Args:
-            processes: Which one of how many this is.
-
-        Returns:
-            A number, or None for a stream.
-        """
-        return None if self.length is None else len(processes.block(self.length))
+        return self.images(slice(block.start, block.stop)), len(block)
 
 
 def item_of(

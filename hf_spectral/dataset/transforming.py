@@ -19,8 +19,7 @@ from hf_spectral.basis import DEFAULT_WALK, SpectralBasis, as_basis
 from hf_spectral.checks import require_extra, require_positive_int
 from hf_spectral.clusters import Clusters, unit_rows
 from hf_spectral.config import defaults_hold
-from hf_spectral.dataset.processes import Processes
-from hf_spectral.dataset.reading import Add, Backbone, FitReport, OnError, Read, Reader
+from hf_spectral.dataset.reading import Add, Backbone, FitReport, OnError, Read, Reader, ReadSettings
 from hf_spectral.dataset.rows import (
     BASIS_FOLDER,
     RowWriter,
@@ -44,10 +43,20 @@ from hf_spectral.visualization.palette import label_picture
 if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
+    from typing_extensions import Unpack
 
 #: Longer side in pixels of the picture of the eigenvectors.
 _RGB_SIDE = 256
 _Row = tuple[dict[str, Any], tuple[int, int]]  # columns, and the size of the image
+
+
+class TransformSettings(ReadSettings, total=False):
+    """Arguments of `transform` by name."""
+
+    num_segments: int | Literal["auto"] | None
+    walk: float | None
+    output_dir: str | os.PathLike[str] | None
+    dtype: Literal["float16", "float32"]
 
 
 @overload
@@ -56,19 +65,8 @@ def transform(
     dataset: Any,
     basis: SpectralBasis | str | os.PathLike[str],
     *,
-    num_segments: int | Literal["auto"] | None = ...,
-    walk: float | None = ...,
-    output_dir: str | os.PathLike[str] | None = ...,
-    image_column: str | None = ...,
-    split: str | None = ...,
-    streaming: bool = ...,
-    revision: str | None = ...,
-    batch_size: int = ...,
-    num_workers: int = ...,
-    on_error: OnError = ...,
-    dtype: Literal["float16", "float32"] = ...,
-    progress: bool = ...,
     return_report: Literal[False] = False,
+    **settings: Unpack[TransformSettings],
 ) -> datasets.Dataset: ...
 
 
@@ -79,11 +77,11 @@ def transform(
     basis: SpectralBasis | str | os.PathLike[str],
     *,
     return_report: Literal[True],
-    **settings: Any,
+    **settings: Unpack[TransformSettings],
 ) -> tuple[datasets.Dataset, FitReport]: ...
 
 
-@defaults_hold  # type: ignore[misc]  # The second overload takes any setting.
+@defaults_hold
 @plain_torch()
 def transform(
     pipe: Backbone,
@@ -178,26 +176,16 @@ def transform(
     if walk is None:  # Clusters found before do not matter to those found now.
         walk = DEFAULT_WALK[basis.config.pathway] if kept is None else kept.walk
     basis.projector(walk)  # A wrong strength is refused here.
-    hub: dict[str, Any] = {"split": split, "streaming": streaming, "revision": revision}
-    with Reader(
-        pipe,
-        dataset,
-        image_column,
-        batch_size,
-        resolution,
-        on_error,
-        progress,
-        whole_rows=True,
-        num_workers=num_workers,
-        **hub,
-    ) as reader:
-        features = _features(reader.source, dtype, num_segments, len(basis.eigenvalues))
-        processes = reader.processes
-        with _shared_folder(output_dir, features, processes) as folder:
-            run = _Run(basis, walk, reader, RowWriter(folder, features, processes.rank))
-            rows = run.rows(num_segments, kept)
-            if processes.is_main:  # From there `push_to_hub` takes it.
-                basis.save_pretrained(folder / BASIS_FOLDER)
+    reading = (image_column, split, streaming, revision, batch_size, num_workers, resolution, on_error, progress)
+    reader = Reader(pipe, dataset, *reading, whole_rows=True)
+    features = _features(reader.source, dtype, num_segments, len(basis.eigenvalues))
+    processes = reader.processes
+    with contextlib.ExitStack() as stack:
+        folder = processes.in_main(lambda: stack.enter_context(output_folder(output_dir, features)))
+        run = _Run(basis, walk, reader, RowWriter(folder, features, processes.rank))
+        rows = run.rows(num_segments, kept)
+        if processes.is_main:  # From there `push_to_hub` takes it.
+            basis.save_pretrained(folder / BASIS_FOLDER)
     if output_dir is None and processes.is_main:
         delete_with(rows, folder)
     report = reader.finish(len(rows))
@@ -223,7 +211,10 @@ class _Run:
             raise none_left(self.reader.all_skipped())
         order = np.argsort([position for _, share in gathered for position in share], kind="stable")
         if num_segments is not None:
-            self._segment(clusters or self._found_clusters(parts, order, num_segments))
+            if clusters is None:
+                clusters = processes.in_main(lambda: self._found_clusters(parts, order, num_segments))
+                self.basis.keep_clusters(clusters)
+            self._segment(clusters)
         if processes.is_main:
             list_parts(self.writer.folder)
         processes.gathered(None)
@@ -273,27 +264,20 @@ class _Run:
         return made
 
     def _found_clusters(self, parts: Sequence[Path], order: np.ndarray, num_segments: int) -> Clusters:
-        """Cluster a sample of the tokens of all processes' rows, in the first process."""
-        found: Clusters | None = None
-        processes = self.reader.processes
-        with processes.agreed():
-            if processes.is_main:
-                rows = read_parts(parts).select_columns(["eigenvectors", "shape"]).with_format("arrow")
-                counts = np.array([shape[1] * shape[2] for shape in rows["shape"][:].to_pylist()])[order]
-                if num_segments > counts.sum():
-                    raise SpectralError(
-                        "num_segments",
-                        expected=f"at most the number of tokens of all images, {counts.sum()}",
-                        got=num_segments,
-                        fix="Ask for fewer",
-                    )
-                seed = self.basis.config.seed
-                chosen = zip(order, map(torch.from_numpy, sample_tokens(counts.tolist(), seed)), strict=True)
-                sample = [unit_rows(_maps(rows[int(place)])[0])[tokens] for place, tokens in chosen]
-                found = find_clusters(torch.cat(sample), num_segments, seed, self.walk)
-        clusters: Clusters = processes.from_main(found)
-        self.basis.keep_clusters(clusters)
-        return clusters
+        """Cluster a sample of the tokens of all processes' rows."""
+        rows = read_parts(parts).select_columns(["eigenvectors", "shape"]).with_format("arrow")
+        counts = np.array([shape[1] * shape[2] for shape in rows["shape"][:].to_pylist()])[order]
+        if num_segments > counts.sum():
+            raise SpectralError(
+                "num_segments",
+                expected=f"at most the number of tokens of all images, {counts.sum()}",
+                got=num_segments,
+                fix="Ask for fewer",
+            )
+        seed = self.basis.config.seed
+        chosen = zip(order, map(torch.from_numpy, sample_tokens(counts.tolist(), seed)), strict=True)
+        sample = [unit_rows(_maps(rows[int(place)])[0])[tokens] for place, tokens in chosen]
+        return find_clusters(torch.cat(sample), num_segments, seed, self.walk)
 
     def _segment(self, clusters: Clusters) -> None:
         import pyarrow as pa
@@ -364,19 +348,6 @@ def _features(source: Source, dtype: str, num_segments: int | None, num_eigenvec
             fix="Rename or remove them",
         )
     return datasets.Features({"image_id": datasets.Value("int64"), **own, **made})
-
-
-@contextlib.contextmanager
-def _shared_folder(
-    output_dir: str | os.PathLike[str] | None, features: datasets.Features, processes: Processes
-) -> Iterator[Path]:
-    """Open the folder in the first process, and tell the others."""
-    with contextlib.ExitStack() as stack:
-        folder: Path | None = None
-        with processes.agreed():
-            if processes.is_main:
-                folder = stack.enter_context(output_folder(output_dir, features))
-        yield Path(processes.from_main(folder))
 
 
 def _checked_segments(basis: SpectralBasis, num_segments: int | Literal["auto"]) -> int:

@@ -92,7 +92,11 @@ class ImageReader:
     @defaults_hold
     @plain_torch()
     def preprocess(
-        self: Any, image: Any, resolution: int | None = None, timeout: float | None = None
+        self: Any,
+        image: Any,
+        resolution: int | None = None,
+        timeout: float | None = None,
+        keeps_picture: bool = False,
     ) -> dict[str, Any]:
         """Read one image and bring it to the size and the numbers that the model reads.
 
@@ -100,25 +104,26 @@ class ImageReader:
             image: As in a call.
             resolution: Longer side in pixels; None takes the size of the model.
             timeout: Seconds to wait for a URL; None waits without a limit.
+            keeps_picture: True adds `picture`, the copy that segments are cut along, see `segmentation.working_copy`.
 
         Returns:
-            The input of the model; `picture`, see `segmentation.working_copy`; `size` of the image and `read_size`, at
-            which it is read, (height, width) in pixels; `notes`, which say if it is stretched.
+            The input of the model; `size` of the image and `read_size`, at which it is read, (height, width) in pixels;
+            `notes`, which say if it is stretched.
 
         Raises:
             SpectralError: If the image or the model cannot be read, or not at this resolution.
         """
         rgb = read_image(image, timeout)
         with blamed(self._encoder, self._geometry.size_for(rgb.height, rgb.width, resolution), self.prepare):
-            return self.prepare(rgb, resolution)
+            prepared: dict[str, Any] = self.prepare(rgb, resolution)
+        return {**prepared, "picture": working_copy(rgb)} if keeps_picture else prepared
 
     def prepare(self: Any, image: Image.Image, resolution: int | None) -> dict[str, Any]:
         """Prepare an RGB image; see `preprocess`."""
         size = (image.height, image.width)
         read_size = self._geometry.size_for(*size, resolution)
         notes = self._geometry.notes_for(*size, resolution)
-        seen = {"picture": working_copy(image), "size": size, "read_size": read_size, "notes": notes}
-        return {**self._encode(image, read_size), **seen}
+        return {**self._encode(image, read_size), "size": size, "read_size": read_size, "notes": notes}
 
     def grouped(self: Any, batch: Sequence[Mapping[str, Any]]) -> list[list[int]]:
         """Group images that the model can read at once, those of equal size.

@@ -25,6 +25,7 @@ from hf_spectral.metrics import VarianceShares, surroundings
 from hf_spectral.records import PATHWAYS, AttentionRecord, Pathway
 from hf_spectral.report.table import LayerReport, ReportRow
 from hf_spectral.segmentation import semantic_segmentation
+from hf_spectral.segmentation.region_tree import enlarged
 from hf_spectral.torch_state import plain_torch
 
 #: A function that starts a new pass over the images: it yields the records of one forward pass after the other.
@@ -54,7 +55,7 @@ def score_layers(
 ) -> LayerReport:
     """Score the dataset-level eigenvectors of each layer and of all layers together.
 
-    For a walk model, each layer is scored separately at each timestep.
+    For a diffusion model, each layer is scored separately at each timestep.
 
     `images` is called four times: to compute sums, Gram matrices, a reference partition of the tokens, and the scores.
     The what-scores of all layers, heads and pathways use the same reference partition, so that they can be compared.
@@ -72,7 +73,7 @@ def score_layers(
 
     Args:
         images: Function that starts a new pass over the images. It yields the records of one forward pass after the
-            other, for a walk model those of all timesteps of an image together.
+            other, for a diffusion model those of all timesteps of an image together.
         pathways: `"where"`, `"what"` or both.
         num_eigenvectors: Number of eigenvectors, including the trivial one, which is not scored; at least 2.
         by_head: Whether to score each head separately. The scores of all together are then those of all heads.
@@ -105,7 +106,17 @@ def score_layers(
         >>> [(row.layer, row.num_images) for row in report.rows]
         [(0, 4), (None, 4)]
     """
-    _check(pathways, num_eigenvectors)
+    if isinstance(pathways, str) or not pathways or set(pathways) - set(PATHWAYS):
+        raise SpectralError(
+            "pathways", expected="'where', 'what' or both, in a list", got=repr(pathways), fix="Leave it out for both"
+        )
+    if not is_int(num_eigenvectors) or num_eigenvectors < 2:
+        raise SpectralError(
+            "num_eigenvectors",
+            expected="at least 2, because the trivial one at index 0 is not scored",
+            got=num_eigenvectors,
+            fix="Leave it out for 13",
+        )
     if max_images is not None:
         require_positive_int("max_images", max_images)
     require_positive_int("num_segments", num_segments)
@@ -138,57 +149,55 @@ class _Part(NamedTuple):
     timestep: float | None = None
 
 
+@dataclasses.dataclass
 class _Passes:
     """Runs over the images several times, and checks that they and their order stay the same."""
 
-    def __init__(
-        self, images: ImageSource, by_head: bool, max_images: int | None, progress: bool, num_images: int | None
-    ) -> None:
-        self._expected = min((count for count in (max_images, num_images) if count is not None), default=None)
-        self._images = images
-        self._by_head = by_head
-        self._max_images = max_images
-        self._progress = progress
-        self._total: int | None = None
-        self._marks: list[float] = []
-        self.parts: list[_Part] = []
+    images: ImageSource
+    by_head: bool
+    max_images: int | None
+    progress: bool
+    num_images: int | None
+    parts: list[_Part] = dataclasses.field(default_factory=list)
+    marks: list[float] = dataclasses.field(default_factory=list)  # One per image of the last pass.
 
     def run(self, name: str) -> Iterator[list[AttentionRecord]]:
         """Yield the records of each forward pass."""
-        count = 0
+        expected = min((count for count in (self.max_images, self.num_images) if count is not None), default=None)
         marks: list[float] = []
-        with tqdm(total=self._total or self._expected, desc=name, unit="image", disable=not self._progress) as bar:
-            for batch in self._images():
+        with tqdm(total=len(self.marks) or expected, desc=name, unit="image", disable=not self.progress) as bar:
+            for batch in self.images():
                 records = [part for record in batch for part in self._parts_of(record)]
                 if not records:
                     continue
                 yield records
-                count += records[0].num_images
                 marks += records[0].value.abs().mean(dim=(1, 2, 3)).tolist()
                 bar.update(records[0].num_images)
-                if self._max_images is not None and count >= self._max_images:
+                if self.max_images is not None and len(marks) >= self.max_images:
                     break
-        if self._total is not None and (count != self._total or not np.allclose(marks, self._marks, rtol=_SAME)):
+        count, before = len(marks), len(self.marks)
+        if before and (count != before or not np.allclose(marks, self.marks, rtol=_SAME)):
             raise SpectralError(
                 "images",
-                expected=f"the same {self._total} images at every call",
-                got=f"{count} at a later one" if count != self._total else "others at a later one, or another order",
+                expected=f"the same {before} images at every call",
+                got=f"{count} at a later one" if count != before else "others at a later one, or another order",
                 fix="Pass a function that starts a new pass at every call, such as lambda: iter(images)",
             )
         if count < _LEAST_IMAGES:
             raise SpectralError(
                 "images", expected=f"at least {_LEAST_IMAGES}", got=count, fix="Pass a dataset with more images"
             )
-        self._total, self._marks = count, marks
+        self.marks = marks
 
     def _parts_of(self, record: AttentionRecord) -> Iterator[AttentionRecord]:
         """Yield one record per part, as if the part were a layer; its index is its position in `parts`."""
-        for head in range(record.query.shape[1]) if self._by_head else (None,):
+        for head in range(record.query.shape[1]) if self.by_head else (None,):
             part = _Part(record.index, head, record.timestep)
             if part not in self.parts:
                 self.parts.append(part)
-            own = record if head is None else _of_head(record, head)
-            yield dataclasses.replace(own, index=self.parts.index(part), timestep=None, num_layers=None)
+            heads = slice(None) if head is None else slice(head, head + 1)
+            tensors = {name: getattr(record, name)[:, heads] for name in ("query", "key", "value")}
+            yield dataclasses.replace(record, **tensors, index=self.parts.index(part), timestep=None, num_layers=None)
 
 
 class _Accumulation:
@@ -207,7 +216,7 @@ class _Accumulation:
         is_first = not self._whole.layers
         self._whole.add_sums(records)
         indices = {layer.index for layer in self._whole.layers}
-        grids = {(record.grid.height, record.grid.width) for record in records if record.index in indices}
+        grids = {record.grid.shape for record in records if record.index in indices}
         if is_first and len(grids) > 1:
             config = dataclasses.replace(self._config, layer_weights="equal")  # A single layer needs no weights.
             self._alone = {index: BasisAccumulator(config, self._max_width) for index in sorted(indices)}
@@ -247,7 +256,8 @@ class _Scored:
     def add(self, records: list[AttentionRecord], clusters: list[Tensor]) -> None:
         """Add the eigenvectors of the images of one forward pass, except the trivial one."""
         for maps, partition in zip(_projected(self._basis, records, walk=0), clusters, strict=True):
-            self._shares.add(maps[1:], _at(partition, maps.shape[1], maps.shape[2]))
+            at_tokens = enlarged(partition.numpy(), (maps.shape[1], maps.shape[2]))  # Of a coarser grid, it may be.
+            self._shares.add(maps[1:], torch.from_numpy(at_tokens))
 
     def row(self) -> ReportRow:
         """Return the scores."""
@@ -279,36 +289,8 @@ def _around(maps: Tensor) -> Tensor:
     return torch.cat([maps[:1], surroundings(normalize(maps[1:], dim=0))])
 
 
-def _at(labels: Tensor, rows: int, columns: int) -> Tensor:
-    """Return the labels (height, width) at the centers of the tokens of a coarser grid."""
-    height, width = labels.shape
-    row = ((torch.arange(rows, dtype=torch.float32) + 0.5) * height / rows).long()
-    column = ((torch.arange(columns, dtype=torch.float32) + 0.5) * width / columns).long()
-    return labels[row[:, None], column]
-
-
-def _of_head(record: AttentionRecord, head: int) -> AttentionRecord:
-    part = slice(head, head + 1)
-    tensors = {name: getattr(record, name)[:, part] for name in ("query", "key", "value")}
-    return dataclasses.replace(record, **tensors)
-
-
 def _of_layer(records: Iterable[AttentionRecord], index: int) -> list[AttentionRecord]:
     return [record for record in records if record.index == index]
-
-
-def _check(pathways: Sequence[str], num_eigenvectors: int) -> None:
-    if isinstance(pathways, str) or not pathways or set(pathways) - set(PATHWAYS):
-        raise SpectralError(
-            "pathways", expected="'where', 'what' or both, in a list", got=repr(pathways), fix="Leave it out for both"
-        )
-    if not is_int(num_eigenvectors) or num_eigenvectors < 2:
-        raise SpectralError(
-            "num_eigenvectors",
-            expected="at least 2, because the trivial one at index 0 is not scored",
-            got=num_eigenvectors,
-            fix="Leave it out for 13",
-        )
 
 
 @defaults_hold
@@ -371,29 +353,27 @@ def layer_report(
             fails and `on_error` is "raise", or fewer than four images are left.
     """
     pipe.check_reading(resolution, pathways=pathways)
-    hub: dict[str, Any] = {"split": split, "streaming": streaming, "revision": revision}
-    with Reader(
-        pipe, dataset, image_column, batch_size, resolution, on_error, num_workers=num_workers, **hub
-    ) as reader:
-        if reader.processes.count > 1:
-            raise SpectralError(
-                "accelerate",
-                expected="one process, since each layer's scores come from one place",
-                got=f"{reader.processes.count} processes",
-                fix="Start the report without `accelerate launch`; `max_images` bounds its time",
-            )
-        report = score_layers(
-            functools.partial(_records, reader),
-            pathways,
-            num_eigenvectors,
-            by_head=by_head,
-            max_images=max_images,
-            max_width=max_width,
-            seed=seed,
-            progress=progress,
-            num_images=reader.source.length,
+    reading = (image_column, split, streaming, revision, batch_size, num_workers, resolution, on_error)
+    reader = Reader(pipe, dataset, *reading, progress=False)
+    if reader.processes.count > 1:
+        raise SpectralError(
+            "accelerate",
+            expected="one process, since each layer's scores come from one place",
+            got=f"{reader.processes.count} processes",
+            fix="Start the report without `accelerate launch`; `max_images` bounds its time",
         )
-        return dataclasses.replace(report, skipped=reader.finish(report.rows[0].num_images).skipped)
+    report = score_layers(
+        functools.partial(_records, reader),
+        pathways,
+        num_eigenvectors,
+        by_head=by_head,
+        max_images=max_images,
+        max_width=max_width,
+        seed=seed,
+        progress=progress,
+        num_images=reader.source.length,
+    )
+    return dataclasses.replace(report, skipped=reader.finish(report.rows[0].num_images).skipped)
 
 
 def _records(reader: Reader) -> Iterator[Sequence[AttentionRecord]]:
@@ -402,7 +382,6 @@ def _records(reader: Reader) -> Iterator[Sequence[AttentionRecord]]:
 
     @contextlib.contextmanager
     def collected(group: Sequence[Read]) -> Iterator[Add]:
-        del group
         records: list[AttentionRecord] = []
         yield records.append
         arrived.append(records)  # Only once all layers have come.

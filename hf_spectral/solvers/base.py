@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hf_spectral.checks import keep_ints, keep_numbers
 from hf_spectral.errors import NotConvergedError, SpectralError
-from hf_spectral.krylov import leading_eigenpairs, random_block
+from hf_spectral.krylov import fix_signs, leading_eigenpairs, random_block
 from hf_spectral.problem import JointProblem
 from hf_spectral.result import SolveStatus, SpectralResult, laplacian_eigenvalues
 from hf_spectral.torch_state import plain_torch
@@ -113,19 +113,6 @@ def solve(problem: JointProblem, solver: Solver | None = None, *, require_conver
         config=problem.config,
         solver={"name": type(solver).__name__, **dataclasses.asdict(solver)},  # type: ignore[call-overload]
     )
-
-
-def fix_signs(vectors: Float[Tensor, "nodes eigenvectors"]) -> Float[Tensor, "nodes eigenvectors"]:
-    """Make the entry of largest magnitude of every column positive.
-
-    Args:
-        vectors: One vector per column.
-
-    Returns:
-        The columns, each times +1 or -1.
-    """
-    largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
-    return torch.where(largest < 0, -vectors, vectors)
 
 
 def residual_norms(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -16,12 +16,12 @@ from hf_spectral.checks import keep_ints, keep_numbers
 from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
 from hf_spectral.grid import TokenGrid, finest
+from hf_spectral.krylov import fix_signs
 from hf_spectral.layer_choice import taking_part
 from hf_spectral.records import AttentionRecord
 from hf_spectral.result import SolveStatus, SpectralResult, laplacian_eigenvalues
-from hf_spectral.solvers.base import fix_signs
 from hf_spectral.solvers.dataset_graph import GridGraph, NeighborSettings, batch_graphs
-from hf_spectral.solvers.gradient import SymmetricProduct
+from hf_spectral.solvers.gradient import objective
 from hf_spectral.torch_state import plain_torch, with_float64
 
 Images = Sequence[Sequence[AttentionRecord]]
@@ -100,12 +100,15 @@ class DatasetGradientSolver:
         """
         config = config or SpectralConfig("what", "knn")
         self._check(images, config)
-        chosen = _Chosen(images, config)
+
+        def chosen(place: int) -> list[AttentionRecord]:
+            return [record for record, _ in taking_part(images[place], config)[0]]
+
         assert isinstance(config.affinity, NearestNeighbors)
         settings = NeighborSettings(config.pathway, config.affinity, self.num_inter, self.block_size)
         generator = torch.Generator().manual_seed(config.seed)
-        tables = _Tables(chosen, self, generator)
-        batches = _Batches(chosen, settings, self.batch_size, generator)
+        tables = _Tables(map(chosen, range(len(images))), self, generator)
+        batches = _Batches(chosen, len(images), settings, self.batch_size, generator)
         total = self.rounds * batches.per_round * self.steps_per_batch
         with torch.enable_grad(), tqdm(total=total, disable=not self.progress, desc="DatasetGradientSolver") as bar:
             for _ in range(self.rounds):
@@ -114,7 +117,7 @@ class DatasetGradientSolver:
                         loss = _objective([tables.softmax(image) for image in members], graphs)
                         tables.update(loss, members)
                         bar.update()
-        return self._read_out(tables, batches, config, chosen[0])
+        return self._read_out(tables, batches, config, chosen(0))
 
     def _read_out(
         self, tables: _Tables, batches: _Batches, config: SpectralConfig, records: Sequence[AttentionRecord]
@@ -170,34 +173,12 @@ class DatasetGradientSolver:
             )
 
 
-class _Chosen:
-    """Of each image the records that take part (`layer_choice.LayerChoice`), chosen when the image is looked at."""
-
-    def __init__(self, images: Images, config: SpectralConfig) -> None:
-        self._images, self._config = images, config
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __iter__(self) -> Iterator[list[AttentionRecord]]:
-        return (self[place] for place in range(len(self)))
-
-    def __getitem__(self, place: int) -> list[AttentionRecord]:
-        records = [record for record, _ in taking_part(self._images[place], self._config)[0]]
-        if any(record.num_images != 1 for record in records):
-            raise SpectralError(
-                "images",
-                expected="the records of one image each",
-                got=f"{max(record.num_images for record in records)} images",
-                fix="Use record.image(position) for the images of a batch",
-            )
-        return records
-
-
 class _Tables:
     """One table of free numbers per image, its optimizer and its moving average."""
 
-    def __init__(self, images: _Chosen, settings: DatasetGradientSolver, generator: torch.Generator) -> None:
+    def __init__(
+        self, images: Iterable[list[AttentionRecord]], settings: DatasetGradientSolver, generator: torch.Generator
+    ) -> None:
         self.grids: list[TokenGrid] = []
         self._tables: list[Tensor] = []
         for records in images:
@@ -232,43 +213,43 @@ class _Tables:
         return torch.cat(parts)
 
 
+@dataclasses.dataclass
 class _Batches:
     """Random batches of images with their graphs; a batch of all images is built once."""
 
-    def __init__(
-        self, images: _Chosen, settings: NeighborSettings, batch_size: int, generator: torch.Generator
-    ) -> None:
-        self.per_round = -(-len(images) // batch_size)
-        self._images, self._settings, self._generator = images, settings, generator
-        self._whole: list[GridGraph] | None = None
+    chosen: Callable[[int], list[AttentionRecord]]
+    num_images: int
+    settings: NeighborSettings
+    batch_size: int
+    generator: torch.Generator
+    whole: list[GridGraph] | None = None
+
+    @property
+    def per_round(self) -> int:
+        return -(-self.num_images // self.batch_size)
 
     def round(self) -> Iterator[tuple[list[int], list[GridGraph]]]:
         """Yield every image once, in batches of nearly equal size."""
         if self.per_round == 1:
-            members = list(range(len(self._images)))
-            self._whole = self._whole or self._graphs(members)
-            yield members, self._whole
+            members = list(range(self.num_images))
+            self.whole = self.whole or self._graphs(members)
+            yield members, self.whole
             return
-        order = torch.randperm(len(self._images), generator=self._generator)
+        order = torch.randperm(self.num_images, generator=self.generator)
         for part in order.tensor_split(self.per_round):
             members = part.tolist()
             yield members, self._graphs(members)
 
     @torch.no_grad()
     def _graphs(self, members: list[int]) -> list[GridGraph]:
-        return batch_graphs([self._images[image] for image in members], self._settings)
+        return batch_graphs(list(map(self.chosen, members)), self.settings)
 
 
 def _objective(maps: list[Float[Tensor, "channels _h _w"]], graphs: list[GridGraph]) -> Float[Tensor, ""]:
     total = torch.zeros((), dtype=torch.float32, device=maps[0].device)
     for graph in graphs:
         vectors = nn.functional.normalize(_pooled(maps, graph), dim=0)
-        quotients = (vectors * SymmetricProduct.apply(vectors, graph.affinity)).sum(dim=0)
-        overlaps = vectors.T @ vectors
-        off_diagonal = overlaps - torch.diag(overlaps.diagonal())
-        # Every quotient of one layer is at most 1, so that the absolute values of several layers add up.
-        misfit = (quotients - graph.num_layers).abs().mean()
-        total = total + graph.weight * (misfit + graph.num_layers * off_diagonal.square().mean())
+        total = total + graph.weight * objective(vectors, vectors, graph.affinity, graph.num_layers)
     return total / sum(graph.num_layers for graph in graphs)
 
 

@@ -73,7 +73,7 @@ def batch_graphs(batch: Sequence[Sequence[AttentionRecord]], settings: NeighborS
     commons = [finest([record.grid for record in records]) for records in batch]
     sums: dict[tuple[tuple[int, int], ...], tuple[Tensor, int]] = {}
     for layer in zip(*batch, strict=True):
-        grids = tuple((record.grid.height, record.grid.width) for record in layer)
+        grids = tuple(record.grid.shape for record in layer)
         matrix = _normalized(_edges(layer, settings))
         if grids in sums:
             matrix = (sums[grids][0] + matrix).coalesce()
@@ -92,9 +92,9 @@ def batch_graphs(batch: Sequence[Sequence[AttentionRecord]], settings: NeighborS
 
 
 def _pools(common: TokenGrid, grid: tuple[int, int], device: torch.device) -> Pools | None:
-    if (common.height, common.width) == grid:
+    if common.shape == grid:
         return None
-    rows, columns = area_pooling(common.height, grid[0]), area_pooling(common.width, grid[1])
+    rows, columns = map(area_pooling, common.shape, grid)
     return rows.to(device, torch.float32), columns.to(device, torch.float32)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hf_spectral.checks import keep_ints, keep_numbers
+from hf_spectral.operators import AffinityOperator
 from hf_spectral.problem import JointProblem
 from hf_spectral.solvers.base import Solution, Solver
 
@@ -68,7 +69,9 @@ class GradientSolver(Solver):
         optimizer = torch.optim.Adam(network.parameters(), lr=self.learning_rate)
         with torch.enable_grad(), tqdm(total=self.max_steps, disable=not self.progress, desc="GradientSolver") as bar:
             for step in range(1, self.max_steps + 1):
-                loss = self._objective(problem, _unit_columns(network(), problem))
+                vectors = _unit_columns(network(), problem)
+                masses = SymmetricProduct.apply(vectors, problem.mass)
+                loss = self.weight * objective(vectors, masses, problem.affinity)
                 loss.backward()
                 if step % self.accumulation_steps == 0 or step == self.max_steps:
                     optimizer.step()
@@ -76,12 +79,6 @@ class GradientSolver(Solver):
                 bar.update()
         values, vectors = _rayleigh_ritz(problem, network().detach())
         return Solution(values, vectors, self.max_steps)
-
-    def _objective(self, problem: JointProblem, vectors: Float[Tensor, "nodes eigenvectors"]) -> Float[Tensor, ""]:
-        quotients = (vectors * SymmetricProduct.apply(vectors, problem.affinity)).sum(dim=0)
-        overlaps = vectors.T @ SymmetricProduct.apply(vectors, problem.mass)
-        off_diagonal = overlaps - torch.diag(overlaps.diagonal())
-        return self.weight * ((quotients - 1).abs().mean() + off_diagonal.square().mean())
 
 
 class SymmetricProduct(torch.autograd.Function):
@@ -97,6 +94,29 @@ class SymmetricProduct(torch.autograd.Function):
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
         """Multiply the gradient."""
         return ctx.operator.matmul(gradient), None
+
+
+def objective(
+    vectors: Float[Tensor, "nodes columns"],
+    masses: Float[Tensor, "nodes columns"],
+    affinity: AffinityOperator,
+    num_layers: int = 1,
+) -> Float[Tensor, ""]:
+    """Return mean |diag(X^T A X) - n| + n mean offdiag(X^T B X)^2: the objective of the paper, times n.
+
+    Args:
+        vectors: X, columns of unit norm.
+        masses: B X.
+        affinity: A, the sum of the normalized affinities of n layers.
+        num_layers: n. Every entry of the diagonal is at most n, so that the absolute values of several layers add up.
+
+    Returns:
+        A number of at least 0, with its gradient.
+    """
+    quotients = (vectors * SymmetricProduct.apply(vectors, affinity)).sum(dim=0)
+    overlaps = vectors.T @ masses
+    off_diagonal = overlaps - torch.diag(overlaps.diagonal())
+    return (quotients - num_layers).abs().mean() + num_layers * off_diagonal.square().mean()
 
 
 class _SpanNetwork(nn.Module):

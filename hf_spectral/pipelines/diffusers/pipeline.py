@@ -373,11 +373,12 @@ class SpectralDiffusionPipeline(Published, ImageReader, FromSingleFileMixin, Dif
             steps = self.progress_bar(reading.timesteps * num_noise_samples)
             reading.record(self, group, on_record, layers, steps, on_step_end)
 
+        read = found.get("resolution"), found.get("timeout")
         pictures, outputs = list(zip(images, generators, strict=True)), []
         with undoing(self.maybe_free_model_hooks):
             for start in range(0, len(pictures), batch_size):
                 batch = [
-                    {**self.preprocess(one, found.get("resolution"), found.get("timeout")), "generator": generator}
+                    {**self.preprocess(one, *read, keeps_picture=True), "generator": generator}
                     for one, generator in pictures[start : start + batch_size]
                 ]
                 results = self.analyzed(batch, found, records)
