@@ -98,7 +98,7 @@ def taking_part(
         config: Pathway, layers and layer weights.
 
     Returns:
-        Each record with how much it counts beside the others, and the layers left out, with reasons.
+        Each record with its weight relative to the others, and the layers left out, with reasons.
 
     Raises:
         SpectralError: If there are none, they hold several images, or the settings do not fit the layers.

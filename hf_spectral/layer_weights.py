@@ -1,4 +1,4 @@
-"""How much each layer counts in a joint problem: what a caller may say, checked, and what it means for some layers."""
+"""The weights of layers in a joint problem: the forms that a caller may give, their checks, the resulting numbers."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ def as_weighting(given: Any) -> Weighting:
 
 
 def relative_weights(weighting: Weighting, indices: Sequence[int]) -> list[float]:
-    """Return how much some layers count beside each other, whatever the other layers are.
+    """Return the weights of some layers relative to each other, whatever the other layers are.
 
     Args:
-        weighting: What `as_weighting` gave.
+        weighting: As `as_weighting` returns it.
         indices: The first layers that take part, each once, ascending: numbers without indices belong to them in turn.
 
     Returns:
@@ -125,7 +125,7 @@ def of_known(weighting: Weighting, layers: Iterable[int]) -> Weighting:
     """Return weights by index, for layers that all have one.
 
     Args:
-        weighting: What `as_weighting` gave.
+        weighting: As `as_weighting` returns it.
         layers: Indices of the layers whose weight is above 0.
 
     Returns:
@@ -143,7 +143,7 @@ def is_by_index(weighting: Weighting) -> TypeGuard[tuple[tuple[int, float], ...]
     """Return whether weights are given by layer index.
 
     Args:
-        weighting: What `as_weighting` gave.
+        weighting: As `as_weighting` returns it.
 
     Returns:
         False for a name, and for numbers that belong to the layers in turn.

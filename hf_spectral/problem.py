@@ -126,7 +126,7 @@ class ProblemBuilder:
         Args:
             record: The layer, the next in call order; its tensors are not kept unless the problem is too large for a
                 dense sum.
-            weight: How much it counts beside the others; None takes what `config.layer_weights` says.
+            weight: Its weight relative to the others; None takes what `config.layer_weights` says.
 
         Raises:
             SpectralError: If the record holds more than one image, or there is no such layer as `config.layers` names.
@@ -248,7 +248,7 @@ def affinity_operators(record: AttentionRecord, config: SpectralConfig) -> list[
 
 
 def normalized(affinity: AffinityOperator, share: float, weight: float | None) -> tuple[AffinityOperator, Weight]:
-    """Return the normalized affinity of a layer or a head, and how much it counts in the joint problem.
+    """Return the normalized affinity of a layer or a head, and its weight in the joint problem.
 
     Args:
         affinity: W.

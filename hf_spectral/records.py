@@ -34,8 +34,8 @@ class AttentionRecord:
         grid: The map of the nodes; prefix tokens are already dropped, their number is kept for the reader.
         timestep: Diffusion timestep as the denoiser was given it, or None. `SpectralDiffusionPipeline` gives its own,
             from 0 (data) to noise, whatever units the denoiser counts in.
-        windowed: True if the layer compares tokens within windows only, so that query-key pairs across windows are
-            none that the network ever formed.
+        windowed: True if the layer compares tokens within windows only, so that the network never compares a query with
+            a key of another window.
         where_refused: Why queries and keys of the layer cannot be compared at all, or None if they can.
         num_text_tokens: Text tokens that attended along with the image and are left out of the record.
         num_layers: Attention layers of the backbone, recorded or not; None if nobody has counted them.

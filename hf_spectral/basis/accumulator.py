@@ -211,10 +211,7 @@ class BasisAccumulator:
         known = [BasisLayer(**layer) for layer in description.pop("known_layers")]
         require_same("state", self._settings(), description)
         if known:
-            loaded = self._fresh(known)
-            loaded.load(state["tensors"])
-            self._start(known)
-            self._totals = loaded
+            self._start(known, state["tensors"])
         else:
             self._totals, self._columns = None, ()
 
@@ -300,15 +297,15 @@ class BasisAccumulator:
         pairs = zip(arrived, self._columns, strict=True)
         return [dataclasses.replace(one, tokens=reduced(one.tokens, columns)) for one, columns in pairs]
 
-    def _start(self, known: Sequence[BasisLayer]) -> None:
-        self._totals = self._fresh(known)
+    def _start(self, known: Sequence[BasisLayer], tensors: Mapping[str, torch.Tensor] | None = None) -> None:
+        has_evidence = self.config.layer_weights == "auto"
+        totals = Totals(known, self.config.pathway, self.device, has_evidence, self.estimates_degrees)
+        if tensors is not None:
+            totals.load(tensors)
+        self._totals = totals
         self._weighting = of_known(self.config.layer_weights, [layer.index for layer in known])
         columns = layer_columns(known, self.config.seed)
         self._columns = tuple(None if part is None else part.to(self.device) for part in columns)
-
-    def _fresh(self, known: Sequence[BasisLayer]) -> Totals:
-        has_evidence = self.config.layer_weights == "auto"
-        return Totals(known, self.config.pathway, self.device, has_evidence, self.estimates_degrees)
 
     def _require_totals(self) -> Totals:
         if self._totals is None:

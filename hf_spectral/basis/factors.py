@@ -197,7 +197,7 @@ def match(layers: Sequence[BasisLayer], record: AttentionRecord, pathway: Pathwa
     Args:
         layers: The layers.
         record: One layer of a forward pass.
-        pathway: Tells which vectors have to fit.
+        pathway: Pathway, which decides whose width is compared.
 
     Returns:
         The position, or None where the basis does not use that layer.

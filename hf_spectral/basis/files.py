@@ -61,7 +61,7 @@ def describe_clusters(clusters: Clusters) -> dict[str, Any]:
     """Describe clusters as `config.json` holds them: their settings, and the sizes of their tensors.
 
     Args:
-        clusters: Of the basis.
+        clusters: Clusters of the basis.
 
     Returns:
         Numbers by name.

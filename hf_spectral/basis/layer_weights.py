@@ -19,8 +19,8 @@ from hf_spectral.layer_weights import Weighting, weight_list
 # Tolerances below the mean smoothness, and as a share below the mean agreement, within which a layer still qualifies.
 _SLACK = 0.01
 _AGREEMENT_SLACK = 0.005
-# Eigenvectors of a layer that are looked at, the trivial one not among them: fixed, so that weights do not depend on
-# the number asked for.
+# Number of eigenvectors of each layer, the trivial one not counted: fixed, so that weights do not depend on the number
+# asked for.
 _NUM_EIGENVECTORS = 63
 
 
@@ -97,8 +97,8 @@ def own_eigenpairs(gram: BlockGram, position: int, signs: Float[Tensor, " rank"]
     """Solve the problem of one layer alone.
 
     Args:
-        gram: Of all layers.
-        position: Of the layer.
+        gram: Gram matrix of all layers.
+        position: Position of the layer.
         signs: Diagonal of its J.
 
     Returns:
@@ -119,7 +119,7 @@ def mean_agreement(
     tokens of the dataset, for which the Gram matrix is enough: x = G_l u and y = G_m v have x^T y = u^T C_lm v.
 
     Args:
-        gram: Of all layers.
+        gram: Gram matrix of all layers.
         own: Eigenvectors of each of the layers compared.
         positions: The layers compared, ascending.
 

@@ -32,7 +32,7 @@ from hf_spectral.torch_state import plain_torch, with_float64
 LayerMap = tuple[Float[Tensor, "_width _kept"] | None, Float[Tensor, "_rank eigenvectors"], Float[Tensor, " _rank"]]
 
 #: Strength of the walk inside an image where none is asked for, by pathway. It brings `what` to the borders of objects.
-#: `where` is read as a map of the layout, which a walk takes from it: on 100 photographs of COCO, position explains
+#: `where` is read as a map of the layout, which a walk would blur: on 100 photographs of COCO, position explains
 #: 50 % of its eigenvectors 1 to 12 without a walk and 37 % with 0.8 (`tests/benchmarks/dataset.py --parts scores`).
 #: Its clusters agree with classes of objects better with 0.8, NMI 0.67 against 0.58 (128 eigenvectors, MSRC).
 DEFAULT_WALK: dict[Pathway, float] = {"what": 0.9, "where": 0.0}
@@ -58,7 +58,7 @@ class SpectralBasis(Kept, Published):
         num_nodes: Nodes of their common grids.
         config: Pathway, layers asked for, number of eigenvectors, and the seed of the bounded width.
         max_width: Bound on the sum of the factors' columns, or None.
-        backbone: What the caller says about the backbone: names with JSON values.
+        backbone: Description of the backbone: names with JSON values.
         versions: Of the packages that made it.
         skipped: Images of the dataset that were left out, each as its name and the reason.
         clusters: What `dataset.transform(num_segments=...)` found last, with which the pipeline labels any image; None
@@ -108,7 +108,8 @@ class SpectralBasis(Kept, Published):
         """Return what projects the tokens of one layer, copied to the device once.
 
         Args:
-            position: Of a layer that has met a record of its width: a basis of unknown origin may announce any.
+            position: Position of a layer whose width a record has confirmed, which a basis of unknown origin may
+                misstate.
             device: Where the tokens are.
 
         Returns:
@@ -140,8 +141,8 @@ class SpectralBasis(Kept, Published):
 
         Returns:
             Maps on the image's common grid, scaled as over the dataset: together over all its images, without
-            walk, they are unit vectors. The residuals are those of the dataset; what an extension to one image is
-            worth no residual tells, so that the status is `NOT_CHECKED`.
+            walk, they are unit vectors. The residuals are those of the dataset and say nothing about the extension to
+            one image, so that the status is `NOT_CHECKED`.
 
         Raises:
             SpectralError: If a layer is missing or of another width, or the records hold several images.
@@ -157,7 +158,7 @@ class SpectralBasis(Kept, Published):
         return results[0]
 
     def projector(self, walk: float | int | None = None) -> Projector:
-        """Return what projects a batch of images whose layers arrive one by one.
+        """Return a projector for a batch of images whose layers arrive one by one.
 
         Args:
             walk: As for `project`.
@@ -173,7 +174,7 @@ class SpectralBasis(Kept, Published):
 
         Args:
             description: Names with JSON values. Every name that the basis has stored needs the same value here, except
-                a `revision` that is None on either side because nobody has written it down.
+                a `revision` that is unknown on either side.
 
         Raises:
             SpectralError: If any differs; all that differ are named. Attention weights may differ as rounding makes
@@ -204,17 +205,9 @@ class SpectralBasis(Kept, Published):
         tensors = {"eigenvalues": self.eigenvalues, "residuals": self.residuals, "num_tokens": self.num_tokens}
         for position, (projection, total) in enumerate(zip(self.projections, self.sums, strict=True)):
             tensors |= {f"projection.{position}": projection, f"sum.{position}": total}
-        described = {
-            "layers": [dataclasses.asdict(layer) for layer in self.layers],
-            "weights": list(self.weights),
-            "num_images": self.num_images,
-            "num_nodes": self.num_nodes,
-            "config": self.config.to_dict(),
-            "max_width": self.max_width,
-            "backbone": self.backbone,
-            "versions": self.versions,
-            "skipped": list(self.skipped),
-        }
+        plain = ("weights", "num_images", "num_nodes", "max_width", "backbone", "versions", "skipped")
+        described = {name: getattr(self, name) for name in plain}
+        described |= {"layers": [dataclasses.asdict(layer) for layer in self.layers], "config": self.config.to_dict()}
         if self.clusters is not None:
             described["clusters"] = files.describe_clusters(self.clusters)
             tensors |= {f"clusters.{name}": getattr(self.clusters, name) for name in files.CLUSTER_TENSORS}

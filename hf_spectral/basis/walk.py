@@ -58,9 +58,9 @@ def diffuse(
 ) -> Float[Tensor, "nodes eigenvectors"]:
     """Spread node values along the edges of one image.
 
-    X = (1 - a) (B - a A)^-1 B U: where a walker that starts at a node, goes on along an edge with probability a and
-    stops with 1 - a, ends (Zhou et al. 2003, Learning with local and global consistency). With layers of one resolution
-    B is the identity and A the mean of their normalized graphs. A node without edges keeps (1 - a) U.
+    X = (1 - a) (B - a A)^-1 B U spreads U by walkers that follow an edge with probability a and stop with 1 - a (Zhou
+    et al. 2003, Learning with local and global consistency). With layers of one resolution B is the identity and A the
+    mean of their normalized graphs. A node without edges keeps (1 - a) U.
 
     Args:
         problem: The graph inside the image, from records of that image.

@@ -47,24 +47,13 @@ def add_parsers(commands: Any) -> None:
     space.add_argument("--basis", metavar="REPO", help="basis on the Hub that the app starts with; default: none")
     space.add_argument("--hardware", metavar="NAME", help="such as t4-small or zero-a10g; default: as it is")
     said = "NAME=VALUE, or a NAME whose value is in the environment here; repeatable"
-    space.add_argument("--secrets", action=_Variables, help=f"{said}; the Hub shows no secret again")
-    space.add_argument("--variables", action=_Variables, help=said)
+    named: dict[str, Any] = {"action": "append", "default": [], "metavar": "NAME[=VALUE]"}
+    space.add_argument("--secrets", **named, help=f"{said}; the Hub shows no secret again")
+    space.add_argument("--variables", **named, help=said)
     space.add_argument("--requirement", metavar="LINE", help="installs hf-spectral there; default: this very version")
     for parser in (push, space):
         parser.add_argument("--private", action="store_true", default=None, help="hide a new repository")
         parser.add_argument("--message", dest="commit_message", metavar="MESSAGE", help="commit message")
-
-
-class _Variables(argparse.Action):
-    """Collects values by name, None for a name alone."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(metavar="NAME[=VALUE]", **options)
-
-    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
-        """Add one variable."""
-        name, equals, value = values.partition("=")
-        setattr(namespace, self.dest, {**(getattr(namespace, self.dest) or {}), name: value if equals else None})
 
 
 def _push(options: argparse.Namespace) -> None:
@@ -101,15 +90,15 @@ def _space(options: argparse.Namespace) -> None:
 
     settings = chosen(options, push_space)
     for argument in ("secrets", "variables"):
-        said = settings[argument] or {}
-        if missing := [name for name, value in said.items() if value is None and name not in os.environ]:
+        said = [word.partition("=") for word in settings[argument]]
+        if missing := [name for name, equals, _ in said if not equals and name not in os.environ]:
             raise SpectralError(
                 f"--{argument}",
                 expected="NAME=VALUE, or the name of a variable that is set here",
                 got=f"{len(missing)} of other kinds",  # They may be values by mistake.
                 fix="Set the variable, or write its value after '='",
             )
-        settings[argument] = {name: os.environ[name] if value is None else value for name, value in said.items()}
+        settings[argument] = {name: value if equals else os.environ[name] for name, equals, value in said}
     print(push_space(**settings).commit_url)
 
 

@@ -1,4 +1,4 @@
-"""`hf-spectral layers`: what a backbone is made of, as far as attention goes."""
+"""`hf-spectral layers`: the self-attention layers of a backbone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`hf-spectral report`: how the two pathways run through the depth of a backbone."""
+"""`hf-spectral report`: the scores of both pathways, layer by layer."""
 
 from __future__ import annotations
 

@@ -21,7 +21,6 @@ from hf_spectral.dataset.source import Skipped
 from hf_spectral.errors import SpectralError
 from hf_spectral.fingerprint import WEIGHTS, require_same_weights
 
-_FORMAT = "hf_spectral.fit/3"
 _DIGESTS = "digests"
 _FIX = "Make room or give another folder, and run the same command again: what was saved is whole"
 
@@ -135,7 +134,6 @@ class Checkpoint:
             SpectralError: If the disk is full or cannot be written.
         """
         said = {
-            "format": _FORMAT,
             "settings": dict(self.settings),
             "description": progress.state["description"],
             "done": progress.done,

@@ -194,7 +194,7 @@ def _listed(skipped: Sequence[Skipped]) -> tuple[str, ...]:
 
 @dataclasses.dataclass
 class _Run:
-    """The two passes of one process, and what it does together with the others between them."""
+    """The two passes of one process, and its exchange with the other processes between them."""
 
     reader: Reader
     accumulator: BasisAccumulator
@@ -260,7 +260,7 @@ class _Run:
         return saved.done, saved.finished
 
     def _bind_second_pass(self) -> None:
-        """Let what the second pass saves be of use to no other sums than these."""
+        """Tie what the second pass saves to the images of the first."""
         if self.checkpoint is None:
             return
         images = hashlib.blake2b(digest_size=8)

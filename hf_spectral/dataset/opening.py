@@ -1,4 +1,4 @@
-"""What a user calls a dataset: a folder, a dataset of the Hub or in memory, a list, a torch dataset, a function.
+"""Open what a user gives as a dataset: a folder, one of the Hub or in memory, a list, a torch dataset, a function.
 
 A string that names an existing folder is that folder; any other one of the form `user/name` is a dataset on the Hub.
 """
@@ -39,12 +39,12 @@ def open_source(
     streaming: bool = False,
     revision: str | None = None,
 ) -> Source:
-    """Recognize what a user calls a dataset.
+    """Open a dataset of any kind.
 
     Args:
-        dataset: As the message of the error lists.
+        dataset: One of the kinds that `fit` takes.
         image_column: Column of the pictures; None finds the only image column.
-        find_column: Resolves it.
+        find_column: Function that finds the column of pictures, see `Backbone.image_column`.
         whole_rows: False reads the column of pictures only.
         split: Of a dataset on the Hub, or of a `DatasetDict`; None takes the only one.
         streaming: True reads a dataset of the Hub without storing it.
@@ -165,7 +165,7 @@ def _of_values(dataset: Any, pick: Callable[[Any], Any], whole_rows: bool) -> So
 
 
 def _picture(image_column: str | None, find_column: FindColumn, value: Any) -> Any:
-    """Return the picture of what a sequence or an iterator gives: of a row its column, of a pair the first part."""
+    """Return the picture in an element of a sequence or an iterator: a column of a row, or the first part of a pair."""
     if isinstance(value, tuple) and value:
         return value[0]
     if isinstance(value, Mapping) and not value.keys() <= {"bytes", "path"}:

@@ -22,7 +22,7 @@ class Processes:
     """All processes of a run; one, where nobody started more.
 
     Args:
-        device: Where this process computes: accelerate has to know a CPU before it looks for other devices.
+        device: Device of this process: accelerate has to be told of a CPU before it looks for other devices.
 
     Raises:
         SpectralError: If several processes were started, but accelerate was set up in each as if it were alone.

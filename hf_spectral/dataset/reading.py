@@ -49,7 +49,7 @@ class ReadSettings(TypedDict, total=False):
 
 
 class Backbone(Protocol):
-    """What a host's pipeline offers to a dataset: `SpectralPathwaysPipeline` and `SpectralDiffusionPipeline` do."""
+    """What this room needs of a pipeline: `SpectralPathwaysPipeline` and `SpectralDiffusionPipeline` have it."""
 
     @property
     def device(self) -> torch.device:
@@ -78,10 +78,7 @@ class Backbone(Protocol):
         """Run the backbone, handing on each layer at each timestep once; return the layers that give no record."""
 
     def check_reading(
-        self,
-        resolution: int | None = None,
-        layers: Iterable[int] | None = None,
-        pathways: Sequence[Pathway] = (),
+        self, resolution: int | None = None, layers: Iterable[int] | None = None, pathways: Sequence[Pathway] = ()
     ) -> None:
         """Refuse settings that no picture could be read with, as far as that is known before one is."""
 
@@ -113,7 +110,7 @@ class Read:
 
 @dataclasses.dataclass(frozen=True)
 class FitReport:
-    """What `fit` and `transform` return besides their product, with `return_report=True`.
+    """Figures of a run of `fit` or `transform`, returned with `return_report=True`.
 
     Example:
         >>> basis, report = hf_spectral.fit(pipe, "photos/", on_error="skip", return_report=True)
@@ -161,7 +158,7 @@ class Reader:
 
     Args:
         pipe: The pipeline.
-        dataset: What the user calls a dataset, see `open_source`.
+        dataset: A dataset of any kind, see `open_source`.
         image_column: Column of the pictures; None finds the only image column.
         split: As for `open_source`.
         streaming: As for `open_source`.
@@ -179,7 +176,7 @@ class Reader:
         is_restored: True if the digests come from a checkpoint.
 
     Raises:
-        SpectralError: If an argument is out of range, or the dataset is none, empty, or without a column of pictures.
+        SpectralError: If an argument is out of range, or the dataset is of no known kind, empty, or without pictures.
     """
 
     def __init__(
@@ -339,7 +336,7 @@ class Reader:
             self._run([good[position] for position in positions], opened, layers)
 
     def _compare(self, read: Read) -> None:
-        """Note what an image is, or compare it with what it was.
+        """Store the digest of an image that is new, or compare it with the stored one.
 
         Raises:
             SpectralError: If it differs from what was read before.

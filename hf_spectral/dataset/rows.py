@@ -48,9 +48,9 @@ class RowWriter:
     """Writes the rows of one process, part by part.
 
     Args:
-        folder: Where; it exists.
+        folder: An existing folder.
         features: Types of all columns.
-        rank: This process.
+        rank: Rank of this process.
     """
 
     def __init__(self, folder: Path, features: datasets.Features, rank: int) -> None:
@@ -281,7 +281,7 @@ def write_part(table: pa.Table, path: Path) -> None:
 
     Args:
         table: Rows, their types in its schema as `datasets` writes them.
-        path: Where.
+        path: Path of the part.
 
     Raises:
         SpectralError: If it cannot be written; nothing is left behind then.
@@ -294,10 +294,10 @@ def write_part(table: pa.Table, path: Path) -> None:
 
 
 def list_parts(folder: Path) -> None:
-    """Write down which parts there are, as `datasets.load_from_disk` expects it.
+    """Write `state.json`, by which `datasets.load_from_disk` finds the parts.
 
     Args:
-        folder: Of the parts.
+        folder: Folder of the parts.
     """
     names = sorted(path.name for path in folder.glob("data-*.arrow"))
     state: dict[str, Any] = {

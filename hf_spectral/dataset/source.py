@@ -25,7 +25,7 @@ class Skipped:
     Args:
         position: Its place in the dataset, from 0.
         name: Its file's name below the folder, or `image 3`; never a path of the machine.
-        reason: A sentence.
+        reason: Why it was left out, as a sentence.
     """
 
     position: int
@@ -79,7 +79,7 @@ class Item:
             return datasets.Image(mode=self.mode).decode_example({"bytes": self.content, "path": None})
 
 
-#: Finds one image when it is called: whatever may be done by another thread, and in any order.
+#: Reads one image when it is called; calls may be made by other threads, and in any order.
 Find = Callable[[], Item]
 
 
@@ -91,8 +91,8 @@ class Source:
         length: Number of images, or None for a stream.
         features: Types of the columns of a `datasets` dataset; None for all others.
         column: The column of pictures.
-        images: Gives the images at some positions, in order. What has to happen in order, and in one thread, happens
-            while it is iterated over; the rest happens when what it yields is called.
+        images: Function that yields the images at some positions, in order. What has to be done in order and in one
+            thread is done while it is iterated over; the rest is done when a yielded function is called.
     """
 
     length: int | None
@@ -121,7 +121,7 @@ class Source:
 def item_of(
     position: int, value: Any, row: Mapping[str, Any], column: str, mode: str = "", name: str | None = None
 ) -> Item:
-    """Read the encoded picture that a value holds or names, once for all: for its identity, the backbone and the row.
+    """Read the encoded picture that a value holds or names; its digest, the backbone and the row use the same bytes.
 
     Args:
         position: Place of the image in the dataset, from 0.
@@ -153,17 +153,17 @@ def item_of(
 
 
 def taken(position: int, give: Callable[[Any], Any], of: Any, row: Mapping[str, Any], column: str) -> Find:
-    """Take what a user's code gives as the picture, and leave the reading of it to whoever calls the result.
+    """Call a function of the user for a picture, and leave reading the picture to whoever calls the result.
 
     Args:
         position: Place of the image in the dataset, from 0.
-        give: Gives the picture.
-        of: What it gives it for.
+        give: Function that returns the picture.
+        of: Its argument.
         row: As for `item_of`.
         column: As for `item_of`.
 
     Returns:
-        A function that finds the image; it has the reason where `give` fails.
+        A function that returns the image, with the reason if `give` fails.
     """
     try:
         with explained():
@@ -191,7 +191,7 @@ def _content(value: Any) -> bytes | None:
 
 
 def _require_modest(content: bytes) -> None:
-    # Instead of turning Pillow's warning into an error: warnings are settings of all threads.
+    # Pillow's warning is not turned into an error: filters of warnings hold for all threads.
     with Image.open(io.BytesIO(content)) as opened:
         size, most = opened.size, Image.MAX_IMAGE_PIXELS
     if most is not None and size[0] * size[1] > most:
@@ -209,7 +209,7 @@ def refused(
         argument: Argument that the error names.
         expected: What was expected.
         fix: What to do.
-        where: Begins what came.
+        where: Text before the reason in the message.
 
     Yields:
         Nothing.
@@ -247,10 +247,10 @@ def printable(name: str) -> str:
 
 
 def none_left(skipped: Sequence[Skipped] = ()) -> SpectralError:
-    """Return the error that says that there is nothing to work on.
+    """Return the error for a dataset without an image that can be used.
 
     Args:
-        skipped: What there was.
+        skipped: Images that were left out, if there were any.
 
     Returns:
         The error, to be raised.

@@ -25,7 +25,7 @@ def of_table(dataset: Any, image_column: str | None, find_column: FindColumn, wh
     Args:
         dataset: The dataset.
         image_column: Column of the pictures; None finds the only image column.
-        find_column: Resolves it.
+        find_column: Function that finds the column of pictures, see `Backbone.image_column`.
         whole_rows: False reads the column of pictures only.
 
     Returns:
@@ -116,7 +116,7 @@ def _seen(view: Any, features: Any) -> tuple[dict[str, Any], list[str]]:
 
 
 def _peeked(dataset: Any, until_known: bool) -> Any:
-    """Return the types of a stream's columns: what it holds shows only when its first rows are looked at.
+    """Return the types of a stream's columns, inferred from its first rows.
 
     Args:
         dataset: A stream.
@@ -164,7 +164,7 @@ def typed(where: str = "") -> contextlib.AbstractContextManager[None]:
     """Turn errors of `datasets` and pyarrow into one that says that a value does not fit the type of its column.
 
     Args:
-        where: Begins what came.
+        where: Text before the reason in the message.
 
     Returns:
         A context manager that raises a SpectralError in place of theirs.

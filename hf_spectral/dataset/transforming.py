@@ -145,13 +145,12 @@ def transform(
         walk: See `SpectralBasis.project`.
         output_dir: A new or empty folder, or one that an interrupted call has left, whose rows are then written anew.
             None takes a temporary one, which is deleted once no dataset reads from it any more.
-        image_column: Column of the pictures; None finds the only image column.
-        split: Of a dataset on the Hub, or of a `DatasetDict`; None takes the only one.
-        streaming: True reads a dataset of the Hub without storing it.
-        revision: Branch, tag or commit of a dataset on the Hub; None takes its main branch.
-        batch_size: Images that are read together.
-        num_workers: Threads that read images ahead of the backbone; 0 reads each when it is needed. The result is the
-            same.
+        image_column: As for `fit`.
+        split: As for `fit`.
+        streaming: As for `fit`.
+        revision: As for `fit`.
+        batch_size: As for `fit`.
+        num_workers: As for `fit`.
         on_error: "raise" names the image that fails; "skip" writes no row for it and lists it in the report.
         dtype: Of the eigenvectors' numbers.
         progress: True shows bars with images per second.
@@ -194,7 +193,7 @@ def transform(
 
 @dataclasses.dataclass
 class _Run:
-    """What one process writes, and what it does together with the others."""
+    """The rows of one process, and the steps that all processes take together."""
 
     basis: SpectralBasis
     walk: float
@@ -309,7 +308,7 @@ def _maps(table: pa.Table) -> list[Tensor]:
 
 @contextlib.contextmanager
 def _flushed(writer: RowWriter) -> Iterator[None]:
-    """Write the rows that wait, also when an image has failed or the user has had enough.
+    """Write the rows that wait, also after an error or an interrupt.
 
     Yields:
         Nothing.
@@ -320,7 +319,7 @@ def _flushed(writer: RowWriter) -> Iterator[None]:
     try:
         yield
     except BaseException:  # Ctrl-C too.
-        # What could not be written cannot be written now either: the first error tells more.
+        # If it was the writing that failed, this fails too, and the first error says more.
         with contextlib.suppress(SpectralError):
             writer.flush()
         raise

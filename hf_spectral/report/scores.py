@@ -63,7 +63,7 @@ def score_layers(
     asked for: such what-scores compare with each other alone), after the random walk inside each image. A token
     is clustered by its neighbors, without its own value, so that clusters do not explain noise (see
     `metrics.what_score`). For DINOv2-small and 40 labeled photographs, what-scores with this partition correlate with
-    those with the human labels at 0.96, with clusters of each basis itself only at 0.82; they are four fifths as large.
+    those with the human labels at 0.96 (with clusters of each basis itself only at 0.82), and are a fifth smaller.
     The scored eigenvectors do not include the random walk, which would add edges to them.
 
     Identity means what recurs in other images. With a dozen unrelated photographs no cluster recurs, and all
@@ -324,20 +324,16 @@ def layer_report(
 
     Args:
         pipe: The pipeline of the backbone.
-        dataset: A folder of pictures, subfolders included; the id of a dataset on the Hub; a `datasets.Dataset` or
-            `IterableDataset`; a column or a `KeyDataset` of one; a list of images; a torch dataset; or a function
-            without arguments that returns a new iterator of images at every call. A string that names an existing
-            folder is that folder. The images are read four times, in the same order.
+        dataset: As for `hf_spectral.fit`. The images are read four times, in the same order.
         pathways: "where", "what" or both.
         num_eigenvectors: Eigenvectors of each, the trivial one among them; scores are means over the others.
-        image_column: Column of the pictures; None finds the only image column.
-        split: Of a dataset on the Hub, or of a `DatasetDict`; None takes the only one.
-        streaming: True reads a dataset of the Hub without storing it.
-        revision: Branch, tag or commit of a dataset on the Hub; None takes its main branch.
+        image_column: As for `fit`.
+        split: As for `fit`.
+        streaming: As for `fit`.
+        revision: As for `fit`.
         batch_size: Images that are read together; all layers of a batch are in memory at once.
-        num_workers: Threads that read images ahead of the backbone; 0 reads each when it is needed. The result is the
-            same.
-        resolution: Longer side in pixels at which pictures are read; None takes the backbone's image size.
+        num_workers: As for `fit`.
+        resolution: As for `fit`.
         by_head: Treat every head as a layer of its own; all together is then the mean over all heads.
         max_images: Stop after about so many images; None takes all. A hundred give steady scores, four are needed.
         max_width: Bound on the width of the Gram matrix, for wide backbones; see `BasisAccumulator`.
