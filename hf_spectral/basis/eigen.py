@@ -30,6 +30,7 @@ _ZERO = 1e-6
 # Adding it to the diagonal keeps C an inner product during the search; the pairs are then refined on C itself.
 _SHIFT = 1e-8
 _DENSE_BELOW = 600
+_TOLERANCE = 1e-7
 _MAX_STEPS = 150  # Of two block products each.
 
 
@@ -67,16 +68,14 @@ class Eigenpairs:
         values: mu, descending, above zero; fewer than wanted if no more exist.
         vectors: v, one per column, of unit length in the inner product of C.
         residuals: ||H J H^T x - mu x|| of x = H v.
-        steps: Rayleigh-Ritz steps taken.
     """
 
     values: Float[Tensor, " eigenvectors"]
     vectors: Float[Tensor, "width eigenvectors"]
     residuals: Float[Tensor, " eigenvectors"]
-    steps: int
 
 
-def leading_eigenpairs(pencil: Pencil, count: int, seed: int, tolerance: float = 1e-7) -> Eigenpairs:
+def leading_eigenpairs(pencil: Pencil, count: int, seed: int) -> Eigenpairs:
     """Find the largest eigenvalues: densely where that is cheap, else by a thick-restart block Krylov method.
 
     The method is `krylov.leading_eigenpairs`, in float64 and in the inner product of C.
@@ -84,8 +83,7 @@ def leading_eigenpairs(pencil: Pencil, count: int, seed: int, tolerance: float =
     Args:
         pencil: The pencil.
         count: Eigenpairs wanted.
-        seed: Seed of the start block; the result does not depend on it beyond the tolerance.
-        tolerance: Bound on the residuals.
+        seed: Seed of the start block; the result does not depend on it beyond the tolerance of the residuals, 1e-7.
 
     Returns:
         At most `count` pairs. The largest coefficient of each vector is positive.
@@ -95,13 +93,13 @@ def leading_eigenpairs(pencil: Pencil, count: int, seed: int, tolerance: float =
     """
     width = pencil.signs.shape[0]
     if width < _DENSE_BELOW or 6 * count > width:
-        values, vectors, steps = *_dense(pencil, count), 1
+        values, vectors = _dense(pencil, count)
     else:
-        values, vectors, steps = _krylov(pencil, count, seed, tolerance)
+        values, vectors = _krylov(pencil, count, seed)
     values, vectors, residuals = _refined(pencil, vectors[:, values > _ZERO])
     # Within its residual of mu lies an eigenvalue: where that may be zero, the pair is rounding of float32 products.
     kept = values > residuals.clamp_min(_ZERO)
-    return Eigenpairs(values[kept], krylov.fix_signs(vectors[:, kept]), residuals[kept], steps)
+    return Eigenpairs(values[kept], krylov.fix_signs(vectors[:, kept]), residuals[kept])
 
 
 def solve_totals(
@@ -193,17 +191,17 @@ def _dense(pencil: Pencil, count: int) -> tuple[Tensor, Tensor]:
     return values, pencil.signs[:, None] * products / safe
 
 
-def _krylov(pencil: Pencil, wanted: int, seed: int, tolerance: float) -> tuple[Tensor, Tensor, int]:
+def _krylov(pencil: Pencil, wanted: int, seed: int) -> tuple[Tensor, Tensor]:
     kept = wanted + max(8, wanted // 4)
     shift = _SHIFT * float((pencil.roots**2 * pencil.gram.diagonal()).sum())
     start = krylov.random_block(len(pencil.signs), kept, seed, torch.float64, pencil.signs.device)
-    pairs = _ritz_pairs(pencil, start, wanted, shift, tolerance, _MAX_STEPS)
+    pairs = _ritz_pairs(pencil, start, wanted, shift, _TOLERANCE, _MAX_STEPS)
     if not pairs.converged and pairs.steps == _MAX_STEPS:
         raise NotConvergedError(
             f"The basis was not found in {_MAX_STEPS} steps: the residual is {float(pairs.residuals.max()):.1e}. "
             "Ask for fewer eigenvectors."
         )
-    return pairs.values, pairs.duals, pairs.steps
+    return pairs.values, pairs.duals
 
 
 def _ritz_pairs(

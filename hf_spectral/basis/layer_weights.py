@@ -107,7 +107,7 @@ def own_eigenpairs(gram: BlockGram, position: int, signs: Float[Tensor, " rank"]
     count = min(_NUM_EIGENVECTORS + 1, len(signs))
     alone = BlockGram([len(signs)], [gram.between(position, position).clone()]).symmetrize_()
     pairs = leading_eigenpairs(Pencil(alone, torch.ones_like(signs), signs), count, seed=0)
-    return Eigenpairs(pairs.values[1:], pairs.vectors[:, 1:], pairs.residuals[1:], pairs.steps)
+    return Eigenpairs(pairs.values[1:], pairs.vectors[:, 1:], pairs.residuals[1:])
 
 
 def mean_agreement(

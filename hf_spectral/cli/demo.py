@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from hf_spectral.checks import require_extra
 from hf_spectral.cli.common import add_command
 from hf_spectral.errors import SpectralError
 
@@ -25,15 +26,9 @@ def _port(text: str) -> int:
 
 def _demo(options: argparse.Namespace) -> None:
     """Serve the page until it is interrupted; who can reach this machine only by the link may not name its folders."""
-    try:
-        from spaces_app.app import build
-    except ModuleNotFoundError as error:
-        raise SpectralError(
-            "demo",
-            expected="the extra [app]",
-            got=f"no package {error.name}",
-            fix="Run: pip install 'hf-spectral[app]'",
-        ) from error
+    require_extra("app", "gradio")
+    from spaces_app.app import build
+
     page = build(options.model, options.basis, allow_folders=not options.share)
     try:
         page.launch(server_name="127.0.0.1", server_port=options.port, share=options.share)

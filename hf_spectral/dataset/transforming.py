@@ -217,10 +217,7 @@ class _Run:
         if processes.is_main:
             list_parts(self.writer.folder)
         processes.gathered(None)
-        rows = read_parts(parts)
-        # A stream is shared out in turns; put its rows back in their order.
-        is_sorted = bool((np.diff(order) == 1).all())
-        return rows if is_sorted else rows.select(order.tolist())
+        return read_parts(parts).select(order.tolist())  # A stream is shared out in turns.
 
     def _project(self) -> None:
         layers = [layer.index for layer in self.basis.layers]

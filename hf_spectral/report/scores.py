@@ -208,18 +208,17 @@ class _Accumulation:
     """
 
     def __init__(self, config: SpectralConfig, max_width: int | None) -> None:
-        self._config, self._max_width = config, max_width
         self._whole = BasisAccumulator(config, max_width)
         self._alone: dict[int, BasisAccumulator] = {}
 
     def add_sums(self, records: list[AttentionRecord]) -> None:
         is_first = not self._whole.layers
         self._whole.add_sums(records)
-        indices = {layer.index for layer in self._whole.layers}
-        grids = {record.grid.shape for record in records if record.index in indices}
-        if is_first and len(grids) > 1:
-            config = dataclasses.replace(self._config, layer_weights="equal")  # A single layer needs no weights.
-            self._alone = {index: BasisAccumulator(config, self._max_width) for index in sorted(indices)}
+        if is_first:
+            indices = sorted({layer.index for layer in self._whole.layers})
+            if len({record.grid.shape for record in records if record.index in indices}) > 1:
+                config = dataclasses.replace(self._whole.config, layer_weights="equal")  # One layer needs no weights.
+                self._alone = {index: BasisAccumulator(config, self._whole.max_width) for index in indices}
         for index, alone in self._alone.items():
             alone.add_sums(_of_layer(records, index))
 
@@ -233,10 +232,8 @@ class _Accumulation:
         weighed = whole if self._alone else self._whole.solve(1, seed)
         weights = {layer.index: weight for layer, weight in zip(weighed.layers, weighed.weights, strict=True)}
         for index in sorted({layer.index for layer in self._whole.layers}):
-            if self._alone:
-                basis = self._alone[index].solve(num_eigenvectors, seed)
-            else:
-                basis = self._whole.solve(num_eigenvectors, seed, layer_weights={index: 1})
+            alone = self._alone.get(index)
+            basis = (alone or self._whole).solve(num_eigenvectors, seed, layer_weights=None if alone else {index: 1})
             yield _Scored(parts[index], basis, num_segments, weights.get(index, 0.0))
         yield _Scored(_Part(), whole, num_segments)
 
