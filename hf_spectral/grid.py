@@ -111,6 +111,23 @@ def area_pooling(fine: int, coarse: int) -> Float[Tensor, "coarse fine"]:
     return overlap.clamp_min(0) * (coarse / fine)
 
 
+def pools(
+    fine: TokenGrid, coarse: TokenGrid, device: torch.device
+) -> tuple[Float[Tensor, "_rows _fine_rows"], Float[Tensor, "_columns _fine_columns"]]:
+    """Return the area pooling of one map to a coarser one, along each axis.
+
+    Args:
+        fine: The map to pool.
+        coarse: The other one, of at most as many rows and columns.
+        device: Device of the matrices.
+
+    Returns:
+        Float32 matrices for the rows and for the columns.
+    """
+    rows, columns = map(area_pooling, fine.shape, coarse.shape)
+    return rows.to(device, torch.float32), columns.to(device, torch.float32)
+
+
 def finest(grids: list[TokenGrid]) -> TokenGrid:
     """Return the smallest map that every given grid can be pooled from: the largest height and the largest width.
 

@@ -14,7 +14,7 @@ from hf_spectral.errors import SpectralError
 #: `"auto"`, `"equal"`, pairs of a layer index with its weight, ascending, or one weight per layer that takes part.
 Weighting: TypeAlias = Literal["auto", "equal"] | tuple[tuple[int, float], ...] | tuple[float, ...]
 
-# Beside the largest weight, a smaller one than its inverse would be lost in float32.
+# Largest ratio of two weights: a smaller weight would be lost in float32.
 _MOST_RATIO = 1e6
 
 
@@ -78,7 +78,7 @@ def relative_weights(weighting: Weighting, indices: Sequence[int]) -> list[float
     numbers: Any = weighting
     given: dict[int, float] = dict(numbers if is_by_index(weighting) else zip(indices, numbers, strict=False))
     largest = max(given.values() if is_by_index(weighting) else numbers)
-    # A power of two changes no digit, and keeps the sum far from the ends of the range of floats.
+    # Scaling by a power of two changes no digit, and keeps the sum far from the ends of the range of floats.
     _, exponent = math.frexp(largest)
     return [math.ldexp(given.get(index, 0.0), -exponent) for index in indices]
 

@@ -20,8 +20,8 @@ Matrix = Float[Tensor, "nodes nodes"]
 Degree = Float[Tensor, " nodes"]
 Edges = tuple[Int[Tensor, " edges"], Int[Tensor, " edges"], Float[Tensor, " edges"]]
 
-# Rows of a kernel are formed a block at a time. A processor multiplies best with some multiple of 32 rows, and much
-# faster where what it forms stays in its cache; an accelerator wants few, large launches.
+# Rows of a kernel are formed a block at a time. A processor is fastest with a multiple of 32 rows, in a block that
+# stays in its cache; an accelerator wants few, large launches.
 _CPU_ROWS = 128
 _CPU_BLOCK_BYTES = 16 << 20
 _ACCELERATOR_BLOCK_BYTES = 256 << 20
@@ -363,7 +363,7 @@ class ExponentialOperator(KernelOperator):
     ) -> None:
         super().__init__(left.shape[0], left.device)
         # (c - 1) / tau + log 2 is one inner product of longer vectors: ([a, b] . [b, a] / 2 - 1 + tau log 2) / tau.
-        # Their last entry makes what follows the product, so that the rows need only be exponentiated.
+        # The last entry of the vectors adds everything but the cosine, so that the rows need only be exponentiated.
         ones = left.new_ones(left.shape[0], 1)
         self.left = torch.cat([left, ones] if right is None else [left / 2, right / 2, ones], dim=1)
         self.left /= temperature

@@ -23,7 +23,7 @@ from torch.nn.functional import normalize
 from hf_spectral.affinities import Affinity
 from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
-from hf_spectral.grid import TokenGrid, area_pooling, finest
+from hf_spectral.grid import TokenGrid, finest, pools
 from hf_spectral.layer_choice import LayerChoice, counted
 from hf_spectral.operators import (
     AffinityOperator,
@@ -312,10 +312,7 @@ def _on_common_grid(parts: list[_GridSum], scale: float) -> tuple[TokenGrid, Aff
             affinities.append(operator)
             masses.append(mass)
             continue
-        pools = [
-            area_pooling(fine, coarse).to(operator.device, torch.float32)
-            for fine, coarse in zip(common.shape, part.grid.shape, strict=True)
-        ]
-        affinities.append(ResampledOperator(operator, *pools))
-        masses.append(ResampledOperator(mass, *pools))
+        axes = pools(common, part.grid, operator.device)
+        affinities.append(ResampledOperator(operator, *axes))
+        masses.append(ResampledOperator(mass, *axes))
     return common, SumOperator(affinities), SumOperator(masses)

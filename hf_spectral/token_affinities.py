@@ -12,7 +12,7 @@ from torch import Tensor
 from hf_spectral.checks import is_number
 from hf_spectral.config import SpectralConfig
 from hf_spectral.errors import SpectralError
-from hf_spectral.grid import TokenGrid, area_pooling, finest
+from hf_spectral.grid import TokenGrid, finest, pools
 from hf_spectral.layer_choice import taking_part
 from hf_spectral.problem import Weight, affinity_operators, normalized
 from hf_spectral.records import AttentionRecord, SkippedLayer
@@ -73,13 +73,8 @@ def token_affinity(
     joint = torch.zeros(grid.shape, dtype=torch.float32, device=serving[0][0].value.device)
     layers: dict[int, list[Tensor]] = {}
     total: Weight = 0.0
-    pools: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
     for record, weight in serving:
-        shape = record.grid.shape
-        if shape not in pools:
-            row_pool, column_pool = map(area_pooling, grid.shape, shape)
-            pools[shape] = row_pool.to(joint), column_pool.to(joint)
-        rows, columns = pools[shape]
+        rows, columns = pools(grid, record.grid, joint.device)
         start = (rows[:, token[0], None] * columns[None, :, token[1]]).reshape(-1, 1)
         affinities = affinity_operators(record, config)
         own = None if config.layer_weights == "auto" else weight

@@ -130,9 +130,7 @@ def solve_totals(
             [0, 2], as where the two passes saw different numbers.
     """
     used = [position for position, weight in enumerate(weights) if weight > 0]
-    ranks = [totals.ranks[position] for position in used]
-    signs = [totals.signs[position] for position in used]
-    sums = [totals.sums[position] for position in used]
+    signs, sums = ([part[position] for position in used] for part in (totals.signs, totals.sums))
     # Sums of a share of the images give degrees that are too small by that share, and G too large by its root.
     share = totals.num_summed / totals.num_in_gram
     roots = torch.cat([torch.full_like(part, (share * weights[i]) ** 0.5) for i, part in zip(used, signs, strict=True)])
@@ -154,7 +152,7 @@ def solve_totals(
     return SpectralBasis(
         eigenvalues=laplacian_eigenvalues(scale * pairs.values),
         residuals=(scale * pairs.residuals).float().cpu(),
-        projections=tuple(part.float().cpu().contiguous() for part in projection.split(ranks)),
+        projections=tuple(part.float().cpu().contiguous() for part in projection.split([len(part) for part in signs])),
         sums=tuple((sign * total).cpu() for sign, total in zip(signs, sums, strict=True)),
         num_tokens=totals.num_tokens[used].cpu(),
         layers=tuple(totals.layers[position] for position in used),
@@ -207,7 +205,7 @@ def _krylov(pencil: Pencil, wanted: int, seed: int) -> tuple[Tensor, Tensor]:
 def _ritz_pairs(
     pencil: Pencil, start: Tensor, wanted: int, shift: float, tolerance: float, max_steps: int
 ) -> krylov.RitzPairs:
-    """Solve J x = mu C^-1 x, x = C v, for which C alone is multiplied with."""
+    """Solve J x = mu C^-1 x, x = C v, which needs products with C only."""
     return krylov.leading_eigenpairs(
         lambda vectors: pencil.signs[:, None] * vectors,
         start,

@@ -47,7 +47,7 @@ def write(folder: Path, described: dict[str, Any], tensors: dict[str, Tensor]) -
         The folder.
     """
     content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
-    # The checksum tells a config beside the tensors of another run, as after a crash between the two.
+    # The checksum reveals a config beside the tensors of another run, as after a crash between the two files.
     described = {"format": FORMAT, "model_type": MODEL_TYPE, "sha256": hashlib.sha256(content).hexdigest(), **described}
     text = json.dumps(described, indent=2, allow_nan=False, sort_keys=True)
     contents = {TENSORS_NAME: content, CONFIG_NAME: text.encode()}

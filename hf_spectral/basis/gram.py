@@ -60,10 +60,7 @@ def coupling(shapes: Sequence[Shape], weights: Sequence[float], device: torch.de
 def _coupling(weighted: tuple[tuple[Shape, float], ...], device: torch.device) -> Coupling:
     shapes = [shape for shape, _ in weighted]
     common = finest([TokenGrid(*shape) for shape in shapes])
-    pools = {
-        (height, width): torch.kron(area_pooling(common.height, height), area_pooling(common.width, width))
-        for height, width in shapes
-    }
+    pools = {shape: torch.kron(*map(area_pooling, common.shape, shape)) for shape in shapes}
     mass = torch.zeros(common.num_nodes, common.num_nodes, dtype=torch.float64)
     for shape, weight in weighted:
         mass.addmm_(pools[shape].T, pools[shape], alpha=weight)

@@ -16,7 +16,7 @@ from hf_spectral.records import Pathway
 NEIGHBORS = NearestNeighbors(num_neighbors=20, threshold=0.1)
 #: Strength up to which a walk still restarts.
 MAX_WALK = 0.999
-# Up to here the walk is solved by a Cholesky factor of a dense matrix (256 MiB), above by conjugate gradients.
+# Below this number of nodes a Cholesky factor of a dense matrix (256 MiB) solves the walk, else conjugate gradients.
 _DENSE_BELOW = 8192
 _TOLERANCE = 1e-6
 _MAX_STEPS = 1000

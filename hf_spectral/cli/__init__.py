@@ -83,7 +83,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     parser = build_parser()
     words = list(sys.argv[1:] if arguments is None else arguments)
     for before, word in itertools.pairwise(["", *words]):
-        # As where a shell's variable is not set: it would stand for the current folder. A prompt may be empty.
+        # An empty word, as of an unset shell variable, would stand for the current folder. A prompt may be empty.
         is_empty = not word.strip() or re.fullmatch(r"--[\w-]+=\s*", word)
         if is_empty and "--prompt" not in (before, word.rstrip("= ")):
             name = word.rstrip("= ") or before

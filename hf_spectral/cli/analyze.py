@@ -46,7 +46,7 @@ from hf_spectral.pipelines.settings import SETTINGS, SOLVERS, configs_of
 from hf_spectral.records import PATHWAYS
 from hf_spectral.visualization import eigenvector_sheet, eigenvectors_to_rgb, pathways_figure, segmentation_overlay
 
-# Characters that some file system refuses, and bytes of a name that are no text.
+# Characters that some file system refuses, and bytes of a name that cannot be decoded.
 _UNSAFE = re.compile(r'[\x00-\x1f/\\:*?"<>|\ud800-\udfff]')
 # Longest name of an output: with the longest ending it stays below the 255 bytes that file systems take.
 _MAX_STEM_BYTES = 160
@@ -123,7 +123,7 @@ def _pictures(options: argparse.Namespace) -> tuple[Iterator[Find], int | None]:
     sources: list[str | Path] = []
     for word in options.images:
         sources += list_pictures(word, "IMAGE") if os.path.isdir(word) else [word]
-    # A path whole, and a URL without what may be secret.
+    # A path stays whole; a URL loses what may be secret.
     names = [str(source) if os.path.exists(source) else shown(str(source)) for source in sources]
     pairs = enumerate(zip(names, sources, strict=True))
     return (partial(Item, position, name, source, {}) for position, (name, source) in pairs), len(sources)
@@ -173,11 +173,10 @@ def _write_image(pipe: Any, image: Image.Image, name: str, folder: Path, setting
     start = time.perf_counter()
     output = pipe(image, return_result=True, **settings)
     pathways = output if settings["pathway"] == "both" else {settings["pathway"]: output}
-    described: dict[str, Any] = {"size": [image.height, image.width], "pathways": {}}
-    for pathway, found in pathways.items():
-        described["pathways"][pathway] = _write_pathway(image, found, folder, f"{name}.{pathway}")
+    size = (image.height, image.width)
+    written = {key: _write_pathway(image, found, folder, f"{name}.{key}") for key, found in pathways.items()}
+    described: dict[str, Any] = {"size": size, "pathways": written}
     if len(pathways) == 2:
-        size = (image.height, image.width)
         where, what = (
             eigenvectors_to_rgb(pathways[pathway]["eigenvectors"], pathways[pathway]["eigenvalues"], size=size)
             for pathway in PATHWAYS

@@ -75,7 +75,7 @@ def _transform(options: argparse.Namespace) -> int:
 
 
 def _layer_weights(words: list[str]) -> str | list[float]:
-    """Return a name, or numbers; what is neither is refused with the others."""
+    """Return numbers, or else the words as they are: `fit` checks them."""
     try:
         return [float(word) for word in words]
     except ValueError:

@@ -25,7 +25,7 @@ def _port(text: str) -> int:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    """Serve the page until it is interrupted; who can reach this machine only by the link may not name its folders."""
+    """Serve the page until it is interrupted; visitors of a public link may not name folders of this machine."""
     require_extra("app", "gradio")
     from spaces_app.app import build
 

@@ -28,7 +28,7 @@ _logger = logging.getLogger(__name__)
 _SUMS, _GRAM = "sums", "gram"
 # Measured by `tests/benchmarks/dataset.py --parts quality`.
 _NUM_EIGENVECTORS = 128
-# The description of a basis is to stay small.
+# Skipped images that a basis lists at most: its description is to stay small.
 _MAX_LISTED = 1000
 
 

@@ -80,7 +80,7 @@ def _on_hub(repo_id: str, split: str | None, streaming: bool, revision: str | No
     require_extra("datasets", "datasets")
     import datasets
 
-    # First: it answers at once, and plainly, where `datasets` tries again for half a minute.
+    # Asked first, since the Hub answers at once where `datasets` tries again for half a minute.
     with nor_here("dataset"), said_plainly(repo_id):
         if not huggingface_hub.constants.is_offline_mode():
             huggingface_hub.HfApi().dataset_info(repo_id, revision=revision)

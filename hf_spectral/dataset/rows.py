@@ -35,7 +35,7 @@ PART_ROWS = 64
 _PART_BYTES = 64 << 20
 _FIX = "Make room and begin anew in another folder; datasets.load_from_disk reads what was written so far"
 _WRITING = ("output_dir", _FIX, "folder")
-# A file that is there, and locked, while rows are being written.
+# This file exists, and is locked, while rows are being written.
 _UNFINISHED = ".unfinished.lock"
 #: Columns of pictures that `transform` adds.
 ADDED_PICTURES = frozenset({"eigenvectors_rgb", "segmentation", "confidence"})

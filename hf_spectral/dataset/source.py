@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from hf_spectral.dataset.processes import Processes
 from hf_spectral.errors import SpectralError, shown
@@ -72,11 +72,13 @@ class Item:
             return image
         if self.content is None:
             return image.convert(self.mode)
-        import datasets
-
         with explained():
-            _require_modest(self.content)
-            return datasets.Image(mode=self.mode).decode_example({"bytes": self.content, "path": None})
+            # Pillow's warning is not turned into an error: filters of warnings hold for all threads.
+            opened, most = Image.open(io.BytesIO(self.content)), Image.MAX_IMAGE_PIXELS
+            if most is not None and opened.width * opened.height > most:
+                big = ValueError(f"{opened.width} x {opened.height} pixels, above {most}: perhaps a decompression bomb")
+                raise big
+            return ImageOps.exif_transpose(opened).convert(self.mode)
 
 
 #: Reads one image when it is called; calls may be made by other threads, and in any order.
@@ -188,14 +190,6 @@ def _content(value: Any) -> bytes | None:
     if not Path(value).is_file():
         raise FileNotFoundError("no such file")
     return Path(value).read_bytes()
-
-
-def _require_modest(content: bytes) -> None:
-    # Pillow's warning is not turned into an error: filters of warnings hold for all threads.
-    with Image.open(io.BytesIO(content)) as opened:
-        size, most = opened.size, Image.MAX_IMAGE_PIXELS
-    if most is not None and size[0] * size[1] > most:
-        raise ValueError(f"{size[0]} x {size[1]} pixels, above {most}: perhaps a decompression bomb")
 
 
 @contextlib.contextmanager

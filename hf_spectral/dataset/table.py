@@ -76,7 +76,7 @@ def of_table(dataset: Any, image_column: str | None, find_column: FindColumn, wh
     def stream(which: slice) -> Iterator[Find]:
         for position, row in itertools.islice(enumerate(plain), which.start, which.stop, which.step):
             row = row if dataset.features is not None else _encoded(row, features, position)
-            # Read at once: a file inside an archive may be open only as long as the stream stands here.
+            # Read now: a file inside an archive may be closed when the stream goes on.
             item = item_of(position, row[column], row, column, mode)
             yield functools.partial(Item, **vars(item))
 

@@ -229,7 +229,7 @@ class _Run:
 
     @contextlib.contextmanager
     def _projected(self, found: dict[int, _Row], group: Sequence[Read]) -> Iterator[Add]:
-        # First: a row that cannot be kept needs no forward pass.
+        # Made first: where a row cannot be kept, no forward pass is needed.
         own = [self._kept(read) for read in group]
         projector = self.basis.projector(self.walk)
         yield projector.add

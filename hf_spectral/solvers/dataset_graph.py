@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_spectral.affinities import NearestNeighbors
 from hf_spectral.errors import SpectralError
-from hf_spectral.grid import TokenGrid, area_pooling, finest
+from hf_spectral.grid import TokenGrid, finest, pools
 from hf_spectral.operators import SparseOperator, inverse_root_degree, nearest_neighbors, neighbor_graph
 from hf_spectral.records import AttentionRecord, Pathway, unit_tokens
 
@@ -85,17 +85,13 @@ def batch_graphs(batch: Sequence[Sequence[AttentionRecord]], settings: NeighborS
             count,
             # Ratio of the sides: a layer of half the resolution weighs twice as much.
             (nodes / matrix.shape[0]) ** 0.5,
-            tuple(_pools(common, grid, matrix.device) for common, grid in zip(commons, grids, strict=True)),
+            tuple(
+                None if common.shape == grid else pools(common, TokenGrid(*grid), matrix.device)
+                for common, grid in zip(commons, grids, strict=True)
+            ),
         )
         for grids, (matrix, count) in sums.items()
     ]
-
-
-def _pools(common: TokenGrid, grid: tuple[int, int], device: torch.device) -> Pools | None:
-    if common.shape == grid:
-        return None
-    rows, columns = map(area_pooling, common.shape, grid)
-    return rows.to(device, torch.float32), columns.to(device, torch.float32)
 
 
 def _edges(layer: Sequence[AttentionRecord], settings: NeighborSettings) -> Tensor:
