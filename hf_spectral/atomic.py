@@ -91,7 +91,7 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 
 
 def require_writable(folder: Path, argument: str) -> None:
-    """Refuse a folder that cannot be written, by writing to it, or to the nearest folder above that exists.
+    """Require a folder to be writable, by writing to it, or to the nearest folder above it that exists.
 
     Args:
         folder: The folder, which need not exist. Nothing is left in it, and it is not made.

@@ -18,7 +18,7 @@ class SpectralError(HFSpectralError, ValueError):
     Args:
         argument: Name of the argument as the caller wrote it.
         expected: What would have been accepted.
-        got: What came; the message shows it by `str`.
+        got: The value that was given; the message shows its `str`.
         fix: The next step, as an imperative sentence without a full stop.
     """
 
@@ -46,7 +46,7 @@ class SpectralError(HFSpectralError, ValueError):
         return error
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # What came may be a tensor or a picture: text travels between processes, objects do not.
+        # `got` may be a tensor or a picture; between processes, only its text is sent.
         parts = {"argument": self.argument, "expected": self.expected, "got": str(self.got), "fix": self.fix}
         return type(self).from_message, (str(self),), parts
 

@@ -16,8 +16,8 @@ from hf_spectral.errors import SpectralError
 #: Where a description keeps the fingerprint: of the attention layers' projections, and of all other weights.
 WEIGHTS = "attention_weights"
 
-# Shares of the norm of what a projection answers. Rounding to bfloat16, of weights and answers, changes 0.2 to 0.4
-# percent of it, float32 on another device less than 0.1 percent; quantization to 8 bits about 1 percent.
+# Tolerances, as shares of the norm of a projection's output. Rounding weights and outputs to bfloat16 changes it by 0.2
+# to 0.4 percent, float32 on another device by less than 0.1 percent, quantization to 8 bits by about 1 percent.
 _TOLERANCE = 0.001
 _TOLERANCE_OF_HALF = 0.006
 _MAX_LISTED = 3
@@ -87,7 +87,7 @@ def require_same_weights(
 ) -> None:
     """Check that weights agree: those of the attention layers first, then all others.
 
-    What one side could not read is not compared, nor what a fingerprint of an earlier version does not hold.
+    Weights that one side could not read, or that the fingerprint of an earlier version lacks, are not compared.
 
     Args:
         argument: Name to show in the message.

@@ -17,7 +17,7 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 def located(source: str | os.PathLike[str], names: Iterable[str], argument: str, **hub: Any) -> Path:
-    """Return the local path of files named by a path, or by the id of a repository, which is downloaded.
+    """Return the local path of files, after a download if they are named by the id of a repository.
 
     Args:
         source: Path or repository, as the user gave it.

@@ -81,9 +81,9 @@ def said_plainly(repo_id: str, argument: str = "repo_id") -> Iterator[None]:
 
     Raises:
         SpectralError: In place of any error of `huggingface_hub` or of its connection.
-        OSError: As it came, where it has nothing to do with the Hub: a full disk, for instance.
-        ValueError: As it came, likewise.
-        RuntimeError: As it came, likewise.
+        OSError: Unchanged, if it has nothing to do with the Hub, such as a full disk.
+        ValueError: Unchanged, if it has nothing to do with the Hub.
+        RuntimeError: Unchanged, if it has nothing to do with the Hub.
     """
     refusable: tuple[type[Exception], ...] = (OSError, ValueError, RuntimeError, *connection_errors())
     try:
@@ -115,7 +115,7 @@ def _refusal_of(error: BaseException, repo_id: str) -> _Refusal | None:
     """Return the sentence of an error.
 
     Returns:
-        What was expected, what came, and what to do; None for an error that is none of the Hub.
+        What was expected, what came, and what to do; None for an error that is not the Hub's.
     """
     from huggingface_hub import errors
 

@@ -62,7 +62,7 @@ def entered(manager: contextlib.AbstractContextManager[Entered]) -> Iterator[Ent
     """Enter a context manager that an interrupt at the end of a `with` statement would leave open, such as a lock.
 
     Args:
-        manager: A context manager that is no generator.
+        manager: A context manager that is not a generator.
 
     Yields:
         What it gives.
@@ -113,7 +113,7 @@ def evaluation_mode(*models: nn.Module) -> contextlib.AbstractContextManager[Non
         *models: What is read; the modules around them stay as they are.
 
     Returns:
-        A context manager that leaves the training flag of every submodule as it came.
+        A context manager that restores the training flag of every submodule at its end.
     """
     # Read under the lock: a flag is False, and to be held, while another capture has switched it.
     modules = (

@@ -105,7 +105,7 @@ def _are_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
-# Of each value in a file whether it is one; a file of no notes does not mention them.
+# For each value in a file, whether it is valid. Notes are missing in a file without notes.
 _CHECKS: dict[str, Callable[[Any], bool]] = {
     "format": lambda value: value == _FORMAT,
     "steps": _is_count,

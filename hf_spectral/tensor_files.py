@@ -80,7 +80,7 @@ def parse_json(text: str) -> Any:
         The value.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If the text is not JSON.
     """
     return json.loads(text, parse_constant=_refuse_constant)
 
@@ -136,7 +136,7 @@ def read_described(path: Path, checks: Mapping[str, Callable[[Any], bool]]) -> t
 
     Args:
         path: The file.
-        checks: Of each value of the description whether it is one; a value that is missing is None.
+        checks: For each value of the description, a function that returns whether it is valid; a missing value is None.
 
     Returns:
         The header, `__metadata__` included, and the description.

@@ -1,4 +1,4 @@
-"""The one backbone in memory, behind a lock, and its answers."""
+"""The one backbone in memory, behind a lock, and the results it gives."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from spaces_app.settings import DEFAULT_RESOLUTION, Settings
 MAX_TOKENS = 80
 #: Weights of a backbone that a visitor names.
 MAX_WEIGHT_BYTES = 2 << 30
-#: Answers for examples that are kept, about three megabytes each.
+#: Number of results for examples that are kept, about three megabytes each.
 MAX_KEPT = 24
 # Of the package that carries the Hub's requests: the base of the Hub's own errors, and of those of its connection.
 _HTTP_ERROR: type[Exception] = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
@@ -48,7 +48,7 @@ class Engine:
         basis: Repository or folder of a basis that visitors may ask for by this name, or None.
         allow_folders: True lets visitors name folders of this machine, not repositories only.
         listed: Repositories that the owner offers, whatever their size.
-        examples: Pictures whose answers are kept, `MAX_KEPT` of them at most; a visitor's own are forgotten.
+        examples: Pictures whose results are kept, at most `MAX_KEPT`; those of a visitor's own pictures are not.
     """
 
     def __init__(

@@ -37,7 +37,7 @@ def on_gpu(function: _Function) -> _Function:
         function: The function.
 
     Returns:
-        The function with `spaces.GPU` around it, or as it came.
+        The function wrapped in `spaces.GPU`, or unchanged.
     """
     if os.environ.get("SPACES_ZERO_GPU", "").lower() not in ("1", "t", "true"):
         return function

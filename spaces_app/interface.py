@@ -51,7 +51,7 @@ class Demo:
         title: Title of the page.
         lead: A sentence or two below it.
         backbones: Repositories to choose from, by what the list says, the one to start with first; "" is the default.
-        pictures: Examples by name, pictures or paths of files. Their answers are kept, see `Engine`.
+        pictures: Examples by name, pictures or paths of files. Their results are kept, see `Engine`.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Demo:
             What it returns.
 
         Raises:
-            SpectralError: If the default backbone or the basis cannot be loaded: better told now than to a visitor.
+            SpectralError: If the default backbone or the basis cannot be loaded.
         """
         first = "" if self._model else next(iter(self._backbones.values()))
         self._engine.warm_up(first, self._basis)

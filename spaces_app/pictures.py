@@ -41,7 +41,7 @@ def upload() -> gr.Image:
 
 
 def check_file(path: str) -> None:
-    """Reject a file that is no picture, or is too large, by its header.
+    """Reject a file that is not a picture or is too large, by reading its header.
 
     Args:
         path: Path of the file.

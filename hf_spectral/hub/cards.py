@@ -56,8 +56,8 @@ class CardDetails:
         report: Scores of all layers, shown as a table and as a chart.
         examples: Photos with their results, `pipe(photo, basis=basis, return_result=True)["result"]`. The card shows
             the first one, visible to everyone with access to the repository.
-        license_name: Name of the license, where `license` is "other".
-        license_link: Address of its text, likewise.
+        license_name: Name of the license, if `license` is "other".
+        license_link: Address of its text, if `license` is "other".
 
     Example:
         >>> from hf_spectral import CardDetails

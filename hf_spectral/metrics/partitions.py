@@ -153,7 +153,7 @@ def matched_accuracy(prediction: Labels, truths: Labels | Sequence[Labels], void
     """Return the share of pixels whose class is the one matched with their cluster, after the best one-to-one matching.
 
     The matching maximizes this share; pixels of a cluster without a class count as wrong. Frequent classes weigh more
-    than rare ones, which `matched_miou` weighs alike.
+    than rare ones; `matched_miou` gives all classes the same weight.
 
     Args:
         prediction: Cluster of each pixel, non-negative integers.

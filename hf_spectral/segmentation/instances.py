@@ -68,7 +68,7 @@ def instances(
         image: The picture, of any size: a PIL image, or an array of bytes of shape (height, width, 3).
         size: Height and width of the masks in pixels; None takes those of the image, or of the token grid without one.
         seed: Seed of k-means, 0 to 2**32 - 1; None takes that of the result, or 0.
-        max_instances: At most so many are returned.
+        max_instances: Maximum number of candidates that are returned.
 
     Returns:
         Masks that may overlap, best first; empty where no region qualifies.

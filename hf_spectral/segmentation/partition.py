@@ -72,8 +72,8 @@ def segment(
             else `"ward"`.
         size: Height and width of the labels in pixels; None takes those of the image, or of the token grid without one.
         seed: Seed of k-means, 0 to 2**32 - 1; None takes that of the result, or 0.
-        threshold: Cost of a merge that is not made, at least 0. For `tree` see `Segmentation.at`, 0.065 by default; for
-            `ward` a Ward distance in units of the embedding's Frobenius norm, 0.25 by default.
+        threshold: Merges of at least this cost are not made; at least 0. For `tree` see `Segmentation.at`, 0.065 by
+            default; for `ward` a Ward distance in units of the embedding's Frobenius norm, 0.25 by default.
         max_auto_segments: Upper bound of the automatic number for `tree` and `ward`.
 
     Returns:

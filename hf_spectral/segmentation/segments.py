@@ -29,7 +29,7 @@ from hf_spectral.visualization.palette import label_picture
 #: Name of the file of a segmentation, beside that of a result.
 SEGMENTATION_NAME = "segmentation.safetensors"
 _FORMAT = "hf_spectral.Segmentation/1"
-# Of each value in a file whether it is one.
+# For each value in a file, whether it is valid.
 _CHECKS: dict[str, Callable[[Any], bool]] = {
     "format": lambda value: value == _FORMAT,
     "num_segments": lambda value: is_int(value) and value >= 1,
@@ -45,7 +45,7 @@ class Segmentation(Kept):
         num_segments: Number of segments.
         size: Height and width of the labels in pixels.
         tree: Every other number of segments; None if the method gives only one.
-        given: Labels and scores where there is no tree.
+        given: Labels and scores; None if there is a tree.
     """
 
     num_segments: int
@@ -96,8 +96,8 @@ class Segmentation(Kept):
 
         Args:
             num_segments: 1 to the number of superpixels.
-            threshold: Instead: the cost of a merge that is not made, at least 0. The cost of a merge is the growth of
-                the embedding's variance (1 over the whole picture) times the contrast of the border.
+            threshold: Instead: merges of at least this cost are not made; at least 0. The cost of a merge is the growth
+                of the embedding's variance (1 over the whole picture) times the contrast of the border.
 
         Returns:
             The segments.
@@ -233,8 +233,8 @@ def margins(
     Args:
         distances: From each node, a token or superpixel, to each segment's centroid.
         labels: Segment of each node.
-        touching: Whether two segments touch, which makes them rivals; None: all are.
-        areas: Weight of each node; None: all count the same.
+        touching: Whether two segments touch, which makes them rivals; None if all are rivals.
+        areas: Weight of each node; None if all have the same.
 
     Returns:
         One value per segment, from 0 to 1.
