@@ -291,5 +291,4 @@ class Demo:
             )
 
     def _pick(self, event: gr.SelectData) -> Any:
-        name = list(self._examples)[int(event.index)]
-        return self._examples[name]
+        return list(self._examples.values())[event.index]
