@@ -523,6 +523,12 @@ def test_a_result_goes_and_comes_back_byte_by_byte(pipe, tmp_path):
     found = run_block(there["files"]["README.md"].decode())["result"]
     assert torch.equal(found.eigenvectors, result.eigenvectors)
     assert SpectralResult.from_pretrained("alice/result").config == result.config
+    segments = hf_spectral.segment(result, num_segments=3)
+    file = segments.save_pretrained(tmp_path / "segmentation.safetensors")
+    huggingface_hub.HfApi().upload_file(path_or_fileobj=file, path_in_repo=file.name, repo_id="alice/result")
+    again = hf_spectral.Segmentation.from_pretrained("alice/result")
+    assert torch.equal(again.labels, segments.labels)
+    assert repr(again).splitlines()[1] == f"  segments: 3, of {again.size[0]} x {again.size[1]} pixels"
 
 
 def test_a_space_is_the_app_with_its_settings_and_nothing_private(basis, app):
