@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import re
 import threading
@@ -68,7 +69,7 @@ class Engine:
         self._resolutions: dict[tuple[Any, ...], int | None] = {}
         self._lock = threading.RLock()
         self._pipe: tuple[str, Any] | None = None
-        self._basis: tuple[str, SpectralBasis] | None = None
+        self._load_basis = functools.lru_cache(maxsize=1)(self._read_basis)
         self._records: tuple[tuple[Any, ...], list[AttentionRecord]] | None = None
         self._solve_on_gpu, self._compare_on_gpu = on_gpu(self._solve), on_gpu(self._compare)
 
@@ -178,11 +179,9 @@ class Engine:
         with self._lock:
             return self._load_basis(name)
 
-    def _load_basis(self, name: str) -> SpectralBasis:
-        if self._basis is None or self._basis[0] != name:
-            self._check_name("basis", name)
-            self._basis = (name, SpectralBasis.from_pretrained(name))
-        return self._basis[1]
+    def _read_basis(self, name: str) -> SpectralBasis:
+        self._check_name("basis", name)
+        return SpectralBasis.from_pretrained(name)
 
     def warm_up(self, model: str, basis: str | None) -> None:
         """Load a backbone, and a basis.
