@@ -28,32 +28,6 @@ _DELEGATES = ("sdpa", "eager")
 _observers = threading.local()
 
 
-def uses_interface(module: nn.Module) -> bool:
-    """Tell whether a module's forward looks its attention function up in the interface.
-
-    Args:
-        module: Any module.
-
-    Returns:
-        True if calls of this very class go through the interface.
-    """
-    return "ALL_ATTENTION_FUNCTIONS" in names_in_forward(type(module).forward)
-
-
-@functools.lru_cache(maxsize=4096)
-def names_in_forward(forward: Callable[..., Any]) -> frozenset[str]:
-    """Return the global and attribute names that a forward reads.
-
-    Args:
-        forward: The forward function of a module class.
-
-    Returns:
-        The names; empty for a forward that is not Python code.
-    """
-    code = getattr(inspect.unwrap(forward), "__code__", None)
-    return frozenset(code.co_names) if code is not None else frozenset()
-
-
 def check_implementation(config: Any, backbone: str) -> None:
     """Refuse an attention implementation that cannot be delegated to.
 
@@ -105,9 +79,8 @@ def _delegate(implementation: str) -> Callable[..., tuple[Tensor, Tensor | None]
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        scale = query.shape[-1] ** -0.5 if kwargs.get("scaling") is None else float(kwargs["scaling"])
         for observe in _current_observers():
-            observe(AttentionCall(query, key, value, scale), module)
+            observe(AttentionCall.of(query, key, value, kwargs.get("scaling")), module)
         is_eager = implementation == "eager"
         function = _eager_function(type(module).forward) if is_eager else ALL_ATTENTION_FUNCTIONS[implementation]
         return function(module, query, key, value, attention_mask, **kwargs)

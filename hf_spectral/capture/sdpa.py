@@ -48,10 +48,7 @@ class AttentionTap(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             named = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
-            scale = named.get("scale")
-            if scale is None:
-                scale = named["query"].shape[-1] ** -0.5
-            self._observe(AttentionCall(named["query"], named["key"], named["value"], float(scale)))
+            self._observe(AttentionCall.of(named["query"], named["key"], named["value"], named.get("scale")))
         found = func(*args, **kwargs)
         if self._products and func in _PRODUCTS and found.ndim >= 4:
             left, right = args

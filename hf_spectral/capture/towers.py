@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_spectral.capture import interface
 from hf_spectral.capture.hooks import AttentionLayer
 from hf_spectral.errors import refuse_backbone
 from hf_spectral.families.transformers import family_of, is_known
@@ -71,16 +72,24 @@ def attention_layers(model: nn.Module, tower: nn.Module) -> list[AttentionLayer]
     part = family_of(tower).part
     layers = []
     for path, module in tower.named_modules():
-        through_interface = interface.uses_interface(module)
+        read = _names_in_forward(type(module).forward)
+        through_interface = "ALL_ATTENTION_FUNCTIONS" in read
         children = dict(module.named_children())
         projections: tuple[str, ...] = next((triple for triple in _TRIPLES if children.keys() >= {*triple}), ())
         # Adapters and quantization put other modules in the place of a linear one.
         if not projections and isinstance(getattr(children.get(_FUSED), "in_features", None), int):
             projections = (_FUSED,)
-        calls_sdpa = "scaled_dot_product_attention" in interface.names_in_forward(type(module).forward)
+        calls_sdpa = "scaled_dot_product_attention" in read
         if (through_interface or projections or calls_sdpa) and path.startswith(part):
             layers.append(AttentionLayer(names[module], path, module, projections, through_interface))
     return layers
+
+
+@functools.lru_cache(maxsize=4096)
+def _names_in_forward(forward: Callable[..., Any]) -> frozenset[str]:
+    """Return the global and attribute names that a forward reads; none if it is not Python code."""
+    code = getattr(inspect.unwrap(forward), "__code__", None)
+    return frozenset(code.co_names) if code is not None else frozenset()
 
 
 def interface_configs(layers: list[AttentionLayer]) -> list[Any]:

@@ -130,4 +130,4 @@ class TowerHooks(AttentionHooks):
             for tensor in tensors
         )
         scale = next((getattr(module, name) for name in ("scaling", "scale") if hasattr(module, name)), None)
-        return AttentionCall(query, key, value, scale if isinstance(scale, float) else query.shape[-1] ** -0.5)
+        return AttentionCall.of(query, key, value, scale if isinstance(scale, float) else None)

@@ -32,6 +32,18 @@ class AttentionCall:
     value: Tensor
     scale: float
 
+    @classmethod
+    def of(cls, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> AttentionCall:
+        """Return the attention with the scale that was given, or else with that of torch, 1 / sqrt(head_dim).
+
+        Args:
+            query: As above.
+            key: As above.
+            value: As above.
+            scale: A factor, or None.
+        """
+        return cls(query, key, value, query.shape[-1] ** -0.5 if scale is None else float(scale))
+
     def apply(self, transform: Callable[[Tensor], Tensor]) -> AttentionCall:
         """Return the attention with query, key and value transformed alike.
 

@@ -7,7 +7,7 @@ import pkgutil
 import re
 from collections.abc import Iterator
 
-from hf_spectral.errors import UnsupportedBackboneError
+from hf_spectral.errors import refuse_backbone
 from hf_spectral.families.diffusers.base import Condition, DenoiserFamily, Noised
 
 __all__ = ["FAMILIES", "Condition", "DenoiserFamily", "Noised", "family_of"]
@@ -35,11 +35,6 @@ _OTHERWISE = {
 }
 
 
-def _why_not(name: str) -> str:
-    found = (reason for pattern, reason in _OTHERWISE.items() if re.search(pattern, name))
-    return next(found, "it is not known where its image tokens stand")
-
-
 def family_of(denoiser_class: type) -> DenoiserFamily:
     """Return the family of a class of denoisers, also of one that is derived from a known class.
 
@@ -57,9 +52,10 @@ def family_of(denoiser_class: type) -> DenoiserFamily:
             return FAMILIES[ancestor.__name__]
         if ancestor.__module__.startswith("diffusers."):  # What the host derives from a known class is another model.
             break
-    raise UnsupportedBackboneError(
-        "model",
-        expected=f"a denoiser, one of {', '.join(FAMILIES)}",
-        got=f"{denoiser_class.__name__} ({_why_not(denoiser_class.__name__)})",
-        fix="Give the `unet` or `transformer` of a pipeline of one of these families",
+    reasons = (reason for pattern, reason in _OTHERWISE.items() if re.search(pattern, denoiser_class.__name__))
+    refuse_backbone(
+        denoiser_class.__name__,
+        next(reasons, "it is not known where its image tokens stand"),
+        f"a denoiser, one of {', '.join(FAMILIES)}",
+        "Give the `unet` or `transformer` of a pipeline of one of these families",
     )
