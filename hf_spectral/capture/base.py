@@ -68,7 +68,7 @@ class Recorder:
         self._in_wanted_step = True
 
     def expect(self, num_layers: int) -> None:
-        """Take note of the number of attention layers, once the host knows it, and resolve negative indices.
+        """Set the number of attention layers, and resolve negative indices.
 
         Args:
             num_layers: Attention layers that a forward pass calls.
@@ -102,7 +102,7 @@ class Recorder:
         self._raise_due()
 
     def require(self, number: Float[Tensor, ""], refusal: HFSpectralError) -> None:
-        """Note a number that has to be finite. It is read when the forward pass ends: to read it now, a GPU would stop.
+        """Note a number that must be finite; it is read when the forward pass ends, so that a GPU need not stop now.
 
         Args:
             number: A number on any device.

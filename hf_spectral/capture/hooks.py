@@ -23,11 +23,11 @@ _captured = threading.local()
 
 @dataclasses.dataclass(frozen=True)
 class AttentionLayer:
-    """An attention module of what is run.
+    """An attention module of a vision tower or a denoiser.
 
     Args:
         name: Its name in the model that the user gave, for records.
-        path: Its name in what is run.
+        path: Its name in the tower or the denoiser.
         module: The module.
         projections: Names of its projections: a triple, one fused, or none.
         through_interface: True if it calls the attention interface of transformers.
@@ -108,7 +108,7 @@ class AttentionHooks(abc.ABC):
 
     @abc.abstractmethod
     def begin(self) -> float | None:
-        """Take from `inputs` what holds for a whole forward pass; called as one starts.
+        """Read from `inputs` what holds for a whole forward pass, when one starts.
 
         Returns:
             The timestep, or None if the model is told none.
@@ -120,7 +120,7 @@ class AttentionHooks(abc.ABC):
 
     @abc.abstractmethod
     def further_hooks(self) -> Iterable[Callable[[], Any]]:
-        """Return what installs further hooks that the host needs, inside `mine`; each call returns a handle."""
+        """Return functions that install further hooks, wrapped in `mine`, and return their handles."""
 
     @abc.abstractmethod
     def read(self, call: Call) -> dict[str, Any]:
@@ -169,7 +169,7 @@ class AttentionHooks(abc.ABC):
                 yield
 
     def see_attention(self, attention: AttentionCall, module: nn.Module | None = None) -> None:
-        """Note an attention of the layer that runs, the first one apart: most layers have one.
+        """Note an attention of the layer that runs: its first one, or a further one.
 
         Args:
             attention: What is attended with.
@@ -184,7 +184,7 @@ class AttentionHooks(abc.ABC):
             call.further.append(attention)
 
     def mine(self, hook: Callable[..., None]) -> Callable[..., None]:
-        """Return a hook that the recorded thread alone calls: hooks fire in every thread that runs the model.
+        """Return a hook that does nothing in other threads: hooks fire in every thread that runs the model.
 
         Args:
             hook: Of any signature.
@@ -216,7 +216,7 @@ class AttentionHooks(abc.ABC):
     def _start_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._calls.clear()
         self.inputs = {}
-        # A wrong call is left to the forward itself, which says more about it.
+        # If the arguments are wrong, the forward itself raises the error that says more.
         with contextlib.suppress(TypeError):
             self.inputs = dict(inspect.signature(type(model).forward).bind(model, *args, **kwargs).arguments)
         self.recorder.start_forward(self.begin())

@@ -1,4 +1,4 @@
-"""Runs the projections of a backbone's attention layers on a few fixed vectors, to tell its weights from others."""
+"""Identify the weights of a backbone: its attention projections are run on a few fixed vectors."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _samples(tower: nn.Module, probed: set[nn.Module]) -> Iterator[tuple[str, Te
     for path, module in tower.named_modules():
         if module in probed:
             continue
-        with align_module_device(module):  # Brings what is offloaded.
+        with align_module_device(module):  # Brings offloaded weights back.
             for name, weight in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
                 full = f"{path}.{name}" if path else name
                 if full in kept and weight.is_floating_point():

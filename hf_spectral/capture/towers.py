@@ -1,4 +1,4 @@
-"""Where a transformers model sees pixels, and where it attends to them."""
+"""Find the part of a transformers model that sees pixels, and its attention layers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _inner(model: nn.Module) -> nn.Module | None:
     seeing = [module for module in model.modules() if module is not model and _sees_pixels(module)]
     children = {*model.children()}
     found = [module for module in seeing if module in children] or [module for module in seeing if is_known(module)]
-    # What cannot be read itself is read, or refused, for its backbone.
+    # A model that cannot be read itself is read, or refused, as the backbone inside it.
     if not found and family_of(model).input_refusal(model) is not None:
         found = seeing
     return found[0] if found else None

@@ -90,7 +90,7 @@ class TowerHooks(AttentionHooks):
             yield
 
     def begin(self) -> None:
-        """Need nothing beyond the inputs."""
+        """Read nothing: a vision tower is told no timestep."""
         return None
 
     def children(self, layer: AttentionLayer) -> Iterable[str]:
@@ -98,7 +98,7 @@ class TowerHooks(AttentionHooks):
         return () if layer.through_interface else layer.projections
 
     def further_hooks(self) -> Iterable[Callable[[], Any]]:
-        """Need none."""
+        """Install none."""
         return ()
 
     def read(self, call: Call) -> dict[str, Any]:

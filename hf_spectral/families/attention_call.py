@@ -45,7 +45,7 @@ class AttentionCall:
         return cls(query, key, value, query.shape[-1] ** -0.5 if scale is None else float(scale))
 
     def apply(self, transform: Callable[[Tensor], Tensor]) -> AttentionCall:
-        """Return the attention with query, key and value transformed alike.
+        """Return the attention with query, key and value each transformed.
 
         Args:
             transform: Takes and returns one tensor.
@@ -66,7 +66,7 @@ class AttentionCall:
         return AttentionCall(query, key, value, self.scale)
 
     def with_all_heads(self) -> AttentionCall:
-        """Return the attention with keys and values repeated that several query heads share (grouped queries)."""
+        """Return the attention with one key and value per query head, also if heads share them (grouped queries)."""
         groups = self.query.shape[1] // self.key.shape[1]
         if groups == 1:
             return self

@@ -1,4 +1,4 @@
-"""Saved pipelines: what their files say beside the backbone, and how that is read again."""
+"""Saved pipelines: the defaults, the basis and the card beside the backbone, written and read again."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def save_pipeline(
     Raises:
         SpectralError: If the folder cannot be written, a model has adapters, or the Hub rejects the push.
     """
-    # Saved as they are, their weights have other names, and loading would make random ones.
+    # The saved weights of adapted layers have other names: loading would leave random ones in their place.
     if adapted := [name for name, model in models.items() if isinstance(model, nn.Module) and _has_adapters(model)]:
         expected, got = "a backbone without adapters", f"layers of PEFT in {', '.join(adapted)}"
         raise SpectralError("model", expected=expected, got=got, fix=f"Merge them first: {merge}")
@@ -109,7 +109,7 @@ def described(defaults: Mapping[str, Any], backbone: Mapping[str, Any]) -> dict[
 
 
 def storable(defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return defaults as a file holds them.
+    """Return defaults as JSON values.
 
     Args:
         defaults: Of a pipeline, by name.
@@ -196,7 +196,7 @@ def _has_adapters(model: nn.Module) -> bool:
 
 
 def _storable(name: str, value: Any) -> Any:
-    """Return what stands for a default in a file, from which the constructor makes the same again."""
+    """Return a default as JSON values, from which the constructor makes the same default again."""
     if name == "basis" and value is not None:
         return BASIS_FOLDER
     if name == "layer_weights" and value is not None:
@@ -216,7 +216,7 @@ def _storable(name: str, value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Return a numpy number or array, or a sequence, as JSON has it."""
+    """Return a numpy number or array, or a range, as JSON values."""
     if isinstance(value, (np.generic, np.ndarray)):
         return value.tolist()
     return list(value) if isinstance(value, range) else json.JSONEncoder().default(value)

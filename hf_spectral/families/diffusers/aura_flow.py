@@ -24,7 +24,7 @@ class AuraFlow(DenoiserFamily):
         return int(config.pos_embed_max_size**0.5) * int(config.patch_size)
 
     def arguments(self, denoiser: Any, noised: Noised) -> dict[str, Any]:
-        """Tell the time as a share."""
+        """Give the timestep as a share of the schedule."""
         return super().arguments(denoiser, noised) | {"timestep": noised.share}
 
     def num_text_tokens(self, denoiser: Any, inputs: Mapping[str, Any], path: str) -> int:

@@ -31,7 +31,7 @@ class Condition:
     others: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
 
     def apply(self, transform: Callable[[Tensor], Tensor]) -> Condition:
-        """Return the embeddings transformed alike.
+        """Return the embeddings, each transformed.
 
         Args:
             transform: Takes and returns one tensor.
@@ -63,7 +63,7 @@ class Noised:
     size: tuple[int, int]
 
     def for_each(self, values: list[float]) -> Tensor:
-        """Return the same numbers for every picture.
+        """Repeat numbers for every picture.
 
         Args:
             values: Numbers that hold for one picture.
@@ -129,7 +129,7 @@ class DenoiserFamily:
     # The size of what it reads
 
     def latent_multiple(self, config: Any) -> int:
-        """Return what the sides of the latents have to be multiples of: a patch, or what a UNet shrinks to one."""
+        """Return the number that divides the sides of the latents: the patch, or the factor by which a UNet shrinks."""
         return int(config.get("patch_size") or 2 ** (len(config.block_out_channels) - 1))
 
     def latent_channels(self, config: Any) -> int:

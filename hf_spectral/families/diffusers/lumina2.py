@@ -30,7 +30,7 @@ class Lumina2(DenoiserFamily):
         return int(min(config.axes_lens[1:]) * config.patch_size)
 
     def arguments(self, denoiser: Any, noised: Noised) -> dict[str, Any]:
-        """Turn the time around."""
+        """Count the time from noise to data."""
         return super().arguments(denoiser, noised) | {"timestep": 1 - noised.share}
 
     def sees_text(self, path: str, module: Any) -> bool:

@@ -35,7 +35,7 @@ class Packed(DenoiserFamily):
         return int(config.in_channels) // 4
 
     def arguments(self, denoiser: Any, noised: Noised) -> dict[str, Any]:
-        """Pack the latents, number their positions, tell the time as a share, and add the strength of guidance."""
+        """Pack the latents and number their positions; give the time as a share, and the strength of guidance."""
         from diffusers import FluxPipeline
 
         told, latents = super().arguments(denoiser, noised), noised.latents

@@ -45,7 +45,7 @@ class ZImage(DenoiserFamily):
         )
 
     def arguments(self, denoiser: Any, noised: Noised) -> dict[str, Any]:
-        """Give a list of videos of one frame and a list of prompts, and turn the time around."""
+        """Give a list of videos of one frame and a list of prompts, and count the time from noise to data."""
         assert noised.condition.states is not None  # Encoded, or zeros.
         images, captions = noised.latents[:, :, None].unbind(), noised.condition.states.unbind()
         return {"x": list(images), "t": 1 - noised.share, "cap_feats": list(captions)}

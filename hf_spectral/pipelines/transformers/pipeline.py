@@ -58,7 +58,7 @@ if TYPE_CHECKING:
         num_workers: int | None
 
 
-# Where the loaded backbone of a basis holds what the constructor is to take.
+# Attribute of the loaded backbone of a basis, with further arguments for the constructor of the pipeline.
 _BROUGHT = "_spectral_pathways"
 
 
@@ -84,7 +84,7 @@ class SpectralPathwaysPipeline(Published, ImageReader, Pipeline):
 
     shim_name = SHIM_NAME
     _load_processor = False
-    _load_image_processor = None  # "If there is one": of a text model the constructor says more than the host could.
+    _load_image_processor = None  # "If there is one": the constructor refuses a text model with a better message.
     _load_feature_extractor = False
     _load_tokenizer = False
 
@@ -93,7 +93,7 @@ class SpectralPathwaysPipeline(Published, ImageReader, Pipeline):
             raise model
         model = unwrapped(getattr(model, "_orig_mod", model))
         check_supported(model)
-        # Of what a basis of the Hub brought, of a saved pipeline, and of the call, the last comes first.
+        # The call comes before the defaults of a saved pipeline, or the basis in whose place the backbone was loaded.
         brought = vars(model).pop(_BROUGHT, {})
         kwargs = checked_batching(merged(brought or saved_defaults(model.config, kwargs), kwargs))
         checked_device(kwargs.get("device"))
@@ -348,7 +348,7 @@ def _processor_of(model: Any) -> Any:
 
 
 class _BasisConfig(PreTrainedConfig):
-    """What the host takes the `config.json` of a basis for: it is an adapter, whose backbone `_Backbones` loads."""
+    """The configuration that the host makes of a basis, an adapter; `_Backbones` loads the backbone that it names."""
 
     model_type = MODEL_TYPE
 
@@ -379,7 +379,7 @@ class _Backbones(AutoModel):
                 return error  # The constructor raises it.
             brought: dict[str, Any] = {"basis": basis}
             model = cls.from_pretrained(name, *args, **kwargs | {"revision": revision})
-            with contextlib.suppress(OSError):  # There is none; the call may name another.
+            with contextlib.suppress(OSError):  # There may be none; the call may give one.
                 brought["image_processor"] = AutoImageProcessor.from_pretrained(name, **hub | {"revision": revision})
             setattr(model, _BROUGHT, brought)
             return model
@@ -396,7 +396,7 @@ class _Backbones(AutoModel):
 
 @dataclasses.dataclass
 class _Stream:
-    """The outputs of many pictures, whose iteration begins under the plain state of torch, whenever that is."""
+    """Iterator over the outputs of many pictures, which starts the host's own inside `plain_torch`."""
 
     outputs: Any
     running: Any = None  # The host's iterator, once it has begun.
@@ -405,7 +405,7 @@ class _Stream:
         return len(self.outputs)
 
     def __iter__(self) -> _Stream:
-        with plain_torch():  # The host's loader makes a tensor when it begins.
+        with plain_torch():  # The host's loader makes a tensor here.
             self.running = iter(self.outputs)
         return self
 
