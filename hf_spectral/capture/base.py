@@ -149,7 +149,7 @@ class Recorder:
             index: Position in call order.
             attention: One row per image, patches only, in raster order.
             grid: The map of the patches.
-            **further: `windowed`, `timestep`, `where_refused` and `num_text_tokens` of the `AttentionRecord`.
+            **further: `windowed`, `where_refused` and `num_text_tokens` of the `AttentionRecord`.
         """
         attention = attention.apply(_as_own_float32)
         for role in ("query", "key", "value"):
@@ -162,8 +162,9 @@ class Recorder:
             # A sum is finite only if all its terms are, and takes a fraction of the time of looking at each.
             self.require(getattr(attention, role).sum(), refusal)
         seen = (attention.query, attention.key, attention.value, attention.scale)
+        told = {"timestep": self._timestep, "num_layers": self._num_layers, **further}
         self._num_records += 1
-        self._on_record(AttentionRecord(name, index, *seen, grid, num_layers=self._num_layers, **further))
+        self._on_record(AttentionRecord(name, index, *seen, grid, **told))
 
     def check(self) -> None:
         """Refuse a capture that saw a forward pass but no layer of it, or not all of the steps.

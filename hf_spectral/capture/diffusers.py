@@ -51,7 +51,6 @@ class DenoiserHooks(AttentionHooks):
         self._family = family_of(type(model))
         self._map_size: tuple[int, int] | None = None
         self._image_rotation: Tensor | None = None
-        self._timestep: float | None = None
         self._rows = slice(None)
         self._token_map: Callable[[], tuple[int, int]] = lambda: self._family.token_map(model, self.inputs)
 
@@ -90,10 +89,9 @@ class DenoiserHooks(AttentionHooks):
         mask = self.inputs.get("encoder_attention_mask")
         if isinstance(mask, Tensor):  # Layers count its tokens: on the host, without waiting for a device each time.
             self.inputs["encoder_attention_mask"] = mask.cpu()
-        self._timestep = _only_timestep(self.inputs.get(self._family.time_argument))
         self._image_rotation = self._family.image_rotation(self.model, self.inputs, None)
         self._rows = slice(None) if self.recorder.steps is None else self._rows_with_prompt()
-        return self._timestep
+        return _only_timestep(self.inputs.get(self._family.time_argument))
 
     def children(self, layer: AttentionLayer) -> Iterable[str]:
         """Return the projections and norms that the module has."""
@@ -110,7 +108,7 @@ class DenoiserHooks(AttentionHooks):
     def read(self, call: Call) -> dict[str, Any]:
         """Take the image's tokens out of a layer, in raster order."""
         family, name, module = self._family, call.layer.name, call.layer.module
-        attention = call.attended or self._from_projections(call)
+        attention = call.attended[0] if call.attended else self._from_projections(call)
         tokens = attention.query.shape[-2]
         if tokens != attention.key.shape[-2]:
             raise LayerSkipped("its queries and keys are not of the same tokens")
@@ -128,7 +126,6 @@ class DenoiserHooks(AttentionHooks):
         return {
             "attention": attention.apply(lambda tensor: tensor[self._rows, ..., rows, :]),
             "grid": TokenGrid(height, width, start),
-            "timestep": self._timestep,
             "where_refused": family.where_refused,
             "num_text_tokens": num_text,
         }

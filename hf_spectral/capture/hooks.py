@@ -48,8 +48,8 @@ class Call:
         layer: The layer.
         args: Its positional arguments.
         kwargs: Its keyword arguments.
-        attended: What it attends with, once that has been seen.
-        further: What it attends with next: other parts of the tokens, or image prompts.
+        attended: What it attends with, as seen so far: most layers attend once, some to other parts of the tokens or to
+            image prompts next.
         projected: Outputs of its children, by name.
         given: First inputs of its children, by name.
     """
@@ -57,8 +57,7 @@ class Call:
     layer: AttentionLayer
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    attended: AttentionCall | None = None
-    further: list[AttentionCall] = dataclasses.field(default_factory=list)
+    attended: list[AttentionCall] = dataclasses.field(default_factory=list)
     projected: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     given: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -169,19 +168,14 @@ class AttentionHooks(abc.ABC):
                 yield
 
     def see_attention(self, attention: AttentionCall, module: nn.Module | None = None) -> None:
-        """Note an attention of the layer that runs: its first one, or a further one.
+        """Note an attention of the layer that runs.
 
         Args:
             attention: What is attended with.
             module: The module that attends, where it is known: then no other layer's attention is noted.
         """
-        call = self._calls[-1] if self._calls else None
-        if call is None or (module is not None and module is not call.layer.module):
-            return
-        if call.attended is None:
-            call.attended = attention
-        else:
-            call.further.append(attention)
+        if self._calls and module in (None, self._calls[-1].layer.module):
+            self._calls[-1].attended.append(attention)
 
     def mine(self, hook: Callable[..., None]) -> Callable[..., None]:
         """Return a hook that does nothing in other threads: hooks fire in every thread that runs the model.

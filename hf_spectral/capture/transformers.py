@@ -104,9 +104,9 @@ class TowerHooks(AttentionHooks):
     def read(self, call: Call) -> dict[str, Any]:
         """Bring a layer to one row per image, in raster order."""
         layer = call.layer
-        attention = call.attended or self._from_projections(call)
+        attention = call.attended[0] if call.attended else self._from_projections(call)
         if family_of(self.model).attends_in_parts:
-            attention = attention.joined(call.further)
+            attention = attention.joined(call.attended[1:])
         arranged = arrange(TowerCall(self.model, layer.path, attention, self.inputs))
         return {"attention": arranged.attention, "grid": arranged.grid, "windowed": arranged.windowed}
 
