@@ -32,7 +32,6 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 import hf_spectral.basis.accumulator as accumulator
 import hf_spectral.pipelines.outputs as outputs
-import hf_spectral.pipelines.transformers as host
 from hf_spectral.basis.gram import BlockGram
 from hf_spectral.basis.sums import Totals
 from hf_spectral.capture.base import Recorder
@@ -163,7 +162,7 @@ def _image_stages() -> list[Stage]:
         *BACKBONE_STAGES,
         (ProblemBuilder, "add", lambda builder, *_: f"operator, {builder.config.pathway}"),
         (ProblemBuilder, "build", lambda builder, *_: f"operator, {builder.config.pathway}"),
-        (host, "solve", lambda problem, *_: f"solve, {problem.config.pathway}"),
+        (outputs, "solve", lambda problem, *_: f"solve, {problem.config.pathway}"),
         (outputs, "segment", "segment"),
     ]
 
