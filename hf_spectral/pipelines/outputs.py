@@ -98,7 +98,7 @@ def image_output(
         "eigenvalues": result.eigenvalues,
         "residuals": result.residuals,
         "status": result.status.value,
-        "grid": (result.grid.height, result.grid.width),
+        "grid": result.grid.shape,
         "layers": result.layers,
     }
     if return_result:

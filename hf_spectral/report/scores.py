@@ -253,7 +253,7 @@ class _Scored:
     def add(self, records: list[AttentionRecord], clusters: list[Tensor]) -> None:
         """Add the eigenvectors of the images of one forward pass, except the trivial one."""
         for maps, partition in zip(_projected(self._basis, records, walk=0), clusters, strict=True):
-            at_tokens = enlarged(partition.numpy(), (maps.shape[1], maps.shape[2]))  # Of a coarser grid, it may be.
+            at_tokens = enlarged(partition.numpy(), (maps.shape[1], maps.shape[2]))  # Clusters may lie on a finer grid.
             self._shares.add(maps[1:], torch.from_numpy(at_tokens))
 
     def row(self) -> ReportRow:

@@ -118,7 +118,7 @@ def generated(
     outputs = []
     for results, timestep in zip(solving.found, solving.timesteps, strict=True):
         grid = results[0].grid
-        size = (grid.height, grid.width) if picture is None else (picture.height, picture.width)
+        size = grid.shape if picture is None else (picture.height, picture.width)
         seen = {"picture": None if picture is None else working_copy(picture), "size": size, "read_size": size}
         outputs.append(outputs_of(results, seen, (timestep,), **cut))
     return GeneratedOutput(image, tuple(chosen)[: len(outputs)], outputs)
