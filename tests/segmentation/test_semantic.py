@@ -88,7 +88,7 @@ def noisy(classes=6, channels=40, nodes=3000, seed=0):
 def test_directions_are_the_linear_discriminants_of_the_pseudo_clusters():
     rows, _ = noisy(nodes=1000)
     clusters = find_clusters(rows, 3)
-    pseudo = KMeans(12, n_init=1, random_state=0).fit_predict(rows.numpy())
+    pseudo = KMeans(12, n_init=4, random_state=0).fit_predict(rows.numpy())
     expected = LinearDiscriminantAnalysis().fit(rows.double().numpy(), pseudo).scalings_[:, :11]
     # The same subspace, but for the ridge.
     angles = scipy.linalg.subspace_angles(clusters.directions.double().numpy()[:, :5], expected[:, :5])
