@@ -73,7 +73,7 @@ def test_two_commands_set_everything_up():
     commands = [line for block in pages.blocks(pages.README, "bash") for line in block.splitlines()]
     assert len(commands) == 2
     assert commands[0].endswith("hf-spectral quickstart")
-    assert commands[1].endswith("python -m pytest")
+    assert commands[1].endswith("python -m pytest -n 2 --dist loadfile")
 
 
 LINES = {line for page in pages.PAGES for block in pages.blocks(page, "sh") for line in block.splitlines()}
