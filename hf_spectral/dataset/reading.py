@@ -66,7 +66,7 @@ class Backbone(Protocol):
     def read_image(self, source: Any) -> Image.Image:
         """Return a picture as RGB, upright, as `preprocess` sees it."""
 
-    def preprocess(self, image: Any, *, resolution: int | None = None) -> dict[str, Any]:
+    def preprocess(self, image: Any, *, resolution: int | None = None, keeps_picture: bool = True) -> dict[str, Any]:
         """Read one picture; the result holds what the backbone is shown, and `size`, the picture's height and width."""
 
     def grouped(self, batch: Sequence[Mapping[str, Any]]) -> list[list[int]]:
@@ -312,9 +312,12 @@ class Reader:
             image = item.decoded(image)
             if self.pipe.prepares_with_model:
                 return Read(item, self.pipe.read_image(image), digest)
-            return Read(item, image, digest, self.pipe.preprocess(image, resolution=self.resolution))
+            return Read(item, image, digest, self._prepared(image))
         except SpectralError as error:
             return dataclasses.replace(read, error=error)
+
+    def _prepared(self, image: Any) -> dict[str, Any]:
+        return self.pipe.preprocess(image, resolution=self.resolution, keeps_picture=False)
 
     def _read(self, batch: Sequence[Read], opened: Opened, layers: list[int] | None) -> None:
         good: list[Read] = []
@@ -326,7 +329,7 @@ class Reader:
             try:
                 if read.error is not None:
                     raise read.error
-                prepared = read.prepared or self.pipe.preprocess(read.image, resolution=self.resolution)
+                prepared = read.prepared or self._prepared(read.image)
                 good.append(dataclasses.replace(read, prepared=prepared))
             except UnsupportedBackboneError:
                 raise

@@ -96,7 +96,7 @@ class ImageReader:
         image: Any,
         resolution: int | None = None,
         timeout: float | None = None,
-        keeps_picture: bool = False,
+        keeps_picture: bool = True,
     ) -> dict[str, Any]:
         """Read one image and bring it to the size and the numbers that the model reads.
 
@@ -104,7 +104,7 @@ class ImageReader:
             image: As in a call.
             resolution: Longer side in pixels; None takes the size of the model.
             timeout: Seconds to wait for a URL; None waits without a limit.
-            keeps_picture: True adds `picture`, the copy that segments are cut along, see `segmentation.working_copy`.
+            keeps_picture: Whether to add `picture`, the copy that segments are cut along (`segmentation.working_copy`).
 
         Returns:
             The input of the model; `size` of the image and `read_size`, at which it is read, (height, width) in pixels;

@@ -106,8 +106,8 @@ def test_fit_is_the_two_passes_of_the_accumulator(pipe, table, images, pathway):
 
 
 def test_no_picture_is_kept_where_none_is_cut(pipe, images):
-    assert "picture" not in pipe.preprocess(images[0])
-    assert pipe.preprocess(images[0], keeps_picture=True)["picture"].size == images[0].size
+    assert "picture" not in pipe.preprocess(images[0], keeps_picture=False)
+    assert pipe.preprocess(images[0])["picture"].size == images[0].size
 
 
 def test_every_kind_of_dataset_and_batch_gives_the_same(pipe, table, images, folder, basis):

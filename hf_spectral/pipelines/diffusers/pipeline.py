@@ -378,7 +378,7 @@ class SpectralDiffusionPipeline(Published, ImageReader, FromSingleFileMixin, Dif
         with undoing(self.maybe_free_model_hooks):
             for start in range(0, len(pictures), batch_size):
                 batch = [
-                    {**self.preprocess(one, *read, keeps_picture=True), "generator": generator}
+                    {**self.preprocess(one, *read), "generator": generator}
                     for one, generator in pictures[start : start + batch_size]
                 ]
                 results = self.analyzed(batch, found, records)

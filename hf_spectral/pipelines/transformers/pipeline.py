@@ -242,7 +242,7 @@ class SpectralPathwaysPipeline(Published, ImageReader, Pipeline):
         read, forward, segment = (
             {name: settings[name] for name in names & set(settings)} for names in (READ_NAMES, PROBLEM_NAMES, CUT_NAMES)
         )
-        return {**read, "keeps_picture": True}, forward, segment
+        return read, forward, segment
 
     def describe_backbone(self, resolution: int | None = None) -> dict[str, Any]:
         """Describe the backbone as a basis stores it: see `backbone.describe_backbone`."""
