@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def of_images(pipe: SpectralPathwaysPipeline, pictures: Sequence[Labeled], options: argparse.Namespace) -> Rows:
-    """Agreement of each picture's segments with its annotators', a row a setting."""
+    """Agreement of each picture's segments with its annotators', one row per setting."""
     scores: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for labeled in tqdm(pictures, disable=None):
         records: dict[int, list[AttentionRecord]] = {}
@@ -116,11 +116,11 @@ def segments_of(records: Sequence[AttentionRecord], labeled: Labeled, change: di
     fields = {key: value for key, value in change.items() if key not in (*SEGMENT_SETTINGS, "resolution", "scaled")}
     found = solve(build_problem(records, SpectralConfig(**fields)))
     values = found.eigenvalues if change.get("scaled", True) else torch.zeros_like(found.eigenvalues)
-    return segment(found.eigenvectors, values, size=(labeled.image.height, labeled.image.width), **cut).labels
+    return segment(found.eigenvectors, values, image=labeled.image, **cut).labels
 
 
 def of_dataset(pipe: SpectralPathwaysPipeline, pictures: Sequence[Labeled], options: argparse.Namespace) -> Rows:
-    """Agreement of a dataset's clusters with its classes, a row a setting."""
+    """Agreement of a dataset's clusters with its classes, one row per setting."""
     rooms = {pathway: BasisAccumulator(SpectralConfig(pathway, "cosine", layer_weights="auto")) for pathway in PATHWAYS}
     for step in ("add_sums", "add_gram"):
         for records in records_over(pipe, pictures, options.dataset_resolution):

@@ -257,7 +257,7 @@ CLAIMS = (
     Claim(
         "ablation-image",
         "Each default of a single image is the best of its kind, or near it.",
-        "ablation --bsds {data}/bsds500_val --images 10 --parts image --threads 1",
+        "ablation --bsds {data}/bsds500_val --images 20 --parts image --threads 1",
         "image",
         "covering {{ row('default').covering }}; best of all variants {{ best('covering', '') }}",
         "covering",
