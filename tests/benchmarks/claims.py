@@ -46,7 +46,7 @@ IMAGE_QUALITY = (
 )
 DATASET_QUALITY = (
     "NMI {{ row('hf_spectral, what, all layers').NMI }}; equal weights "
-    "{{ row('hf_spectral, what, equal weights').NMI }}; best of the layers 6, 8, 9, 11 alone "
+    "{{ row('hf_spectral, what, equal weights').NMI }}; best of the single layers tried "
     "{{ best('NMI', ' alone') }}; without the walk inside images "
     "{{ row('hf_spectral, what, all layers, no diffusion').NMI }}; with 64 eigenvectors for 128 "
     "{{ row('hf_spectral, what, all layers, 64 eigenvectors').NMI }}; ncut-pytorch "
@@ -152,8 +152,8 @@ CLAIMS = (
     Claim(
         "dataset-quality-clip",
         "The same on the image tower of CLIP ViT-B/16, its weights rounded to 8 bits.",
-        "dataset --msrc {data}/msrc_dev --backbone clip --resolution 448 --images 66 --parts quality "
-        "--single-layers 6 8 9 11 --threads 1",
+        "dataset --msrc {data}/msrc_dev --backbone clip --resolution 448 --images 40 --parts quality "
+        "--single-layers 8 11 --threads 1",
         "quality",
         DATASET_QUALITY,
         "NMI",
@@ -257,7 +257,7 @@ CLAIMS = (
     Claim(
         "ablation-image",
         "Each default of a single image is the best of its kind, or near it.",
-        "ablation --bsds {data}/bsds500_val --images 20 --parts image --threads 1",
+        "ablation --bsds {data}/bsds500_val --images 10 --parts image --threads 1",
         "image",
         "covering {{ row('default').covering }}; best of all variants {{ best('covering', '') }}",
         "covering",
