@@ -184,7 +184,11 @@ CLAIMS = (
         "`fit` costs a few forward passes over the images.",
         "dataset --coco {data}/coco100 --parts speed --images 40 --repeats 1 --threads 1",
         "speed",
-        "what {{ row('what')['/ forward'] }} of them, where {{ row('where')['/ forward'] }}",
+        "what {{ row('what')['/ forward'] }} of them, where {{ row('where')['/ forward'] }}; with degrees of a quarter "
+        "of the images {{ row('what, degrees of a quarter')['/ forward'] }}, "
+        "{{ row('where, degrees of a quarter')['/ forward'] }}, and no eigenvalue changes by more than "
+        "{{ row('what, degrees of a quarter')['largest change of an eigenvalue'] }}, "
+        "{{ row('where, degrees of a quarter')['largest change of an eigenvalue'] }}",
         "/ forward",
         4,
     ),
