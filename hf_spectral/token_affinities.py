@@ -71,10 +71,12 @@ def token_affinity(
     grid = finest([record.grid for record, _ in serving])
     token = (min(int(position[0] * grid.height), grid.height - 1), min(int(position[1] * grid.width), grid.width - 1))
     joint = torch.zeros(grid.shape, dtype=torch.float32, device=serving[0][0].value.device)
+    # One copy to the device for each map, not for each layer.
+    axes = {one.shape: pools(grid, one, joint.device) for one in {record.grid for record, _ in serving}}
     layers: dict[int, list[Tensor]] = {}
     total: Weight = 0.0
     for record, weight in serving:
-        rows, columns = pools(grid, record.grid, joint.device)
+        rows, columns = axes[record.grid.shape]
         start = (rows[:, token[0], None] * columns[None, :, token[1]]).reshape(-1, 1)
         affinities = affinity_operators(record, config)
         own = None if config.layer_weights == "auto" else weight
