@@ -287,7 +287,7 @@ CLAIMS = (
     Claim(
         "growth",
         "Time of `fit` grows with the images, its memory does not; one image, with the square of its tokens.",
-        "scaling --coco {data}/coco100 --sides 16 32 64 128 256 --limit-seconds 400",
+        "scaling --coco {data}/coco100 --sides 16 32 64 128 --limit-seconds 400",
         "slopes",
         "slope of `fit` in images {{ row('CPU seconds of fit against images: what').slope }} (what), "
         "{{ row('CPU seconds of fit against images: where').slope }} (where), of its memory "
