@@ -14,12 +14,12 @@ from torch.nn.functional import normalize
 class Clusters:
     """Clusters over a whole dataset: the same number means the same thing in every image, seen or not.
 
-    A token's row is its eigenvectors without the trivial one, as a unit vector u (Ng, Jordan, Weiss, NIPS 2001), then
-    the unit vector along (u - mean) @ directions. Its cluster is that of the nearest center. Made by
+    A token's row is its first eigenvectors without the trivial one, as a unit vector u (Ng, Jordan, Weiss, NIPS 2001),
+    then the unit vector along (u - mean) @ directions. Its cluster is that of the nearest center. Made by
     `segmentation.find_clusters`.
 
     Args:
-        mean: Mean of u over the sample of tokens that was clustered.
+        mean: Mean of u over the sample of tokens that was clustered. Its length says how many eigenvectors are taken.
         directions: Linear discriminants, one per column, the most telling first.
         centers: Centers of k-means, of which a cluster has several.
         cluster: Cluster of each center, from 0, the largest.
@@ -45,12 +45,14 @@ class Clusters:
         """Return how far each token is from each center.
 
         Args:
-            eigenvectors: Maps of one image, the trivial one at index 0, in any scale.
+            eigenvectors: Maps of one image, the trivial one at index 0, in any scale. Those beyond the ones that the
+                clusters take are left out.
 
         Returns:
             Euclidean distances, from 0 to 2.
         """
-        rows = discriminant_rows(unit_rows(eigenvectors).to(self.mean), self.mean, self.directions)
+        taken = eigenvectors[: len(self.mean) + 1]
+        rows = discriminant_rows(unit_rows(taken).to(self.mean), self.mean, self.directions)
         return torch.cdist(rows, self.centers).T.reshape(-1, *eigenvectors.shape[1:])
 
 

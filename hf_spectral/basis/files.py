@@ -67,7 +67,7 @@ def describe_clusters(clusters: Clusters) -> dict[str, Any]:
         Numbers by name.
     """
     num_centers, num_directions = clusters.centers.shape
-    sizes = {"num_centers": num_centers, "num_directions": num_directions}
+    sizes = {"num_channels": len(clusters.mean), "num_centers": num_centers, "num_directions": num_directions}
     return {"num_segments": clusters.num_segments, "walk": clusters.walk, **sizes}
 
 
@@ -125,12 +125,14 @@ def _parsed(text: str) -> dict[str, Any]:
     if values["max_width"] is None and any(layer.kept < layer.width for layer in values["layers"]):
         raise ValueError("a layer is bounded without a max_width")
     values["config"] = _settings(values["config"])
+    if values["clusters"] and values["clusters"]["num_channels"] >= values["config"].num_eigenvectors:
+        raise ValueError("the clusters take more eigenvectors than there are")
     values["skipped"] = tuple(values["skipped"])
     return values
 
 
 def _describes_clusters(values: Any) -> bool:
-    names = ("num_segments", "num_centers", "num_directions")
+    names = ("num_segments", "num_channels", "num_centers", "num_directions")
     return (
         isinstance(values, dict)
         and set(values) == {*names, "walk"}
@@ -169,9 +171,9 @@ def _expected_forms(described: dict[str, Any]) -> dict[str, Form]:
         forms[f"projection.{position}"] = (torch.float32, (layer.rank(config.pathway), count))
         forms[f"sum.{position}"] = (torch.float64, (layer.rank(config.pathway),))
     if kept := described["clusters"]:
-        centers, directions = kept["num_centers"], kept["num_directions"]
-        forms["clusters.mean"] = (torch.float32, (count - 1,))
-        forms["clusters.directions"] = (torch.float32, (count - 1, directions))
+        channels, centers, directions = (kept[f"num_{name}"] for name in ("channels", "centers", "directions"))
+        forms["clusters.mean"] = (torch.float32, (channels,))
+        forms["clusters.directions"] = (torch.float32, (channels, directions))
         forms["clusters.centers"] = (torch.float32, (centers, directions))
         forms["clusters.cluster"] = (torch.int64, (centers,))
     return forms

@@ -5,7 +5,13 @@ from hf_spectral.segmentation.instances import Instance, instances
 from hf_spectral.segmentation.partition import SegmentationMethod, segment
 from hf_spectral.segmentation.region_tree import RegionTree, working_copy
 from hf_spectral.segmentation.segments import Segmentation
-from hf_spectral.segmentation.semantic import find_clusters, label_image, sample_tokens, semantic_segmentation
+from hf_spectral.segmentation.semantic import (
+    find_clusters,
+    label_image,
+    leading_eigenvectors,
+    sample_tokens,
+    semantic_segmentation,
+)
 from hf_spectral.segmentation.upsampling import upsample
 
 __all__ = [
@@ -16,6 +22,7 @@ __all__ = [
     "find_clusters",
     "instances",
     "label_image",
+    "leading_eigenvectors",
     "sample_tokens",
     "segment",
     "semantic_segmentation",

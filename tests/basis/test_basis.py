@@ -347,7 +347,7 @@ def _edit_bytes(name, change):
 
 def clustered(images):
     basis = fitted(images).solve(4)
-    rows = torch.cat([unit_rows(basis.project(one).eigenvectors) for one in images])
+    rows = torch.cat([unit_rows(basis.project(one).eigenvectors[:3]) for one in images])  # Not the last one.
     basis.keep_clusters(find_clusters(rows, 3, walk=0.5))
     return basis
 
@@ -368,6 +368,7 @@ CLUSTER_DAMAGES = {
     "no segments": _edit_config(lambda values: values["clusters"].update(num_segments=0)),
     "a cluster beyond the number": _edit_config(lambda values: values["clusters"].update(num_segments=2)),
     "directions as text": _edit_config(lambda values: values["clusters"].update(num_directions="2")),
+    "more channels than there are": _edit_config(lambda values: values["clusters"].update(num_channels=4)),
     "walk without restart": _edit_config(lambda values: values["clusters"].update(walk=1)),
     "missing size": _edit_config(lambda values: values["clusters"].pop("num_centers")),
     "a list": _edit_config(lambda values: values.update(clusters=[])),

@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hf_spectral import BasisAccumulator, SpectralConfig
-from hf_spectral.clusters import unit_rows
+from hf_spectral.clusters import Clusters, unit_rows
 from hf_spectral.metrics import (
     majority_miou,
     matched_accuracy,
@@ -41,7 +41,14 @@ from hf_spectral.pipelines import SpectralPathwaysPipeline
 from hf_spectral.pipelines.images import read_image
 from hf_spectral.records import PATHWAYS, AttentionRecord
 from hf_spectral.report import score_layers
-from hf_spectral.segmentation import find_clusters, label_image, sample_tokens, semantic_segmentation, upsample
+from hf_spectral.segmentation import (
+    find_clusters,
+    label_image,
+    leading_eigenvectors,
+    sample_tokens,
+    semantic_segmentation,
+    upsample,
+)
 from hf_spectral.solvers import DatasetGradientSolver
 from tests.benchmarks.common import (
     BACKBONES,
@@ -214,11 +221,11 @@ def unseen(pipe: SpectralPathwaysPipeline, options: argparse.Namespace) -> Rows:
             name: [basis.project(records).eigenvectors for records in records_over(pipe, half, options.resolution)]
             for name, half in halves.items()
         }
-        own = [find_clusters(sampled_rows(maps[source], seed), len(classes_of(images)), seed) for seed in range(SEEDS)]
+        leading = [one[: leading_eigenvectors(len(images))] for one in maps[source]]
+        own = [find_clusters(sampled_rows(leading, seed), len(classes_of(images)), seed) for seed in range(SEEDS)]
         for name, half in halves.items():
             sizes = [one.truths[0].shape for one in half]
-            pairs = list(zip(maps[name], sizes, strict=True))
-            labels = [[label_image(one, clusters, size)[0] for one, size in pairs] for clusters in own]
+            labels = [labeled_images(maps[name], clusters, sizes) for clusters in own]
             found["fitted" if name == source else "unseen", name] = measured(labels, half)
     rows = []
     for state in ("fitted", "unseen"):
@@ -247,10 +254,10 @@ def gradient(pipe: SpectralPathwaysPipeline, options: argparse.Namespace) -> Row
 
     rows: Rows = []
     methods = {
-        "hf_spectral, what, default": (streamed, NUM_EIGENVECTORS),
-        "the paper's gradient mode": (descended, DatasetGradientSolver().channels),
+        "hf_spectral, what, default": (streamed, NUM_EIGENVECTORS, semantic_segmentation),
+        "the paper's gradient mode": (descended, DatasetGradientSolver().channels, of_all_channels),
     }
-    for name, (method, count) in methods.items():
+    for name, (method, count, labeling) in methods.items():
         start = time.perf_counter()
         maps = method(count)
         seconds = time.perf_counter() - start
@@ -263,7 +270,7 @@ def gradient(pipe: SpectralPathwaysPipeline, options: argparse.Namespace) -> Row
                 "images": len(images),
                 "seconds": seconds,
                 "times slower": ratio,
-                **agreement(found, labeled),
+                **agreement(found, labeled, labeling=labeling),
             }
         )
     return rows
@@ -310,6 +317,18 @@ def sampled_rows(maps: Sequence[Tensor], seed: int) -> Tensor:
     """Unit rows of the tokens that decide about the clusters."""
     chosen = sample_tokens([one[0].numel() for one in maps], seed)
     return torch.cat([unit_rows(one)[torch.from_numpy(tokens)] for one, tokens in zip(maps, chosen, strict=True)])
+
+
+def labeled_images(maps: Sequence[Tensor], clusters: Clusters, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """Label every image with the same clusters."""
+    return [label_image(one, clusters, size)[0] for one, size in zip(maps, sizes, strict=True)]
+
+
+def of_all_channels(
+    maps: Sequence[Tensor], num_segments: int, sizes: Sequence[tuple[int, int]], seed: int
+) -> list[Tensor]:
+    """`semantic_segmentation` that takes every channel: those of a gradient solver have no order by importance."""
+    return labeled_images(maps, find_clusters(sampled_rows(maps, seed), num_segments, seed), sizes)
 
 
 def plain_kmeans(

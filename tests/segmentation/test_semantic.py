@@ -8,7 +8,14 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from hf_spectral.clusters import unit_rows
 from hf_spectral.errors import SpectralError
 from hf_spectral.metrics import adjusted_rand_index
-from hf_spectral.segmentation import find_clusters, label_image, sample_tokens, semantic, semantic_segmentation
+from hf_spectral.segmentation import (
+    find_clusters,
+    label_image,
+    leading_eigenvectors,
+    sample_tokens,
+    semantic,
+    semantic_segmentation,
+)
 
 
 def planted(shapes=((8, 10), (10, 6), (7, 7)), classes=4, noise=0.1):
@@ -47,6 +54,20 @@ def test_sizes_give_labels_of_pixels():
         assert (one == one[:1]).all()
         assert one[0, 0] == found[0][0, 0] != one[0, -1]
     assert abs(int(np.flatnonzero(np.diff(found[0][0].numpy()))[0]) - 19) <= 1
+
+
+def test_later_eigenvectors_of_few_images_do_not_count():
+    maps, labels = planted()
+    count = leading_eigenvectors(len(maps))
+    assert (leading_eigenvectors(1), count, leading_eigenvectors(20), leading_eigenvectors(200)) == (16, 18, 32, 176)
+    generator = torch.Generator().manual_seed(5)
+    # Large, and of one value within each image: the only thing that they tell apart.
+    own = [10 * torch.randn(30, 1, 1, generator=generator).expand(30, *one.shape) for one in labels]
+    between = [torch.zeros(count - len(one), *one.shape[1:]) for one in maps]
+    longer = [torch.cat(parts) for parts in zip(maps, between, own, strict=True)]
+    assert adjusted_rand_index(flat(semantic_segmentation(longer, 4)), flat(labels)) > 0.98
+    every = find_clusters(torch.cat([unit_rows(one) for one in longer]), 4)
+    assert adjusted_rand_index(flat([label_image(one, every, one.shape[1:])[0] for one in longer]), flat(labels)) < 0.5
 
 
 def test_deterministic():
