@@ -1,8 +1,15 @@
 """Fixtures that more than one room needs."""
 
+import os
+
+# Read when the libraries are loaded, by child processes too: threads that spin, of more processes than there are cores,
+# make small problems ten times slower.
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
 import datasets
 import diffusers
 import pytest
+import threadpoolctl
 import torch
 import transformers
 
@@ -18,6 +25,7 @@ def _quiet_and_small():
     """Tiny models are fastest on one thread."""
     datasets.disable_progress_bars()
     torch.set_num_threads(1)
+    threadpoolctl.threadpool_limits(1)  # For libraries that were loaded before the environment was set.
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
 import hf_spectral
 from hf_spectral.pipelines import SpectralPathwaysPipeline
@@ -56,9 +57,15 @@ def load_labeled(folder: Path, count: int | None) -> list[Labeled]:
     return found
 
 
+def set_threads(threads: int) -> None:
+    """Let torch, and the libraries that SciPy and scikit-learn compute with, use so many threads."""
+    torch.set_num_threads(threads)
+    threadpool_limits(threads)
+
+
 def default_pipe(threads: int, backbone: str = "dinov2") -> SpectralPathwaysPipeline:
     """Return the default backbone, or another one of `BACKBONES`, on so many CPU threads."""
-    torch.set_num_threads(threads)
+    set_threads(threads)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     return hf_spectral.pipeline(str(BACKBONES[backbone]()), device="cpu")

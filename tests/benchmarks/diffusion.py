@@ -24,7 +24,15 @@ from hf_spectral import SpectralConfig, capture_attention, solve
 from hf_spectral.pipelines.diffusers import SpectralDiffusionPipeline
 from hf_spectral.problem import ProblemBuilder
 from hf_spectral.records import PATHWAYS
-from tests.benchmarks.common import in_fresh_process, machine, paired_seconds, peak_mib, print_table, spread
+from tests.benchmarks.common import (
+    in_fresh_process,
+    machine,
+    paired_seconds,
+    peak_mib,
+    print_table,
+    set_threads,
+    spread,
+)
 
 MODULE = "tests.benchmarks.diffusion"
 SIDE = 512
@@ -43,7 +51,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--memory-probe", type=int, metavar="TIMESTEPS", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    set_threads(options.threads)
     if options.memory_probe is not None:
         print(json.dumps(memory_probe(options.memory_probe)))
         return

@@ -39,7 +39,7 @@ from hf_spectral import BasisAccumulator, SpectralConfig, build_problem, capture
 from hf_spectral.grid import TokenGrid
 from hf_spectral.pipelines.images import read_image
 from hf_spectral.records import AttentionRecord
-from tests.benchmarks.common import default_pipe, in_fresh_process, machine, peak_mib, print_table
+from tests.benchmarks.common import default_pipe, in_fresh_process, machine, peak_mib, print_table, set_threads
 from tests.benchmarks.curves import Points, power_chart, slope_row
 from tests.benchmarks.dataset_cost import MODULE as FIT_MODULE
 from tests.benchmarks.dataset_cost import pictures, probe_words
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--plots", type=Path)
     parser.add_argument("--probe", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    set_threads(options.threads)
     if options.probe:
         asked = json.loads(options.probe)
         print(json.dumps(PROBES[asked.pop("kind")](options, **asked)))

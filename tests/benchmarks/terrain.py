@@ -37,7 +37,7 @@ from hf_spectral.problem import ProblemBuilder
 from hf_spectral.records import PATHWAYS
 from hf_spectral.visualization import eigenvector_image
 from hf_spectral.visualization.figures import figure
-from tests.benchmarks.common import machine, print_table
+from tests.benchmarks.common import machine, print_table, set_threads
 
 ROOT = Path(__file__).parent.parent.parent
 WHEEL = "adaptive_terrain_diffusion-0.4.2-py3-none-any.whl"
@@ -232,7 +232,7 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    set_threads(options.threads)
     host = terrain_pipeline(wheel())
     pipe, maps = SpectralDiffusionPipeline.from_pipe(host), height_maps(host, options.maps)
     pipe.set_progress_bar_config(disable=True)
