@@ -90,6 +90,18 @@ CLAIMS = (
         30,
     ),
     Claim(
+        "image-protocol-classes",
+        "Where few large objects are to be found, tokens alone do as well, on pictures that nothing was chosen on.",
+        "single_image {data}/msrc_dev --void 0 --images 60 --parts protocol --threads 1",
+        "protocol",
+        "covering with one scale for all pictures {{ row('tree')['covering ODS'] }} (tokens alone "
+        "{{ row('ward')['covering ODS'] }}), with the best of each {{ row('tree')['covering OIS'] }} "
+        "({{ row('ward')['covering OIS'] }}), automatic {{ row('tree')['covering, automatic'] }} "
+        "({{ row('ward')['covering, automatic'] }}); {{ row('tree').images }} images",
+        "covering OIS",
+        15,
+    ),
+    Claim(
         "image-weights",
         "Weights of the layers of one image, found without labels, do not do worse than equal ones.",
         "layer_weights --bsds {data}/bsds500_val --image-resolution 476 --pathways what --rows equal auto --threads 1",

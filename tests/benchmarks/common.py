@@ -39,8 +39,8 @@ class Labeled:
 
     @property
     def num_segments(self) -> int:
-        """Median number of segments of the annotators, clipped to 2..20."""
-        return int(np.clip(np.median([len(np.unique(truth)) for truth in self.truths]), 2, 20))
+        """Median number of segments of the annotators, clipped to 2..20; negative ones do not count."""
+        return int(np.clip(np.median([len(np.unique(truth[truth >= 0])) for truth in self.truths]), 2, 20))
 
 
 def load_labeled(folder: Path, count: int | None) -> list[Labeled]:

@@ -9,6 +9,7 @@ number of segments (the median of the annotators, clipped to 2..20) and the same
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 import time
@@ -24,6 +25,7 @@ from PIL import Image
 from scipy import ndimage
 from scipy.spatial.distance import cdist
 from scipy.stats import entropy
+from skimage.measure import label
 from sklearn.cluster import KMeans, SpectralClustering
 from torch import Tensor
 from tqdm import tqdm
@@ -59,6 +61,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--images", type=int, help="default: all")
     parser.add_argument("--resolution", type=int, default=952)
+    parser.add_argument("--void", type=int, metavar="LABEL", help="of pixels that the protocol does not score")
     parser.add_argument("--gradient-images", type=int, default=5)
     parser.add_argument("--gradient-resolution", type=int, default=476)
     parser.add_argument("--repeats", type=int, default=7)
@@ -132,16 +135,20 @@ def protocol(pipe: SpectralPathwaysPipeline, options: argparse.Namespace) -> lis
     Covering, probabilistic Rand index and variation of information (bits), each at the scale that is best for the whole
     folder (ODS) and at the best of each picture (OIS), with the annotators' median number of segments and with the
     automatic one; and the F-measure of boundaries with the median number, over all pictures, with a tolerance of two
-    pixels and no one-to-one matching, for which no library has the code of BSDS500.
+    pixels and no one-to-one matching, for which no library has the code of BSDS500. With `--void`, labels are classes:
+    each connected part of one is a segment, and there is no F-measure, as outlines lie in the void.
     """
     found = defaultdict(list)
     for labeled in tqdm(load_labeled(options.folder, options.images), disable=None):
+        if options.void is not None:
+            parts = [label(truth, background=options.void) - 1 for truth in labeled.truths]
+            labeled = dataclasses.replace(labeled, truths=parts)
         records, _, _ = records_and_tokens(pipe, labeled.image, options.resolution)
         config = SpectralConfig(num_eigenvectors=NUM_EIGENVECTORS, layer_weights="auto")
         result = solve(build_problem(records, config))
         for method in SCALES:
             found[method].append(protocol_scores(result, labeled, method))
-    return [{"method": method, **protocol_row(scores)} for method, scores in found.items()]
+    return [{"method": method, **protocol_row(scores, options.void is None)} for method, scores in found.items()]
 
 
 SCALES = {"tree": np.geomspace(0.01, 0.5, 30), "ward": np.geomspace(0.08, 0.6, 15)}
@@ -165,7 +172,7 @@ def protocol_scores(result: SpectralResult, labeled: Labeled, method: str) -> di
     }
 
 
-def protocol_row(scores: list[dict[str, np.ndarray]]) -> dict[str, float]:
+def protocol_row(scores: list[dict[str, np.ndarray]], has_outlines: bool) -> dict[str, float]:
     """Means over pictures, at the best scale of the folder and of each picture."""
     scales = np.stack([one["scales"] for one in scores]) * [1, 1, -1]  # VI: the less, the better.
     ods, ois = scales.mean(0).max(0) * [1, 1, -1], scales.max(1).mean(0) * [1, 1, -1]
@@ -173,22 +180,28 @@ def protocol_row(scores: list[dict[str, np.ndarray]]) -> dict[str, float]:
            for name, value in zip(("covering", "PRI", "VI"), values, strict=True)}  # fmt: skip
     for kind in ("given", "automatic"):
         row[f"covering, {kind}"] = float(np.mean([one[kind][0] for one in scores]))
-    near, drawn, met, wanted = np.sum([one["boundaries"] for one in scores], axis=0)
-    precision, recall = near / drawn, met / wanted
-    return {**row, "boundary F": float(2 * precision * recall / (precision + recall)), "images": len(scores)}
+    if has_outlines:
+        near, drawn, met, wanted = np.sum([one["boundaries"] for one in scores], axis=0)
+        precision, recall = near / drawn, met / wanted
+        row["boundary F"] = float(2 * precision * recall / (precision + recall))
+    return {**row, "images": len(scores)}
 
 
 def region_scores(labels: np.ndarray, truths: list[np.ndarray]) -> np.ndarray:
-    """Covering, probabilistic Rand index and variation of information, means over the annotators."""
+    """Covering, probabilistic Rand index and variation of information, means over the annotators.
+
+    Pixels of a negative truth are left out.
+    """
     scores = []
     for truth in truths:
-        regions = int(truth.max()) + 1
-        table = np.bincount((labels * regions + truth).ravel(), minlength=(int(labels.max()) + 1) * regions)
-        table = table.reshape(-1, regions)[:, np.bincount(truth.ravel(), minlength=regions) > 0].astype(float)
+        regions, is_scored = int(truth.max()) + 1, truth >= 0
+        pairs = (labels * regions + truth)[is_scored]
+        table = np.bincount(pairs, minlength=(int(labels.max()) + 1) * regions).reshape(-1, regions)
+        table = table[:, table.any(0)][table.any(1)].astype(float)
         segments, areas, total = table.sum(1), table.sum(0), table.sum()
         overlap = table / (segments[:, None] + areas - table)
-        pairs = [(counts * (counts - 1)).sum() for counts in (table, segments, areas)]
-        rand = 1 - (pairs[1] + pairs[2] - 2 * pairs[0]) / (total * (total - 1))
+        together = [(counts * (counts - 1)).sum() for counts in (table, segments, areas)]
+        rand = 1 - (together[1] + together[2] - 2 * together[0]) / (total * (total - 1))
         joint, first, second = (entropy(counts.ravel(), base=2) for counts in (table, segments, areas))
         scores.append((overlap.max(0) @ areas / total, rand, 2 * joint - first - second))
     return np.mean(scores, axis=0)
