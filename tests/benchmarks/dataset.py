@@ -209,7 +209,8 @@ def quality(pipe: SpectralPathwaysPipeline, options: argparse.Namespace) -> Rows
 def unseen(pipe: SpectralPathwaysPipeline, options: argparse.Namespace) -> Rows:
     """Basis and clusters of every second image, and of the others: agreement on those fitted, and on those not.
 
-    Both ways, because one half of the images may be easier to cluster than the other.
+    Both ways, because one half of the images may be easier to cluster than the other. Those not fitted get the clusters
+    of the others, and clusters found anew in the same eigenvectors, which tells what of the loss is the basis's.
     """
     labeled = load_labeled(options.msrc, options.images)
     halves = {"even": labeled[::2], "odd": labeled[1::2]}
@@ -221,14 +222,18 @@ def unseen(pipe: SpectralPathwaysPipeline, options: argparse.Namespace) -> Rows:
             name: [basis.project(records).eigenvectors for records in records_over(pipe, half, options.resolution)]
             for name, half in halves.items()
         }
-        leading = [one[: leading_eigenvectors(len(images))] for one in maps[source]]
-        own = [find_clusters(sampled_rows(leading, seed), len(classes_of(images)), seed) for seed in range(SEEDS)]
-        for name, half in halves.items():
-            sizes = [one.truths[0].shape for one in half]
-            labels = [labeled_images(maps[name], clusters, sizes) for clusters in own]
-            found["fitted" if name == source else "unseen", name] = measured(labels, half)
+        other = next(name for name in halves if name != source)
+        clusters = {name: clusters_of(maps[name], half) for name, half in halves.items()}
+        for state, taken, name in (
+            ("fitted", source, source),
+            ("unseen", source, other),
+            ("unseen, clusters found anew", other, other),
+        ):
+            sizes = [one.truths[0].shape for one in halves[name]]
+            labels = [labeled_images(maps[name], one, sizes) for one in clusters[taken]]
+            found[state, name] = measured(labels, halves[name])
     rows = []
-    for state in ("fitted", "unseen"):
+    for state in dict.fromkeys(state for state, _ in found):
         told = {name: found[state, name] for name in halves}
         told["both"] = {measure: told["even"][measure] + told["odd"][measure] for measure in told["even"]}
         rows += [{"images": state, "half": name, **in_words(scores)} for name, scores in told.items()]
@@ -317,6 +322,12 @@ def sampled_rows(maps: Sequence[Tensor], seed: int) -> Tensor:
     """Unit rows of the tokens that decide about the clusters."""
     chosen = sample_tokens([one[0].numel() for one in maps], seed)
     return torch.cat([unit_rows(one)[torch.from_numpy(tokens)] for one, tokens in zip(maps, chosen, strict=True)])
+
+
+def clusters_of(maps: Sequence[Tensor], labeled: Sequence[Labeled]) -> list[Clusters]:
+    """As many clusters as the labels have classes, as `semantic_segmentation` finds them, once for each seed."""
+    leading = [one[: leading_eigenvectors(len(maps))] for one in maps]
+    return [find_clusters(sampled_rows(leading, seed), len(classes_of(labeled)), seed) for seed in range(SEEDS)]
 
 
 def labeled_images(maps: Sequence[Tensor], clusters: Clusters, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
