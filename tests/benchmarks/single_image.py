@@ -151,7 +151,7 @@ def protocol(pipe: SpectralPathwaysPipeline, options: argparse.Namespace) -> lis
     return [{"method": method, **protocol_row(scores, options.void is None)} for method, scores in found.items()]
 
 
-SCALES = {"tree": np.geomspace(0.01, 0.5, 30), "ward": np.geomspace(0.08, 0.6, 15)}
+SCALES = {"tree": np.geomspace(0.01, 2, 40), "ward": np.geomspace(0.08, 1, 20)}
 
 
 def protocol_scores(result: SpectralResult, labeled: Labeled, method: str) -> dict[str, np.ndarray]:
