@@ -91,7 +91,7 @@ CLAIMS = (
     ),
     Claim(
         "image-protocol-classes",
-        "On pictures that nothing was chosen on, whose labels are few large objects, segments of tokens alone do better.",
+        "On pictures that nothing was chosen on, labeled by few large objects, segments of tokens alone do better.",
         "single_image {data}/msrc_dev --void 0 --images 60 --parts protocol --threads 1",
         "protocol",
         "covering with one scale for all pictures {{ row('tree')['covering ODS'] }} (tokens alone "
