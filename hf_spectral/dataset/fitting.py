@@ -116,8 +116,8 @@ def fit(
             folder is that folder. The images are read twice, in the same order both times.
         pathway: "where" (queries with keys) or "what" (values with values).
         num_eigenvectors: How many, the trivial one among them. None takes 128, or all there are where fewer exist: the
-            clusters of 200 images gain up to there (`segmentation.leading_eigenvectors` says how many they take), and
-            each eigenvector costs 2 bytes per token of every row.
+            clusters of a basis of 140 images take as many (`segmentation.leading_eigenvectors`), and each costs 2
+            bytes per token of every row.
         image_column: Column of the pictures; None finds the only image column.
         split: Of a dataset on the Hub, or of a `DatasetDict`; None takes the only one.
         streaming: True reads a dataset of the Hub without storing it.

@@ -120,7 +120,7 @@ def transform(
       same in every image. Left out if the basis has no other eigenvector
     - `segmentation`: PNG picture of the image's size, value = cluster, the same in every image, the largest 0; with a
       palette (mode "P"), beyond 256 clusters without one ("I;16"). Found by `segmentation.find_clusters` on a random
-      sample of all tokens and their first eigenvectors (`segmentation.leading_eigenvectors`), and kept as
+      sample of all tokens, in the first eigenvectors (`segmentation.leading_eigenvectors`), and kept as
       `basis.clusters`: the pipeline, and the Space, give any other image the same numbers by `pipe(image, basis=basis)`
     - `confidence`: beside it, a gray PNG picture of the same size, value = 255 times the confidence of the pixel, from
       0 (another cluster is as near) to 1, see `segmentation.label_image`
@@ -272,7 +272,7 @@ class _Run:
             )
         seed = self.basis.config.seed
         chosen = zip(order, map(torch.from_numpy, sample_tokens(counts.tolist(), seed)), strict=True)
-        leading = leading_eigenvectors(len(counts))
+        leading = leading_eigenvectors(self.basis.num_images)
         sample = [unit_rows(_maps(rows[int(place)])[0][:leading])[tokens] for place, tokens in chosen]
         return find_clusters(torch.cat(sample), num_segments, seed, self.walk)
 

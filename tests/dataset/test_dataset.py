@@ -39,7 +39,7 @@ from hf_spectral.capture import capture_attention
 from hf_spectral.dataset import rows
 from hf_spectral.dataset.folder import list_pictures
 from hf_spectral.dataset.opening import open_source
-from hf_spectral.segmentation import label_image, semantic
+from hf_spectral.segmentation import label_image, leading_eigenvectors, semantic
 from hf_spectral.visualization import eigenvectors_to_rgb
 from tests.families.tiny_backbones import BACKBONES, PROCESSOR, build_dinov2, saved_backbone
 from tests.synthetic import photo
@@ -709,6 +709,13 @@ def test_a_kept_basis_gives_any_image_the_cluster_of_the_rows(pipe, table, basis
     # Another number cuts this picture alone.
     alone = pipe(table[0]["picture"], basis=kept, num_segments=2)
     assert {one["label"] for one in alone["segments"]} == {"segment 0", "segment 1"}
+
+
+def test_clusters_take_eigenvectors_by_the_images_that_the_basis_was_fitted_on(pipe, table):
+    few = fit(pipe, table.select(range(4)), num_eigenvectors=24, progress=False)
+    transform(pipe, table, few, num_segments=3, progress=False)
+    assert len(few.clusters.mean) + 1 == leading_eigenvectors(4) == 19
+    assert few.config.num_eigenvectors == 24
 
 
 def test_clusters_do_not_depend_on_those_found_before(pipe, table, basis):
