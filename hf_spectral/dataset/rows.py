@@ -232,9 +232,9 @@ def _delete_unless_used(folder: Path) -> None:
     import datasets
 
     for one in gc.get_objects():
-        if issubclass(type(one), datasets.Dataset) and any(
-            folder in Path(file["filename"]).parents for file in one.cache_files
-        ):
+        # A dataset that is being deleted has lost its table already.
+        is_alive = issubclass(type(one), datasets.Dataset) and hasattr(one, "_data")
+        if is_alive and any(folder in Path(file["filename"]).parents for file in one.cache_files):
             weakref.finalize(one, _delete_unless_used, folder).atexit = False
             return
     shutil.rmtree(folder, ignore_errors=True)
